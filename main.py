@@ -1,0 +1,59 @@
+"""Command line: train the runs of one configuration, or evaluate a checkpoint.
+
+    python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
+    python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
+
+Exit codes: 0 done, 2 something for the user to put right, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.config import Config, UserError, load, resolve
+from utils.flags import parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the process's own) and return its exit code."""
+    try:
+        path, flags = parse(sys.argv[1:] if argv is None else argv)
+        config = read_config(path, flags)
+        run(config, path.stem if path else config.dataset)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
+    """The configuration of file and flags; to evaluate without a file, that of the checkpoint and flags.
+
+    Raises:
+        UserError: file, checkpoint or flags are wrong.
+    """
+    checkpoint = flags.get("checkpt_path")
+    if path is None and flags.get("eval") is True and isinstance(checkpoint, str):
+        from utils import checkpoint as checkpoints
+
+        return resolve(checkpoints.read_config(checkpoint), checkpoint, flags)
+    return load(path, flags)
+
+
+def run(config: Config, name: str) -> None:
+    """Train or evaluate. torch is imported only here: `--help` and errors of the configuration answer at once."""
+    if config.eval:
+        from eval import evaluate
+
+        evaluate(config)
+    else:
+        from trainer import train
+
+        train(config, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

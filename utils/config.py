@@ -1,0 +1,387 @@
+"""Every key of a run: type, default, bound, meaning, and the checks between keys.
+
+A run is described by one flat JSON file (`exps/*.json`) with SEMA's own keys, those of Nested LoRA and a few of ours.
+Flags of the command line beat the file, and the file beats the defaults declared here; all is merged first and
+validated once, so that one `ConfigError` lists every problem. This module never imports torch: a slip of the pen is
+answered at once.
+
+`python -m utils.config --schema` prints a JSON schema, by which editors complete and check the files.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from easydict import EasyDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+
+from utils.config_text import choices, describe, did_you_mean, nearest, shown, shown_key
+from utils.errors import ConfigError as ConfigError
+from utils.errors import UserError as UserError
+from utils.json_file import read_object
+
+DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
+DATA_ROOT_IS_THE_DATA = (
+    "imagefolder",
+    "npz",
+)  # elsewhere the name says which images, and data_root only where they lie
+DEVICE_NAMES = ("auto", "cpu", "cuda")
+A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
+A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
+SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
+
+
+def _one_device(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    if len(value) != 1:
+        raise ValueError(f'a run uses one device for now, not {len(value)}; name one, such as "0"')
+    return value[0]
+
+
+def _device_name(value: object) -> object:
+    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if name == "-1":
+        return "cpu"
+    if name in DEVICE_NAMES or (isinstance(name, str) and name.isascii() and name.isdigit()):
+        return name
+    number = name.removeprefix("cuda:") if isinstance(name, str) else ""
+    near = number if number.isdigit() else "".join(nearest(name, DEVICE_NAMES))
+    raise ValueError(f"expected {A_DEVICE}" + (f'; did you mean "{near}"?' if near else ""))
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _without_repeats(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the same seed twice is the same run twice; expected {SEEDS}")
+    return seeds
+
+
+def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for kwarg, ours in {"pretrained": "pretrained", "checkpoint_path": "backbone_checkpoint"}.items():
+        if kwarg in kwargs:
+            raise ValueError(f"{kwarg} is not passed on to timm from here; use the key {ours} of the configuration")
+    return kwargs
+
+
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy's RandomState, which draws the class order, accepts
+Seeds = Annotated[
+    list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]), AfterValidator(_without_repeats)
+]
+Device = Annotated[
+    str, BeforeValidator(_device_name), BeforeValidator(_one_device, json_schema_input_type=str | int | list[str | int])
+]
+BackboneKwargs = Annotated[dict[str, JsonValue], AfterValidator(_for_timm)]
+Dataset = Literal[
+    "cifar224", "imagenetr", "imageneta", "cub", "objectnet", "omnibenchmark", "vtab", "imagefolder", "npz"
+]
+
+
+def _key(
+    group: str, default: Any, meaning: str, *, changes_results: bool = True, expected: str | None = None, **bounds: Any
+) -> Any:
+    """Declare one key.
+
+    Args:
+        group: heading in `--help`.
+        default: `...` makes the key required.
+        meaning: one line for `--help`, the JSON schema and the reader.
+        changes_results: whether runs that differ in this key alone may end differently.
+        expected: what a valid value is, in words; None: as type and bounds say.
+        bounds: pydantic's (ge, gt, le, min_length).
+    """
+    extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results}
+    if expected is not None:
+        extra["expected"] = expected
+    return Field(default, description=meaning, json_schema_extra=extra, **bounds)
+
+
+_data = partial(_key, "Data")
+_model = partial(_key, "Model")
+_adapter = partial(_key, "Adapters")
+_training = partial(_key, "Training")
+_expansion = partial(_key, "Expansion")
+_nested = partial(_key, "Nested LoRA")
+_run = partial(_key, "Run", changes_results=False)
+_unused = partial(_key, "Without effect", meaning="accepted because SEMA's files hold it", changes_results=False)
+
+
+class Config(BaseModel):
+    """One run, complete and checked. `Config(...)` raises pydantic's ValidationError; `load` words it for users."""
+
+    # a bound on the length, even 0, makes pydantic refuse texts that are no Unicode and could never be written out
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=0)
+
+    dataset: Dataset = _data(..., "name of the data set")
+    data_root: Text = _data(
+        "data",
+        "folder of the data sets; for imagefolder the folder with train/ and test/, for npz the file or its folder"
+        f"; the environment variable {DATA_ROOT_VARIABLE} beats the file, the flag beats both",
+        changes_results=False,
+    )
+    shuffle: bool = _data(True, "draw the class order from the seed; false: classes in stored order")
+    init_cls: int = _data(10, "classes in the first task", ge=1)
+    increment: int = _data(10, "classes in each later task; the last takes what remains", ge=1)
+    max_tasks: int | None = _data(None, "stop after this many tasks; null: all", ge=1)
+    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, changes_results=False)
+
+    model_name: Literal["sema"] = _model("sema", "learner")
+    backbone_type: Text = _model(
+        "pretrained_vit_b16_224_adapter",
+        "one of SEMA's names, pretrained_vit_b16_224_adapter or "
+        "pretrained_vit_b16_224_in21k_adapter, or <name of a timm VisionTransformer>_adapter",
+    )
+    pretrained: bool = _model(
+        True, "download timm's weights, unless backbone_checkpoint is given; false: random weights"
+    )
+    backbone_checkpoint: Text | None = _model(
+        None,
+        "file with the backbone's weights under timm's names (safetensors or torch), instead of a download",
+    )
+    backbone_kwargs: BackboneKwargs = _model(
+        {}, "further arguments of timm.create_model (image size, depth, width)", expected=A_JSON_OBJECT
+    )
+    normalize: bool = _model(
+        False, "normalise images by the mean and std of the weights; false, as SEMA: values in [0, 1]"
+    )
+
+    ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = _adapter("adaptmlp", "adapter in every slot")
+    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1)
+    adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
+    adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
+
+    func_epoch: int = _training(5, "epochs of a func phase (adapters, router, head)", ge=1)
+    rd_epoch: int = _training(20, "epochs of an rd phase (representation descriptors)", ge=0)
+    batch_size: int = _training(32, "images in a training step", ge=1)
+    optimizer: Literal["sgd", "adam"] = _training("sgd", "SGD with momentum 0.9, or AdamW")
+    init_lr: float = _training(0.005, "learning rate of the func phase; with nested_lora that of router and head", gt=0)
+    rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0)
+    min_lr: float = _training(0.0, "floor of the cosine schedules", ge=0)
+    weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
+
+    exp_threshold: float = _expansion(
+        2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
+    )
+    detect_batch_size: int = _expansion(128, "images in a batch of the scan", ge=1)
+    rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1)
+    buffer_size: int = _expansion(500, "reconstruction losses a descriptor remembers; z-scores need 3", ge=3)
+
+    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1)
+    nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
+    nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
+    nested_lora_update_interval_slow: int = _nested(
+        1, "slow moves on every k-th optimizer step of a func phase; 0 and 1: on every step", ge=0
+    )
+    nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _nested(
+        "skip",
+        "skip: slow does not move between updates; accumulate: as skip, and an update uses the mean gradient of its "
+        "interval; zero_grad: the gradient is zeroed and the optimizer steps anyway (momentum and decay move slow)",
+    )
+    nested_lora_use_consolidation: bool = _nested(False, "consolidate fast into slow at the end of a task")
+    nested_lora_consolidation_alpha: float = _nested(0.1, "share of fast that goes into slow", ge=0, le=1)
+    nested_lora_consolidation_mode: Literal["weights", "function"] = _nested(
+        "weights",
+        "weights: slow's tensors += alpha * fast's; function: slow's output += alpha * fast's, exactly "
+        "(slow's rank grows by fast's)",
+    )
+    nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _nested(
+        "zero",
+        "fast after consolidation: all zero; reinit: zero output, fresh down-projection; keep: as it is",
+    )
+    nested_lora_lifetime: Literal["expansion", "continual"] = _nested(
+        "expansion",
+        "expansion: an adapter is frozen after the task that added it; continual: every task trains all",
+    )
+
+    seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
+    device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
+    eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
+    eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
+    output_dir: Text = _run("logs", "folder that holds a directory for each run")
+    overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
+    eval: bool = _run(False, "evaluate checkpt_path instead of training")
+    checkpt_path: Text | None = _run(None, "checkpoint to evaluate")
+    prefix: str = _run("reproduce", "a label of your own")
+
+    memory_size: int = _unused(0, ge=0)
+    memory_per_class: int = _unused(0, ge=0)
+    fixed_memory: bool = _unused(False)
+    vpt_type: str | None = _unused("deep")
+    prompt_token_num: int = _unused(5, ge=0)
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if broken := [check.reason for check in _broken_checks(dict(self))]:
+            raise ValueError("; ".join(broken))
+        return self
+
+
+class Check(NamedTuple):
+    """A condition between keys, skipped while one of them is itself invalid."""
+
+    keys: tuple[str, ...]
+    holds: Callable[..., bool]
+    reason: str
+
+
+def _floor_check(rate: str) -> Check:
+    return Check(("min_lr", rate), lambda floor, lr: floor <= lr, f"the cosine's floor min_lr would raise {rate}")
+
+
+def _nested_floor_check(rate: str) -> Check:
+    keys = ("min_lr", rate, "ffn_adapter_type")
+    return Check(keys, lambda floor, lr, kind: kind != "nested_lora" or floor <= lr, _floor_check(rate).reason)
+
+
+CHECKS = (
+    Check(
+        ("adapt_start_layer", "adapt_end_layer"),
+        lambda start, end: start <= end,
+        "the first expandable layer lies behind the last; expected adapt_start_layer <= adapt_end_layer",
+    ),
+    _floor_check("init_lr"),
+    _floor_check("rd_lr"),
+    _nested_floor_check("nested_lora_lr_fast"),
+    _nested_floor_check("nested_lora_lr_slow"),
+    Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
+)
+
+
+def _broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
+    for check in CHECKS:
+        if values.keys() >= set(check.keys) and not check.holds(*(values[key] for key in check.keys)):
+            yield check
+
+
+@cache
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON schema of every key, by name, in the order of declaration."""
+    properties: dict[str, dict[str, Any]] = Config.model_json_schema()["properties"]
+    return properties
+
+
+def defaults() -> dict[str, object]:
+    """The default of every key that has one: all but `dataset`. Fresh objects at every call."""
+    fields = Config.model_fields.items()
+    return {name: field.get_default() for name, field in fields if not field.is_required()}
+
+
+def load(path: str | Path | None, flags: Mapping[str, object] | None = None) -> Config:
+    """Merge flags over the file over the defaults, and validate the result once.
+
+    Args:
+        path: JSON file of the run; None: flags and defaults only.
+        flags: keys given on the command line; an unknown one is reported like an unknown key of the file.
+
+    Raises:
+        ConfigError: with every problem of file and flags.
+    """
+    if path is None:
+        return resolve({}, "the flags (no --config given)", flags)
+    values, repeated = read_object(Path(path))
+    return resolve(values, str(path), flags, [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated])
+
+
+def resolve(
+    values: Mapping[str, object], source: str, flags: Mapping[str, object] | None = None, problems: Sequence[str] = ()
+) -> Config:
+    """Merge flags and the environment over `values`, and validate the result once.
+
+    Args:
+        values: keys of a file or of a checkpoint.
+        source: what messages call the place `values` came from.
+        flags: keys given on the command line.
+        problems: lines about `values` already known, to be reported with the others.
+
+    Raises:
+        ConfigError: with every problem, one line each.
+    """
+    flags = flags or {}
+    root = os.environ.get(DATA_ROOT_VARIABLE)
+    environment = {"data_root": root} if root else {}
+    merged = {**values, **environment, **flags}
+    sources = dict.fromkeys(values, source) | dict.fromkeys(environment, f"environment variable {DATA_ROOT_VARIABLE}")
+    sources |= {key: f"flag --{shown_key(key)}" for key in flags}
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        lines = [*problems, *_problem_lines(error, merged, sources, source)]
+        raise ConfigError("\n".join(lines)) from None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def _problem_lines(
+    error: ValidationError, values: Mapping[str, object], sources: Mapping[str, str], source: str
+) -> list[str]:
+    """One line for each invalid key, then one for each broken check between keys that are valid themselves."""
+    by_key: dict[str, str] = {}
+    for item in error.errors():
+        if item["loc"]:  # otherwise the checks between keys, which are listed below
+            key = str(item["loc"][0])
+            by_key.setdefault(key, _problem_line(key, item, values, sources, source))
+    valid = {key: value for key, value in {**defaults(), **values}.items() if key not in by_key}
+    lines = list(by_key.values())
+    for check in _broken_checks(valid):
+        given = [f"{key} = {shown(valid[key])} ({sources.get(key, 'default')})" for key in check.keys]
+        lines.append(f"{', '.join(given)}: {check.reason}")
+    return lines
+
+
+def _problem_line(
+    key: str, item: Mapping[str, Any], values: Mapping[str, object], sources: Mapping[str, str], source: str
+) -> str:
+    if item["type"] == "missing":
+        return f"{key}: missing in {source}; expected {describe(schemas()[key])}"
+    given = f"{shown_key(key)} = {shown(values[key])} ({sources[key]})"
+    if item["type"] == "extra_forbidden":
+        return f"{given}: unknown key{did_you_mean(key, schemas())}"
+    if item["type"] == "value_error":
+        return f"{given}: {item['ctx']['error']}"
+    return f"{given}: expected {describe(schemas()[key])}{did_you_mean(values[key], choices(schemas()[key]))}"
+
+
+def with_defaults(args: Mapping[str, object]) -> EasyDict:
+    """The defaults of every key, overlaid by `args` as they are.
+
+    This is what a learner is built from: nothing is validated, and keys of the caller's own are kept.
+    """
+    return EasyDict({**defaults(), **args})
+
+
+def result_hash(config: Config) -> str:
+    """8 hexadecimal digits over the keys that can change a result, so that equal digits mean equal computations.
+
+    BLAKE2b of the canonical JSON (sorted keys, no spaces) of those keys. `data_root` counts where it alone says which
+    images are used.
+    """
+    keys = {key for key, schema in schemas().items() if schema["changes_results"]}
+    if config.dataset in DATA_ROOT_IS_THE_DATA:
+        keys.add("data_root")
+    text = json.dumps(config.model_dump(mode="json", include=keys), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--schema"]:
+        sys.exit("usage: python -m utils.config --schema")
+    print(json.dumps(Config.model_json_schema(), indent=2))

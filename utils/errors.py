@@ -1,0 +1,9 @@
+"""What goes wrong by the user's hand, as against what goes wrong by ours."""
+
+
+class UserError(Exception):
+    """Something the user can put right: the command line prints the message without a traceback, and exits with 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
