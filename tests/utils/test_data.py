@@ -1,0 +1,381 @@
+"""Every data set read from disk, and every way it can be wrong."""
+
+import contextlib
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR100, cifar
+
+from utils.config import schemas
+from utils.config_text import choices
+from utils.data import DATASETS, DataError, ImageData, load_dataset, main
+
+CLASSES = {"cat": 2, "dog": 3, "emu": 1}  # training images; one test image each
+
+
+def save_image(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (value, 0, 0)).save(path)
+
+
+def make_folders(root: Path, classes: dict[str, int] = CLASSES) -> None:
+    for name, count in classes.items():
+        for number in range(count):
+            save_image(root / "train" / name / f"{number}.png")
+        save_image(root / "test" / name / "0.jpg")
+
+
+def make_arrays(**changes: object) -> dict[str, object]:
+    """Arrays of three classes; a change of None leaves an array out."""
+    arrays: dict[str, object] = {
+        "x_train": np.arange(6 * 4 * 5 * 3, dtype=np.uint16).reshape(6, 4, 5, 3).astype(np.uint8),
+        "y_train": np.array([2, 0, 1, 1, 0, 2], dtype=np.int32),
+        "x_test": np.full((3, 4, 5), 7, np.uint8),
+        "y_test": np.array([0, 1, 2], dtype=np.uint8),
+        "class_names": np.array(["cat", "dog", "emu"]),
+    }
+    return {name: array for name, array in (arrays | changes).items() if array is not None}
+
+
+def save_arrays(path: Path, **changes: object) -> Path:
+    np.savez(path, **make_arrays(**changes))  # type: ignore[arg-type]
+    return path
+
+
+def make_cifar(root: Path) -> None:
+    """CIFAR-100's files in the format of its python version, with two images of each class and one for testing."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 200), ("test", 100)):
+        labels = [(7 * number) % 100 for number in range(count)]
+        pixels = np.zeros((count, 3, 32, 32), np.uint8)
+        pixels[:, 1] = np.array(labels, np.uint8)[:, None, None]  # green is the label
+        pixels[:, :, 0, 1] = 255  # row 0, column 1 is white
+        content = {"data": pixels.reshape(count, 3072), "fine_labels": labels, "coarse_labels": [0] * count}
+        (folder / split).write_bytes(pickle.dumps(content, protocol=2))
+    names = {"fine_label_names": [f"class {number:02d}" for number in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+
+
+@pytest.fixture
+def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files made by hand do not have CIFAR-100's checksums: only their presence is checked."""
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
+
+
+def relative(data: ImageData, root: Path) -> list[str]:
+    assert not isinstance(data.train.images, np.ndarray)
+    return [path.relative_to(root).as_posix() for path in data.train.images]
+
+
+# ---- the registry
+
+
+def test_the_configuration_knows_the_same_data_sets():
+    assert set(DATASETS) == set(choices(schemas()["dataset"]))
+
+
+def test_folders_and_class_counts_are_semas():
+    stated = {
+        "imagenetr": ("imagenet-r", 200),
+        "imageneta": ("imagenet-a", 200),
+        "cub": ("cub", 200),
+        "objectnet": ("objectnet", 200),
+        "omnibenchmark": ("omnibenchmark", 300),
+        "vtab": ("vtab", 50),
+    }
+    assert {name: (DATASETS[name].folder, DATASETS[name].nb_classes) for name in stated} == stated
+
+
+# ---- folders
+
+
+def test_folders_are_read_in_sorted_order(tmp_path: Path):
+    make_folders(tmp_path, {"b": 1, "a": 1, "B": 2})
+    data = load_dataset("imagefolder", tmp_path)
+    assert data.class_names == ("B", "a", "b")
+    assert relative(data, tmp_path) == ["train/B/0.png", "train/B/1.png", "train/a/0.png", "train/b/0.png"]
+    assert data.train.labels.tolist() == [0, 0, 1, 2]
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.labels.dtype == np.int64
+
+
+def test_a_benchmark_lies_in_its_own_folder(tmp_path: Path):
+    make_folders(tmp_path / "vtab", {f"{number:02d}": 1 for number in range(50)})
+    data = load_dataset("vtab", tmp_path)
+    assert (data.nb_classes, len(data.train.labels), len(data.test.labels)) == (50, 50, 50)
+
+
+def test_a_benchmark_with_another_number_of_classes_is_refused(tmp_path: Path):
+    make_folders(tmp_path / "imagenet-r")
+    with pytest.raises(DataError, match=r"imagenet-r: 3 classes instead of 200\n.*\n.*zhoudw-zdw/RevisitingCIL"):
+        load_dataset("imagenetr", tmp_path)
+
+
+def test_a_missing_folder_is_explained(tmp_path: Path):
+    make_folders(tmp_path / "imagenet_r")
+    (tmp_path / "coco").mkdir()
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagenetr", tmp_path)
+    first, layout, origin = str(caught.value).splitlines()
+    path = tmp_path / "imagenet-r"
+    assert first == f"{path / 'train'}: not found; {tmp_path} holds coco, imagenet_r; did you mean imagenet_r?"
+    assert layout == "expected layout: <data_root>/imagenet-r/{train,test}/<class>/<image>, 200 classes"
+    assert origin.startswith("where to get it: ")
+    assert "https://" in origin
+
+
+def test_a_missing_data_root_is_explained_where_it_begins_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset").mkdir()
+    with pytest.raises(DataError, match=r"datasets/deep/train: not found; \S+ holds dataset; did you mean dataset\?"):
+        load_dataset("imagefolder", Path("datasets/deep"))
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "cub", "cifar224"])
+def test_a_file_where_a_folder_should_be(tmp_path: Path, name: str):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"file is not a folder\nexpected layout"):
+        load_dataset(name, tmp_path / "file")
+
+
+def test_train_and_test_must_hold_the_same_classes(tmp_path: Path):
+    make_folders(tmp_path)
+    (tmp_path / "test" / "emu").rename(tmp_path / "test" / "gnu")
+    with pytest.raises(DataError, match="different classes; only in train: emu; only in test: gnu\n"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_long_list_of_classes_is_cut(tmp_path: Path):
+    make_folders(tmp_path, {f"{number:02d}": 1 for number in range(20)})
+    for number in range(10):
+        (tmp_path / "test" / f"{number:02d}" / "0.jpg").unlink()
+        (tmp_path / "test" / f"{number:02d}").rmdir()
+    with pytest.raises(DataError, match="only in train: 00, 01, 02, 03, 04, 05, 06, 07 and 2 more\n"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_no_classes_at_all(tmp_path: Path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(DataError, match=r"train: no folder in it\nexpected layout"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_class_without_training_images_is_refused_and_one_without_test_images_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    make_folders(tmp_path)
+    (tmp_path / "test" / "dog" / "0.jpg").unlink()
+    assert load_dataset("imagefolder", tmp_path).test.labels.tolist() == [0, 2]
+    assert "no test image of dog" in caplog.text
+    (tmp_path / "train" / "emu" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"no training image of emu\nexpected layout"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_folders(tmp_path)
+    for name in ("notes.txt", ".hidden.png"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    (tmp_path / "train" / ".cache").mkdir()
+    save_image(tmp_path / "train" / "cat" / "LOUD.PNG")
+    data = load_dataset("imagefolder", tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert "cat/notes.txt" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_what_the_system_refuses_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_folders(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"data set imagefolder: .*Permission denied.*train"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_the_size_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_folders(tmp_path)
+    with caplog.at_level(logging.INFO):
+        load_dataset("imagefolder", tmp_path)
+    assert "3 classes, 6 training and 3 test images" in caplog.text
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize("whole_path", [True, False])
+def test_arrays_are_read_from_a_file_or_its_folder(tmp_path: Path, whole_path: bool):
+    path = save_arrays(tmp_path / "small.npz")
+    data = load_dataset("npz", path if whole_path else tmp_path)
+    np.testing.assert_array_equal(data.train.images, make_arrays()["x_train"])
+    np.testing.assert_array_equal(data.test.images, np.full((3, 4, 5), 7))
+    assert data.train.labels.tolist() == [2, 0, 1, 1, 0, 2]
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.labels.dtype == data.test.labels.dtype == np.int64
+    assert data.class_names == ("cat", "dog", "emu")
+
+
+def test_classes_without_names_are_numbered(tmp_path: Path):
+    assert load_dataset("npz", save_arrays(tmp_path / "a.npz", class_names=None)).class_names == ("0", "1", "2")
+
+
+BAD_ARRAYS = {
+    "no array y_train; it holds x_train, x_test, y_test, class_names, y_trian; did you mean y_trian?": {
+        "y_train": None,
+        "y_trian": np.zeros(6, int),
+    },
+    "x_train is float64 of shape (6, 4, 5, 3), expected uint8": {"x_train": np.zeros((6, 4, 5, 3))},
+    "x_train is uint8 of shape (6, 3, 4, 5), expected uint8 of shape (N, H, W)": {
+        "x_train": np.zeros((6, 3, 4, 5), np.uint8)
+    },
+    "x_test is uint8 of shape (3, 20), expected": {"x_test": np.zeros((3, 20), np.uint8)},
+    "x_test is uint8 of shape (3, 4, 5, 3, 1), expected": {"x_test": np.zeros((3, 4, 5, 3, 1), np.uint8)},
+    "x_test is uint8 of shape (0, 4, 5), expected": {
+        "x_test": np.zeros((0, 4, 5), np.uint8),
+        "y_test": np.zeros(0, int),
+    },
+    "y_train is int64 of shape (5,), expected whole numbers of shape (6,)": {"y_train": np.zeros(5, int)},
+    "y_train is float64 of shape (6,), expected whole numbers": {"y_train": np.zeros(6)},
+    "y_test is int64 of shape (3, 1), expected whole numbers of shape (3,)": {"y_test": np.zeros((3, 1), int)},
+    "y_test holds labels from 0 to 3, expected 0 to 2, as there are 3 classes": {"y_test": np.array([0, 3, 1])},
+    "y_train holds labels from -1 to 2, expected 0 to 2": {"y_train": np.array([2, 0, 1, -1, 0, 2])},
+    "y_train holds labels from 0 to 18446744073709551615, expected": {
+        "y_train": np.array([0, 1, 2, 2, 2, 2**64 - 1], np.uint64)
+    },
+    "y_train holds labels from 0 to 1000000000000, expected 0 to 1, as there are 2 classes": {
+        "y_train": np.array([0, 0, 0, 0, 0, 10**12]),
+        "class_names": None,
+    },
+    "class_names is int64 of shape (3,), expected text": {"class_names": np.arange(3)},
+    "class_names is <U3 of shape (), expected text of shape (C,)": {"class_names": np.array("cat")},
+    "no training image of dog": {"y_train": np.array([2, 0, 0, 0, 0, 2])},
+    "not a readable .npz file: Object arrays cannot be loaded when allow_pickle=False": {
+        "class_names": np.array(["cat", "dog", "emu"], dtype=object)
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_ARRAYS)
+def test_wrong_arrays_are_named(tmp_path: Path, message: str):
+    path = save_arrays(tmp_path / "a.npz", **BAD_ARRAYS[message])
+    with pytest.raises(DataError) as caught:
+        load_dataset("npz", path)
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def test_a_folder_must_hold_one_file_of_arrays(tmp_path: Path):
+    with pytest.raises(DataError, match=r"expected one \.npz file in this folder, found none\nexpected layout"):
+        load_dataset("npz", tmp_path)
+    for name in ("a", "b"):
+        save_arrays(tmp_path / f"{name}.npz")
+    with pytest.raises(DataError, match=r"found a\.npz, b\.npz\n"):
+        load_dataset("npz", tmp_path)
+
+
+def test_a_missing_file_of_arrays(tmp_path: Path):
+    save_arrays(tmp_path / "small.npz")
+    with pytest.raises(DataError, match=r"smal\.npz: not found; \S+ holds small\.npz; did you mean small\.npz\?"):
+        load_dataset("npz", tmp_path / "smal.npz")
+
+
+def test_one_array_or_none_is_not_a_file_of_arrays(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "b.npz").write_bytes(b"")
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(DataError, match=rf"{name}: not a readable \.npz file"):
+            load_dataset("npz", tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def valid_bytes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = save_arrays(tmp_path_factory.mktemp("fuzz") / "a.npz")
+    return path, path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_of_arrays_is_read_or_refused(valid_bytes: tuple[Path, bytes], data: st.DataObject):
+    path, valid = valid_bytes
+    content = bytearray(valid)
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    with contextlib.suppress(DataError):
+        load_dataset("npz", path)
+
+
+# ---- CIFAR-100
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_cifar_is_kept_as_pixels_with_its_stored_labels(tmp_path: Path):
+    make_cifar(tmp_path)
+    data = load_dataset("cifar224", tmp_path)
+    assert isinstance(data.train.images, np.ndarray)
+    assert (data.train.images.shape, data.train.images.dtype) == ((200, 32, 32, 3), np.uint8)
+    assert data.test.labels.tolist() == [(7 * number) % 100 for number in range(100)]
+    np.testing.assert_array_equal(data.train.images[:, 5, 5, 1], data.train.labels)
+    assert data.train.images[3, 0, 1].tolist() == [255, 255, 255]
+    assert data.class_names[:2] == ("class 00", "class 01")
+
+
+def test_missing_cifar_is_explained(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        load_dataset("cifar224", tmp_path)
+    first, layout, origin = str(caught.value).splitlines()
+    assert first == f"{tmp_path / 'cifar-100-python'}: not found; {tmp_path} holds nothing"
+    assert layout == "expected layout: <data_root>/cifar-100-python/{train,test,meta}"
+    assert "python -m utils.data cifar224 --data_root" in origin
+    assert "https://" in origin
+
+
+def test_cifar_with_wrong_checksums_is_never_unpickled(tmp_path: Path):
+    make_cifar(tmp_path)
+    with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged\nexpected layout"):
+        load_dataset("cifar224", tmp_path)
+
+
+# ---- the command
+
+
+def test_the_command_says_how_large_a_data_set_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_folders(tmp_path)
+    assert main(["imagefolder", "--data_root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "imagefolder: 3 classes, 6 training and 3 test images\n"
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["cub", "--data_root", str(tmp_path)]) == 2
+    assert "where to get it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_the_command_downloads_cifar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CIFAR100, "download", lambda self: make_cifar(Path(self.root)))
+    assert main(["cifar224", "--data_root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "cifar224: 100 classes, 200 training and 100 test images\n"
+
+
+def test_a_download_that_fails_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def offline(self: CIFAR100) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(CIFAR100, "download", offline)
+    assert main(["cifar224", "--data_root", str(tmp_path)]) == 2
+    assert "no network" in capsys.readouterr().err

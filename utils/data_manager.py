@@ -1,0 +1,125 @@
+"""A data set as a sequence of tasks: the order of its classes, and the images of the classes of a task.
+
+Shapes: S image side.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.config import ConfigError
+from utils.data import DataError, ImageData, InputSpec, Split, test_transform, train_transform
+from utils.images import Transform, open_image
+
+TRANSFORMS = {"train": train_transform, "test": test_transform}
+
+
+class DataManager:
+    """Tasks of `init_cls`, then `increment` classes; the last one keeps what remains.
+
+    A class is known by its position in the class order (its new label), and by nothing else outside this file.
+
+    Args:
+        data: The data set.
+        shuffle: Whether the class order is drawn from `seed`; otherwise it is the stored one.
+        seed: Of the class order, 0 to 2**32 - 1.
+        init_cls: Classes of the first task.
+        increment: Classes of each later task.
+        max_tasks: Stop after that many tasks; None: all.
+
+    Raises:
+        ConfigError: The data set has fewer classes than `init_cls`.
+    """
+
+    def __init__(
+        self, data: ImageData, *, shuffle: bool, seed: int, init_cls: int, increment: int, max_tasks: int | None = None
+    ) -> None:
+        self._data = data
+        self._sizes = _task_sizes(data.nb_classes, init_cls, increment)[:max_tasks]
+        self.class_order = _class_order(data.nb_classes, seed if shuffle else None)
+        self.class_names = tuple(data.class_names[stored] for stored in self.class_order)
+
+    @property
+    def nb_classes(self) -> int:
+        """Classes of the whole data set, whatever `max_tasks` is."""
+        return self._data.nb_classes
+
+    @property
+    def nb_tasks(self) -> int:
+        """Number of tasks."""
+        return len(self._sizes)
+
+    def get_task_size(self, task: int) -> int:
+        """Number of classes of a task."""
+        return self._sizes[task]
+
+    def train_images(self, task: int) -> int:
+        """Number of training images of a task."""
+        first = sum(self._sizes[:task])
+        stored = self.class_order[first : first + self._sizes[task]]
+        return int(np.isin(self._data.train.labels, stored).sum())
+
+    def get_dataset(
+        self, indices: Iterable[int], source: Literal["train", "test"], mode: Literal["train", "test"], spec: InputSpec
+    ) -> "TaskImages":
+        """The images of some classes, class after class.
+
+        Args:
+            indices: New labels of the classes.
+            source: Which half of the data set.
+            mode: Which transform, the random one of training or the fixed one of testing.
+            spec: What the network wants to see.
+
+        Raises:
+            DataError: There is no image of any of the classes.
+        """
+        split = {"train": self._data.train, "test": self._data.test}[source]
+        classes = list(indices)
+        rows = [np.flatnonzero(split.labels == self.class_order[label]) for label in classes]
+        if not any(map(len, rows)):
+            names = ", ".join(self.class_names[label] for label in classes)
+            raise DataError(f"there is no {source} image of any of these classes: {names}")
+        labels = np.repeat(classes, [len(of_class) for of_class in rows])
+        return TaskImages(split, np.concatenate(rows), labels, TRANSFORMS[mode](spec))
+
+
+class TaskImages(Dataset[tuple[int, Tensor, int]]):
+    """(index, image (3, S, S), new label) of some of a split's images, opened and transformed when asked for.
+
+    Args:
+        split: Shared with the other tasks, not copied.
+        rows: (n,) where in the split the images are.
+        labels: (n,) their new labels.
+        transform: Applied to the opened image.
+    """
+
+    def __init__(self, split: Split, rows: np.ndarray, labels: np.ndarray, transform: Transform) -> None:
+        self.images, self.rows, self.labels, self.transform = split.images, rows, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+        """Image number `index`.
+
+        Raises:
+            DataError: Its file is not a readable image.
+        """
+        image = self.transform(open_image(self.images[self.rows[index]]))
+        return index, image, int(self.labels[index])
+
+
+def _class_order(nb_classes: int, seed: int | None) -> list[int]:
+    """Stored labels by new label: as stored, or the permutation numpy's legacy generator draws from the seed."""
+    stored = np.arange(nb_classes) if seed is None else np.random.RandomState(seed).permutation(nb_classes)
+    return [int(label) for label in stored]
+
+
+def _task_sizes(nb_classes: int, init_cls: int, increment: int) -> list[int]:
+    if init_cls > nb_classes:
+        raise ConfigError(f"init_cls = {init_cls}: the data set has {nb_classes} classes; expected at most that")
+    starts = [0, *range(init_cls, nb_classes, increment)]
+    return [end - start for start, end in zip(starts, [*starts[1:], nb_classes], strict=True)]

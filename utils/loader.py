@@ -1,0 +1,144 @@
+"""Batches of a data set, in an order and with an augmentation that named streams decide.
+
+Shapes: B batch, S image side.
+"""
+
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from utils.config import UserError
+from utils.streams import generator, seeded
+
+Stream = tuple[int | str, ...]
+Request = tuple[Stream, list[int]]  # which images, and the stream their draws come from
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class Images(Protocol):
+    """A data set: (index, image (3, S, S), label) for every index, drawing from torch's global CPU generator."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[int, Tensor, int]: ...
+
+
+class StreamLoader:
+    """Loads a data set, pass after pass, the same whatever the number of workers.
+
+    Args:
+        dataset: What to load.
+        workers: Processes that load; they start with the first pass and stay until `close`. 0: this process loads.
+        device: Where images and labels go.
+        seed: First name of every stream.
+    """
+
+    def __init__(self, dataset: Images, workers: int, device: torch.device, seed: int) -> None:
+        self.dataset, self.workers, self.device, self.seed = dataset, workers, device, seed
+        self._pass: object = None
+        self._requests: list[Request] = []  # of the current pass
+        self._running = _Running()
+        weakref.finalize(self, self._running.end)  # at exit too: a worker that is killed leaves its sockets behind
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def batches(self, batch_size: int) -> int:
+        """Number of batches of a pass, the smaller last one included."""
+        return -(-len(self) // batch_size)
+
+    def close(self) -> None:
+        """End the workers; a later pass starts new ones."""
+        self._pass = None
+        self._running.end()
+
+    def _new_loader(self) -> "DataLoader[Batch | UserError]":
+        return DataLoader(
+            _Batches(self.dataset),
+            batch_size=None,  # a request is a whole batch
+            sampler=self._requests,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # without one, every pass would draw from the global generator
+        )
+
+    def epoch(self, *stream: int | str, batch_size: int, shuffle: bool, start: int = 0) -> Iterator[Batch]:
+        """One pass over the data set. It ends an earlier pass of this loader that is not complete.
+
+        Args:
+            stream: Names of the pass. Its order comes from (seed, "order", *stream), what happens to an image from
+                (seed, "augment", *stream, index).
+            batch_size: Images in a batch; the last one may hold fewer.
+            shuffle: Whether the order is drawn; otherwise it is the data set's.
+            start: Batches to leave out at the beginning, without loading them.
+
+        Yields:
+            Indices (B,) on the CPU; images (B, 3, S, S) and labels (B,) on the device.
+
+        Raises:
+            UserError: The data set raised it, in whichever process.
+            RuntimeError: Another pass has begun, or the loader was closed, before this one was complete.
+        """
+        this = self._begin((self.seed, "augment", *stream), self._order(stream, shuffle), batch_size, start)
+        while self._pass is this:
+            if (batch := next(self._running.batches, None)) is None:
+                return
+            yield self._on_device(batch)
+        raise RuntimeError(f"the pass {stream} was cut off: its loader began another one or was closed")
+
+    def _order(self, stream: Stream, shuffle: bool) -> list[int]:
+        if not shuffle:
+            return list(range(len(self)))
+        return torch.randperm(len(self), generator=generator(self.seed, "order", *stream)).tolist()
+
+    def _begin(self, stream: Stream, order: list[int], size: int, start: int) -> object:
+        """Make this the current pass; what stands for it."""
+        self._requests[:] = [(stream, order[first : first + size]) for first in range(start * size, len(order), size)]
+        if self._running.loader is None:
+            self._running.loader = self._new_loader()
+        self._running.batches, self._pass = iter(self._running.loader), object()
+        return self._pass
+
+    def _on_device(self, batch: Batch | UserError) -> Batch:
+        if isinstance(batch, UserError):
+            raise batch
+        indices, images, labels = batch
+        return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+@dataclass(eq=False)
+class _Running:
+    """What keeps workers alive: they end with the last reference to their DataLoader and its iterator."""
+
+    loader: "DataLoader[Batch | UserError] | None" = None
+    batches: Iterator[Batch | UserError] = iter(())
+
+    def end(self) -> None:
+        self.loader, self.batches = None, iter(())
+
+
+class _Batches(Dataset[Batch | UserError]):
+    """Whole batches by request, in the loading process."""
+
+    def __init__(self, dataset: Images) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: Request) -> Batch | UserError:
+        """The batch, or a user's error as a value: DataLoader would bury its message in a worker's traceback."""
+        stream, indices = request
+        try:
+            indices, images, labels = default_collate([self._image(stream, index) for index in indices])
+        except UserError as error:
+            return error
+        return indices, images, labels
+
+    def _image(self, stream: Stream, index: int) -> tuple[int, Tensor, int]:
+        with seeded(*stream, index):
+            return self.dataset[index]

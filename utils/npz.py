@@ -1,0 +1,85 @@
+"""Images and labels in one .npz file, checked before anything uses them.
+
+Shapes: N images, H height, W width, C classes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from utils.config_text import did_you_mean
+from utils.images import DataError
+
+SPLITS = ("train", "test")
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read and check the arrays of a file, without unpickling anything.
+
+    Returns:
+        x_train, x_test: uint8 (N, H, W) or (N, H, W, 3). y_train, y_test: whole numbers (N,) in [0, C).
+        class_names: text (C,); the labels as text if the file holds none.
+
+    Raises:
+        DataError: Names the file, the array and what was expected of it.
+    """
+    try:
+        arrays = _load(path)
+        for split in SPLITS:
+            _check_images(f"x_{split}", arrays[f"x_{split}"])
+            _check_labels(f"y_{split}", arrays[f"y_{split}"], len(arrays[f"x_{split}"]))
+        arrays.setdefault("class_names", _numbers(arrays["y_train"]))
+        _check_classes(arrays)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error.__cause__
+    return arrays
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            _check_names(archive)
+            return {name: archive[name] for name in (*ARRAYS, "class_names") if name in archive}
+    except DataError:
+        raise
+    except Exception as error:  # a damaged archive fails in zip, zlib or array headers, each with exceptions of its own
+        raise DataError(f"not a readable .npz file: {error}") from error
+
+
+def _check_names(archive: Mapping[str, np.ndarray]) -> None:
+    for name in ARRAYS:
+        if name not in archive:
+            raise DataError(f"no array {name}; it holds {', '.join(archive) or 'nothing'}{did_you_mean(name, archive)}")
+
+
+def _check_images(name: str, images: np.ndarray) -> None:
+    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[3:] not in ((), (3,)) or images.size == 0:
+        expected = "uint8 of shape (N, H, W) or (N, H, W, 3), none of them 0"
+        raise DataError(f"{name} is {_shown(images)}, expected {expected}")
+
+
+def _check_labels(name: str, labels: np.ndarray, images: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.shape != (images,):
+        raise DataError(f"{name} is {_shown(labels)}, expected whole numbers of shape ({images},), one for each image")
+
+
+def _check_classes(arrays: Mapping[str, np.ndarray]) -> None:
+    names = arrays["class_names"]
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise DataError(f"class_names is {_shown(names)}, expected text of shape (C,)")
+    for split in SPLITS:
+        low, high = arrays[f"y_{split}"].min(), arrays[f"y_{split}"].max()
+        if low < 0 or high >= len(names):
+            expected = f"0 to {len(names) - 1}, as there are {len(names)} classes"
+            raise DataError(f"y_{split} holds labels from {low} to {high}, expected {expected}")
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """Names of classes that have none: as many as there are different training labels."""
+    return np.arange(len(np.unique(labels))).astype(str)
+
+
+def _shown(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
