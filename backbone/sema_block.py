@@ -1,0 +1,277 @@
+"""One block's SEMA slot: its adapters, their router, expansion, consolidation; and the block that carries the slot.
+
+Shapes: B batch, N tokens, D embedding width, A adapters at this layer.
+`forward` never changes the module tree: the learner decides and calls `expand`, `end_of_cycle`, `end_of_task_training`.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbone.sema_components import AdapterModule, NestedLoRAAdapter, Role, linear
+
+logger = logging.getLogger(__name__)
+
+
+class SEMAModules(nn.Module):
+    """The adapters of one block, mixed by a router when the layer is expandable.
+
+    A layer outside `[adapt_start_layer, adapt_end_layer]` holds one adapter for ever, without descriptor and mixing;
+    its `router` exists for the checkpoint's sake and never learns.
+
+    Args:
+        config: Gives `d_model`, the layer range, the `nested_lora_*` keys and what the adapters read.
+        layer: Index of the block.
+    """
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        self.expandable: bool = config.adapt_start_layer <= layer <= config.adapt_end_layer
+        self.adapters = nn.ModuleList()
+        self.router = nn.Linear(config.d_model, 1).requires_grad_(self.expandable)
+        self.new_router: nn.Linear | None = None
+        self.added = 0
+        self.trained: set[int] = set()
+        self._add_adapter()
+
+    @property
+    def num_adapters(self) -> int:
+        """A."""
+        return len(self.adapters)
+
+    @property
+    def newest(self) -> AdapterModule:
+        """The adapter that was added last."""
+        return self._adapter(-1)
+
+    @property
+    def describing(self) -> bool:
+        """Whether the newest adapter's descriptor is in training: it was added in this cycle."""
+        return self.expandable and self.newest.rd.encoder.weight.requires_grad
+
+    def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """The slot's output on the un-normalised `h`; in training mode the descriptor's records see the batch."""
+        if not self.expandable:
+            return self._adapter(0)(h)
+        mean = h.mean(dim=1)
+        if self.training and self.describing:
+            with torch.no_grad():
+                self.newest.observe(mean)
+        return self.mix(h, mean)
+
+    def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
+        """The adapters' outputs, weighted per sample."""
+        outputs = torch.stack([adapter(h) for adapter in self.adapters], dim=1)  # (B, A, N, D)
+        return torch.einsum("ba,band->bnd", self.mixing_weights(mean), outputs)
+
+    def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
+        """Softmax of the router's logits; the columns of a new adapter come from `new_router` until its cycle ends."""
+        logits = self.router(mean)
+        if self.new_router is not None:
+            logits = torch.cat([logits, self.new_router(mean)], dim=1)
+        return logits.softmax(dim=1)
+
+    def rd_loss(self, mean: Tensor) -> Tensor:  # (B, D) -> ()
+        """The newest descriptor's training loss, a batch mean; its records see the batch."""
+        return self.newest.observe(mean).mean()
+
+    def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
+        """Every adapter's z-scores of a batch, see `Records.z_scores`."""
+        return torch.stack([self._adapter(index).z_scores(mean) for index in range(self.num_adapters)])
+
+    def roles(self) -> Iterator[Role]:
+        """Every parameter of the slot with what it is."""
+        for index in range(self.num_adapters):
+            yield from self._adapter(index).roles()
+        for router in (self.router, self.new_router):
+            if router is not None:
+                yield from (("router", parameter) for parameter in router.parameters())
+
+    def begin_task(self) -> list[int]:
+        """Begin the books of a task after the first; under lifetime "continual" every nested adapter may learn again.
+
+        Returns:
+            Indices of adapters whose zeroed fast was re-initialised.
+        """
+        self.added, self.trained = 0, set()
+        revived = []
+        for index, functional in self._continual():
+            functional.requires_grad_(True)
+            if functional.revive():
+                revived.append(index)
+        return revived
+
+    def begin_func_phase(self) -> None:
+        """Note which adapters the phase trains: those are the ones consolidated at the task's end."""
+        for index in range(self.num_adapters):
+            if any(parameter.requires_grad for parameter in self._adapter(index).functional.parameters()):
+                self.trained.add(index)
+
+    def expand(self) -> None:
+        """Add an adapter with a fresh descriptor and its own router column; both learn until the cycle ends."""
+        self.new_router = nn.Linear(self.config.d_model, 1).to(self.router.weight)
+        self._add_adapter().to(self.router.weight)
+
+    def end_of_cycle(self) -> None:
+        """Freeze what this cycle trained, except nested adapters of lifetime "continual"; join the router's columns."""
+        self._join_router()
+        self.requires_grad_(False)
+        for _, functional in self._continual():
+            functional.requires_grad_(True)
+
+    def end_of_task_training(self, h: Tensor | None = None) -> list[dict[str, Any]]:
+        """Consolidate, if the configuration says so, and freeze everything.
+
+        Args:
+            h: (B, N, D) inputs of this slot, captured before any layer was consolidated; drift is measured on them.
+
+        Returns:
+            One receipt for each consolidated adapter.
+        """
+        receipts = []
+        if self.config.ffn_adapter_type == "nested_lora" and self.config.nested_lora_use_consolidation:
+            receipts = self.consolidate_nested_lora(self.config.nested_lora_consolidation_alpha, h)
+        self._join_router()
+        self.requires_grad_(False)
+        return receipts
+
+    @torch.no_grad()
+    def consolidate_nested_lora(self, alpha: float, h: Tensor | None = None) -> list[dict[str, Any]]:
+        """Consolidate the adapters that trained in this task; all others stay bitwise as they are.
+
+        Args:
+            alpha: Share of fast that goes into slow.
+            h: (B, N, D) batch for the relative change of each adapter's output; without it none is measured.
+
+        Returns:
+            One receipt for each adapter: layer, adapter, alpha, mode, reset, norms and rank before and after, drift.
+
+        Raises:
+            TypeError: The adapters are not nested.
+        """
+        return [self._consolidate(index, alpha, h) for index in sorted(self.trained)]
+
+    def restore_structure(self, ranks: list[int], records: list[int]) -> None:
+        """Take the structure of a checkpoint, values undefined until loaded.
+
+        Args:
+            ranks: For each adapter the inner width of what may have grown (slow's; for adaptmlp the bottleneck).
+            records: For each descriptor the number of recorded losses; empty in a layer without descriptors.
+        """
+        while self.num_adapters < len(ranks):
+            self._add_adapter()
+        self.router = nn.Linear(self.config.d_model, len(ranks))
+        self.new_router = None
+        for index, rank in enumerate(ranks):
+            functional = self._adapter(index).functional
+            (functional.slow if isinstance(functional, NestedLoRAAdapter) else functional).resize(rank)
+        for index, length in enumerate(records):
+            self._adapter(index).records.losses = torch.empty(length)
+        self.added = 0
+        self.requires_grad_(False)
+
+    def _adapter(self, index: int) -> AdapterModule:
+        module = self.adapters[index]
+        assert isinstance(module, AdapterModule)
+        return module
+
+    def _add_adapter(self) -> AdapterModule:
+        module = AdapterModule(self.config, f"{self.layer}.{self.num_adapters}", described=self.expandable)
+        self.adapters.append(module)
+        self.added += 1
+        return module
+
+    def _continual(self) -> Iterator[tuple[int, NestedLoRAAdapter]]:
+        """The nested adapters, if the configuration lets them learn in every task."""
+        for index in range(self.num_adapters):
+            functional = self._adapter(index).functional
+            if isinstance(functional, NestedLoRAAdapter) and self.config.nested_lora_lifetime == "continual":
+                yield index, functional
+
+    @torch.no_grad()
+    def _join_router(self) -> None:
+        """Make the new router's column one more of the router's."""
+        if self.new_router is None:
+            return
+        weight = torch.cat([self.router.weight, self.new_router.weight])
+        self.router, self.new_router = linear(weight, torch.cat([self.router.bias, self.new_router.bias])), None
+
+    def _consolidate(self, index: int, alpha: float, h: Tensor | None) -> dict[str, Any]:
+        nested = self._adapter(index).functional
+        if not isinstance(nested, NestedLoRAAdapter):
+            raise TypeError(f"layer {self.layer} adapter {index} is no nested_lora adapter, nothing to consolidate")
+        before = _measure(nested, "before")
+        output = None if h is None else nested(h)
+        nested.consolidate(alpha)
+        receipt = {
+            "layer": self.layer,
+            "adapter": index,
+            "alpha": alpha,
+            "mode": self.config.nested_lora_consolidation_mode,
+            "reset": self.config.nested_lora_fast_reset,
+            **before,
+            **_measure(nested, "after"),
+            "drift": None if output is None or h is None else relative_change(output, nested(h)),
+        }
+        logger.info("consolidated %s", " ".join(f"{key}={_short(value)}" for key, value in receipt.items()))
+        return receipt
+
+
+def _measure(nested: NestedLoRAAdapter, when: str) -> dict[str, float]:
+    return {
+        f"slow_norm_{when}": nested.slow.norm(),
+        f"fast_norm_{when}": nested.fast.norm(),
+        f"slow_rank_{when}": nested.slow.rank,
+    }
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def relative_change(before: Tensor, after: Tensor) -> float:
+    """||after - before|| / ||before||, Euclidean over all elements; 0 when both are zero."""
+    change, scale = float((after - before).norm()), float(before.norm())
+    return 0.0 if change == 0 else change / scale if scale > 0 else float("inf")
+
+
+class SEMABlock(nn.Module):
+    """A timm Block with a slot beside its MLP; the Block's own modules under their own names.
+
+    `h = x + attn(norm1(x));  y = h + mlp(norm2(h)) + adapters(h)`
+
+    Args:
+        block: A plain `timm.models.vision_transformer.Block`; its modules are taken over.
+        slot: The adapters.
+    """
+
+    norm1: nn.Module
+    attn: nn.Module
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
+
+    def __init__(self, block: nn.Module, slot: SEMAModules) -> None:
+        super().__init__()
+        for name, module in block.named_children():
+            self.add_module(name, module)
+        self.adapter_module = slot
+
+    def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """`h`, the input of the slot."""
+        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+
+    def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """The block's output for its `h`."""
+        return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h)))) + self.adapter_module(h)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        return self.complete(self.attend(x))

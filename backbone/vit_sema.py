@@ -1,0 +1,173 @@
+"""A timm VisionTransformer with a SEMA slot in every block.
+
+timm builds the network, its Block and its attention; this file names the architecture, loads weights and inserts slots.
+Shapes: B batch, N tokens (class token included), D embedding width.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from backbone.sema_block import SEMABlock, SEMAModules
+
+SUFFIX = "_adapter"
+SEMA_NAMES = {
+    # Since timm's multi-weight naming the bare first name means augreg2_in21k_ft_in1k.
+    "pretrained_vit_b16_224": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "pretrained_vit_b16_224_in21k": "vit_base_patch16_224.augreg_in21k",
+}
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be had: unknown name, unsupported architecture, or weights that do not fit."""
+
+
+def timm_name(backbone_type: str) -> str:
+    """The timm model name with its full pretrained tag that a `backbone_type` stands for.
+
+    Raises:
+        BackboneError: Not `<timm model>[.tag]_adapter` and not one of SEMA's names.
+    """
+    stem = backbone_type.removesuffix(SUFFIX)
+    name = SEMA_NAMES.get(stem, stem)
+    architecture, _, tag = name.partition(".")
+    if stem == backbone_type or not timm.is_model(architecture):
+        raise BackboneError(_unknown_name(backbone_type))
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise BackboneError(f"backbone_type {backbone_type!r}: {architecture} has the tags {', '.join(tags) or 'none'}")
+    default = timm.get_pretrained_cfg_value(architecture, "tag")
+    return name if tag or not default else f"{architecture}.{default}"
+
+
+def _unknown_name(backbone_type: str) -> str:
+    known = [f"{name}{SUFFIX}" for name in [*SEMA_NAMES, *timm.list_models("*vit*"), *timm.list_models("deit*")]]
+    near = difflib.get_close_matches(backbone_type, known, n=3, cutoff=0.5)
+    return (
+        f"backbone_type {backbone_type!r} is unknown; expected {', '.join(f'{name}{SUFFIX}' for name in SEMA_NAMES)} "
+        f"or '<timm VisionTransformer>{SUFFIX}', nearest: {', '.join(near) or 'none'}"
+    )
+
+
+def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:
+    """timm's model without a classifier, after a look at the architecture that costs neither memory nor a download.
+
+    Args:
+        name: timm model name.
+        pretrained: Fetch the tag's weights from the hub (or its cache).
+        kwargs: Passed to `timm.create_model`: `img_size`, `depth`, `embed_dim`, ...
+
+    Raises:
+        BackboneError: Not a VisionTransformer with plain Blocks and a class token, or kwargs it does not take.
+    """
+    try:
+        with torch.device("meta"):
+            refuse_unsupported(name, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error}") from error
+    try:
+        return cast(VisionTransformer, timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs))
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise BackboneError(_no_download(name, error)) from error
+
+
+def _no_download(name: str, error: Exception) -> str:
+    repository = timm.get_pretrained_cfg_value(name, "hf_hub_id") or f"timm/{name}"
+    repository = repository if repository != "timm/" else f"timm/{name}"
+    return (
+        f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}); download "
+        f"https://huggingface.co/{repository}/resolve/main/model.safetensors by other means and set "
+        f"backbone_checkpoint to that file, or set pretrained to false for random weights"
+    )
+
+
+def refuse_unsupported(name: str, model: torch.nn.Module) -> None:
+    """Raise BackboneError unless SEMA's equations hold for this architecture."""
+    if type(model) is not VisionTransformer:
+        raise BackboneError(f"{name} is a {type(model).__name__}; SEMA needs timm's VisionTransformer")
+    blocks = {type(block).__name__ for block in model.blocks if type(block) is not Block}
+    if blocks:
+        raise BackboneError(f"{name} is built of {', '.join(sorted(blocks))}; SEMA needs timm's plain Block")
+    if model.cls_token is None or model.global_pool != "token":
+        raise BackboneError(f"{name} pools by {model.global_pool!r}; SEMA needs the class token")
+
+
+def load_weights(vit: VisionTransformer, path: Path) -> None:
+    """Load a local safetensors or torch file with timm's names; position grids are resampled, a classifier is dropped.
+
+    Raises:
+        BackboneError: No such file, unreadable, or tensors that do not fit, with their names.
+    """
+    if not path.is_file():
+        raise BackboneError(f"backbone_checkpoint {str(path)!r} does not exist")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise BackboneError(f"backbone_checkpoint {str(path)!r} cannot be read: {error}") from error
+    state = checkpoint_filter_fn(state, vit)
+    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    try:
+        vit.load_state_dict(state)
+    except RuntimeError as error:
+        raise BackboneError(f"backbone_checkpoint {str(path)!r} does not fit the backbone: {error}") from error
+
+
+def weights_hash(vit: VisionTransformer) -> str:
+    """SHA-256 (hex) over names and values of every tensor of the network as it stands."""
+    digest = hashlib.sha256()
+    for key, value in sorted(vit.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def insert_slots(vit: VisionTransformer, config: Any) -> None:
+    """Freeze the network and give every block its adapters.
+
+    Args:
+        vit: Changed in place.
+        config: What `SEMAModules` reads; `d_model` is the network's width.
+
+    Raises:
+        BackboneError: The layer range lies outside the network.
+    """
+    depth = len(vit.blocks)
+    if config.adapt_end_layer >= depth:
+        raise BackboneError(
+            f"adapt_start_layer {config.adapt_start_layer}, adapt_end_layer {config.adapt_end_layer}: the backbone's "
+            f"layers are 0 to {depth - 1}, so adapt_end_layer can be {depth - 1} at most"
+        )
+    vit.requires_grad_(False)
+    vit.blocks = torch.nn.Sequential(
+        *(SEMABlock(block, SEMAModules(config, layer)) for layer, block in enumerate(vit.blocks))
+    )
+
+
+def sema_blocks(vit: VisionTransformer) -> list[SEMABlock]:
+    """The blocks, typed."""
+    return [block for block in vit.blocks if isinstance(block, SEMABlock)]
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
+    """What timm feeds to the first block."""
+    return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+
+
+def slot_inputs(vit: VisionTransformer, images: Tensor, last: int) -> Iterator[Tensor]:
+    """Yield every slot's input `h`, (B, N, D), from block 0 to `last`; nothing beyond the last `h` is computed."""
+    x = embed(vit, images)
+    for layer, block in enumerate(sema_blocks(vit)[: last + 1]):
+        h = block.attend(x)
+        yield h
+        if layer < last:
+            x = block.complete(h)

@@ -1,0 +1,150 @@
+"""What every class-incremental learner does: count tasks and classes, hold the data of a task, evaluate.
+
+Shapes: B batch, S image side, C classes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from utils.config import with_defaults
+from utils.inc_net import SEMAVitNet
+from utils.loader import StreamLoader
+from utils.metrics import grouped_accuracy
+from utils.runlog import progress
+from utils.streams import seeded
+
+
+class EventSink(Protocol):
+    """Takes one event: its kind and JSON-ready fields."""
+
+    def __call__(self, kind: str, **fields: Any) -> None: ...
+
+
+def no_events(kind: str, **fields: Any) -> None:
+    """Where events go when nobody keeps them."""
+
+
+class Tasks(Protocol):
+    """What a learner asks of a DataManager."""
+
+    def get_task_size(self, task: int) -> int: ...
+
+    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **view: Any) -> Dataset: ...
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the network said about a test set.
+
+    Attributes:
+        labels: (n,) true classes.
+        top1: (n,) predicted classes.
+        top5_hits: (n,) whether the true class is among the five (or all, if fewer) highest logits.
+    """
+
+    labels: np.ndarray
+    top1: np.ndarray
+    top5_hits: np.ndarray
+
+
+class BaseLearner:
+    """Task counters, loaders and evaluation.
+
+    Args:
+        args: The public implementation's keys; missing ones take their defaults. `device` is a list of one
+            torch.device, `seed` an int, `nb_classes` the head's size.
+        events: Where the learner reports what happens.
+    """
+
+    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
+        self.args = with_defaults(args)
+        self.events = events
+        self.device = torch.device(self.args.device[0])
+        self.seed: int = self.args.seed
+        self.cur_task = -1
+        self.known_classes = 0
+        self.task_sizes: list[int] = []
+        with seeded(self.seed, "network"):
+            self._network = SEMAVitNet(self.args).to(self.device)
+        self.spec = self._network.input_spec(self.args.normalize)
+
+    @property
+    def total_classes(self) -> int:
+        """Classes up to and with the current task."""
+        return sum(self.task_sizes)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the run starts from: timm name, origin and SHA-256 of the frozen weights."""
+        return {"backbone": self._network.provenance}
+
+    def after_task(self) -> None:
+        """Count the task's classes as known."""
+        self.known_classes = self.total_classes
+
+    def begin_after(self, task_sizes: list[int]) -> None:
+        """Count these tasks as learned, as after the last of them and before its `after_task`."""
+        self.task_sizes = list(task_sizes)
+        self.cur_task = len(task_sizes) - 1
+        self.known_classes = sum(task_sizes[:-1])
+
+    def begin_data(self, data_manager: Tasks) -> None:
+        """Move on to the next task: its classes, and loaders of its training and of all seen test images."""
+        self.cur_task += 1
+        self.task_sizes.append(data_manager.get_task_size(self.cur_task))
+        new = range(self.known_classes, self.total_classes)
+        images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec)
+        self.train_loader = self.loader(images)
+        # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
+        self.scan_loader = self.loader(images)
+        self.begin_test(data_manager)
+
+    def begin_test(self, data_manager: Tasks) -> None:
+        """A loader of the test images of all classes seen."""
+        seen = range(self.total_classes)
+        self.test_loader = self.loader(data_manager.get_dataset(seen, source="test", mode="test", spec=self.spec))
+
+    def end_data(self) -> None:
+        """End the task's loading workers."""
+        self.train_loader.close()
+        self.scan_loader.close()
+
+    def loader(self, dataset: Dataset) -> StreamLoader:
+        """A loader whose order and augmentation come from named streams of this run's seed."""
+        return StreamLoader(dataset, self.args.num_workers, self.device, self.seed)
+
+    def eval_task(self) -> tuple[dict[str, Any], Predictions]:
+        """Accuracy over all classes seen, in per cent, and the predictions it was computed from."""
+        predictions = self.predict()
+        labels = predictions.labels
+        accuracy = {
+            "grouped": grouped_accuracy(predictions.top1, labels, self.task_sizes, self.known_classes),
+            "top1": round(100 * float((predictions.top1 == labels).mean()), 2),
+            "top5": round(100 * float(predictions.top5_hits.mean()), 2),
+        }
+        return accuracy, predictions
+
+    @torch.no_grad()
+    def predict(self) -> Predictions:
+        """Score the test images of all classes seen."""
+        was_training = self._network.training
+        self._network.eval()
+        size = self.args.eval_batch_size
+        batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False)
+        scored = [
+            self._score(images, labels)
+            for _, images, labels in progress(batches, f"task {self.cur_task} test", self.test_loader.batches(size))
+        ]
+        self._network.train(was_training)
+        return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
+
+    def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, S, S), (B,)
+        logits = self._network(images)["logits"][:, : self.total_classes]  # (B, C)
+        top = logits.topk(min(5, self.total_classes), dim=1).indices
+        return labels, top[:, 0], (top == labels[:, None]).any(dim=1)

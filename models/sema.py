@@ -1,0 +1,224 @@
+"""SEMA's learner: when a task's data ask for an adapter, what trains when, and what is frozen after.
+
+A task is a walk through stages (`Position`): task 0 is func, rd, end; a later one scans, and either every request for
+an adapter starts a func + rd cycle after which the scan goes on, or nothing asks and only func follows. Each stage does
+its work and names the next: a position, the network and the optimizer are all there is to a half-finished task.
+
+Shapes: B batch, S image side, D embedding width, A adapters at a layer, C classes.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from backbone.sema_block import SEMAModules
+from models.base import EventSink, Tasks, no_events
+from models.phases import PhaseLearner, Position
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.param_groups import count_parameters
+from utils.runlog import progress
+from utils.streams import seeded
+
+logger = logging.getLogger(__name__)
+
+
+class Learner(PhaseLearner):
+    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adaptmlp or nested_lora adapters."""
+
+    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
+        super().__init__(args, events)
+        self.batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def incremental_train(self, data_manager: Tasks) -> None:
+        """Learn the next task.
+
+        Raises:
+            ConfigError: The slow interval is larger than the number of steps of a func phase.
+        """
+        self.begin_data(data_manager)
+        self._begin_task()
+        stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
+        while self.position.stage != "done":
+            stages[self.position.stage]()
+        self.end_data()
+
+    def _begin_task(self) -> None:
+        self.position = Position("scan" if self.cur_task else "func")
+        for slot in self._network.slots if self.cur_task else ():
+            with seeded(self.seed, "begin", self.cur_task, slot.layer):
+                revived = slot.begin_task()
+            if revived:
+                logger.info(
+                    "task %d layer %d: zeroed fast of adapters %s re-initialised", self.cur_task, slot.layer, revived
+                )
+        self._report_drift_of_data("before")
+
+    # ---- expansion
+
+    def _scan(self) -> None:
+        """Look at the task's images, batch after batch, until a layer asks for an adapter or the pass ends."""
+        for means in self._remaining_means():
+            self.position.batch += 1
+            slot = self._first_asking(means)
+            if slot is not None:
+                return self._expand(slot)
+        self.batches = None
+        open_slots = [slot for slot in self._network.expandable if not slot.added]
+        if self.position.added and open_slots:
+            self.position = Position("scan", self.position.cycle, scan=self.position.scan + 1)
+        else:
+            self.position.stage = "end" if self.position.cycle else "func"
+
+    def _remaining_means(self) -> Iterator[dict[int, Tensor]]:
+        """Token means of the batches this scan has not looked at, (B, D) for each expandable layer."""
+        size, place = self.args.detect_batch_size, self.position
+        self._network.eval()
+        if self.batches is None:
+            self.batches = self.scan_loader.epoch(
+                "scan", self.cur_task, place.scan, batch_size=size, shuffle=True, start=place.batch
+            )
+        total, what = self.scan_loader.batches(size), f"task {self.cur_task} scan {place.scan}"
+        for _, images, _ in progress(self.batches, what, total, done=place.batch):
+            yield self._network.token_means(images, self._layers(self._network.expandable))
+
+    def _first_asking(self, means: dict[int, Tensor]) -> SEMAModules | None:
+        """The shallowest layer, not yet expanded in this task, all of whose descriptors find the batch strange."""
+        z = {slot.layer: slot.z_scores(means[slot.layer]).mean(dim=1).tolist() for slot in self._network.expandable}
+        asking = [s for s in self._network.expandable if not s.added and min(z[s.layer]) > self.args.exp_threshold]
+        self.events(
+            "scan",
+            task=self.cur_task,
+            scan=self.position.scan,
+            batch=self.position.batch,
+            z={str(layer): values for layer, values in z.items()},
+            threshold=self.args.exp_threshold,
+            expands=asking[0].layer if asking else None,
+        )
+        return asking[0] if asking else None
+
+    def _expand(self, slot: SEMAModules) -> None:
+        place = self.position
+        with seeded(self.seed, "adapter", slot.layer, slot.num_adapters):
+            slot.expand()
+        place.stage, place.cycle, place.added = "func", place.cycle + 1, True
+        where = f"task {self.cur_task} scan {place.scan} batch {place.batch}"
+        logger.info("%s: layer %d gets adapter %d", where, slot.layer, slot.num_adapters - 1)
+
+    # ---- training
+
+    def _func(self) -> None:
+        """Train adapters, routers and head; without a new adapter that leaves the head (and what is continual)."""
+        for slot in self._network.slots:
+            slot.begin_func_phase()
+        self._init_train("func")
+        trains_descriptors = any(slot.describing for slot in self._network.expandable)
+        self.position.stage = "rd" if trains_descriptors else "end"
+
+    def _rd(self) -> None:
+        """Train the descriptors of the adapters this cycle added, and close the cycle."""
+        self._init_train("rd")
+        for slot in self._network.slots:
+            slot.end_of_cycle()
+        self.position.stage = "scan" if self.cur_task else "end"
+
+    # ---- the end of a task
+
+    def _end_task(self) -> None:
+        """Consolidate if configured, freeze everything but the head, refill the records consolidation made stale."""
+        self._report_drift_of_data("after")
+        consolidates = self.nested and self.args.nested_lora_use_consolidation
+        consolidates = consolidates and any(slot.trained for slot in self._network.slots)
+        before = self.eval_task()[0] if consolidates else {}
+        probe = self._probe() if consolidates else {}
+        receipts = [r for slot in self._network.slots for r in slot.end_of_task_training(probe.get(slot.layer))]
+        if consolidates:
+            self._refill_records()
+            self._report_consolidation(receipts, before, self.eval_task()[0])
+        self.position.stage = "done"
+
+    def _probe(self) -> dict[int, Tensor]:
+        """One batch of the task as every slot that trained sees it, (B, N, D), before any layer is consolidated."""
+        size = min(self.args.batch_size, len(self.train_loader))
+        batches = self.train_loader.epoch("probe", self.cur_task, batch_size=size, shuffle=True)
+        _, images, _ = next(iter(batches))
+        self._network.eval()
+        return self._network.slot_inputs(images, self._layers([s for s in self._network.slots if s.trained]))
+
+    def _refill_records(self) -> None:
+        """Take the records of the adapters added in this task anew, from the features as they are now."""
+        slots = [slot for slot in self._network.expandable if slot.added]
+        fresh = [slot.newest for slot in slots]
+        for adapter in fresh:
+            adapter.records.clear()
+        for means in self._pass("refill", slots):
+            for slot, adapter in zip(slots, fresh, strict=True):
+                adapter.observe(means[slot.layer])
+
+    @torch.no_grad()
+    def _pass(self, purpose: str, slots: list[SEMAModules]) -> Iterator[dict[int, Tensor]]:
+        """Token means at `slots` over one gradient-free pass of the task's training images."""
+        self._network.eval()
+        size = self.args.detect_batch_size
+        batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
+        for _, images, _ in progress(batches, f"task {self.cur_task} {purpose}", self.train_loader.batches(size)):
+            yield self._network.token_means(images, self._layers(slots))
+
+    # ---- reports
+
+    def _report_consolidation(
+        self, receipts: list[dict[str, Any]], before: dict[str, Any], after: dict[str, Any]
+    ) -> None:
+        tops = (before["top1"], after["top1"])
+        logger.info("task %d: accuracy %.2f before and %.2f after consolidation", self.cur_task, *tops)
+        self.events(
+            "consolidation", task=self.cur_task, receipts=receipts, accuracy_before=before, accuracy_after=after
+        )
+
+    def _report_drift_of_data(self, when: Literal["before", "after"]) -> None:
+        """Under lifetime "continual": how strange older descriptors find the task, before and after training."""
+        slots = self._network.expandable
+        if not (self.nested and self.args.nested_lora_lifetime == "continual" and self.cur_task):
+            return
+        sums = [torch.zeros(slot.num_adapters, device=self.device) for slot in slots]
+        for means in self._pass(f"z-{when}", slots):
+            for slot, total in zip(slots, sums, strict=True):
+                total += slot.z_scores(means[slot.layer]).sum(dim=1)
+        z = {
+            str(slot.layer): (total / len(self.train_loader)).tolist() for slot, total in zip(slots, sums, strict=True)
+        }
+        logger.info("task %d: mean z by layer and adapter %s training: %s", self.cur_task, when, z)
+        self.events("mean_z", task=self.cur_task, when=when, z=z)
+
+    def structure(self) -> dict[str, Any]:
+        """Adapters in every block and exact numbers of stored parameters, by what they are, as things stand."""
+        total = sum(parameter.numel() for parameter in self._network.parameters())
+        counts = count_parameters(self._network.roles())
+        return {
+            "adapters": [slot.num_adapters for slot in self._network.slots],
+            "parameters": {**counts, "backbone": total - sum(counts.values()), "total": total},
+        }
+
+    # ---- checkpoints
+
+    def save_checkpoint(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Write what evaluation needs; `meta` is the trainer's part of it."""
+        own = {"task_sizes": self.task_sizes, "backbone": self._network.provenance}
+        save_checkpoint(path, self._network.learned_state(), {**meta, **own})
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """Load a checkpoint of ours or of the public implementation (which is taken to know all classes).
+
+        Returns:
+            Its metadata; empty for the public implementation's.
+
+        Raises:
+            CheckpointError: Unreadable, or of another network; the message says what differs.
+        """
+        tensors, meta = read_checkpoint(Path(path))
+        self._network.load_learned(tensors, meta.get("backbone"))
+        self.begin_after(meta.get("task_sizes", [self.args.nb_classes]))
+        return meta

@@ -1,0 +1,115 @@
+"""Checkpoints: a safetensors file a task with everything evaluation needs; the public implementation's are read too."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from utils.config import UserError
+from utils.files import atomic_write
+
+FORMAT = "nested-sema-1"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or of another network."""
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON metadata atomically: the file is there whole or not at all."""
+    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    atomic_write(path, save(contiguous, {"format": FORMAT, "meta": json.dumps(meta)}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file of ours, or of the public implementation's (whose metadata are empty).
+
+    Raises:
+        CheckpointError: Missing, unreadable, or a safetensors file that is no checkpoint.
+    """
+    meta = read_meta(path)
+    try:
+        tensors = load_file(path) if meta else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"checkpoint {str(path)!r} is not a mapping of names to tensors")
+    return dict(tensors), meta
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata alone; empty for a file of the public implementation.
+
+    Raises:
+        CheckpointError: Missing, or a safetensors file that is no checkpoint.
+    """
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist" + (f"; there are {near}" if near else ""))
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
+        return dict(json.loads(header["meta"]))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration a checkpoint was made with.
+
+    Raises:
+        CheckpointError: As `read_meta`, or the file carries none (public `.pth` files do not).
+    """
+    meta = read_meta(Path(path))
+    if "config" not in meta:
+        raise CheckpointError(f"checkpoint {str(path)!r} carries no configuration; give one with --config")
+    return dict(meta["config"])
+
+
+SLOT = r"backbone\.blocks\.(\d+)\.adapter_module\.adapters\.(\d+)\."
+INNER = re.compile(SLOT + r"functional\.(?:slow\.)?down_proj\.weight")
+RECORDS = re.compile(SLOT + r"records\.losses")
+
+
+def adapter_type(tensors: Mapping[str, Tensor]) -> str:
+    """Which adapter type a checkpoint's names speak of."""
+    return "nested_lora" if any(".functional.slow." in key for key in tensors) else "adaptmlp"
+
+
+def structure(tensors: Mapping[str, Tensor]) -> dict[int, tuple[list[int], list[int]]]:
+    """For each layer the adapters' inner widths and the lengths of their records, read off the tensors' shapes."""
+    return {
+        layer: (widths, _lengths(tensors, RECORDS).get(layer, [])) for layer, widths in _lengths(tensors, INNER).items()
+    }
+
+
+def _lengths(tensors: Mapping[str, Tensor], pattern: re.Pattern[str]) -> dict[int, list[int]]:
+    found: dict[int, dict[int, int]] = defaultdict(dict)
+    for key, value in tensors.items():
+        if match := pattern.fullmatch(key):
+            found[int(match[1])][int(match[2])] = len(value)
+    return {layer: [length for _, length in sorted(adapters.items())] for layer, adapters in found.items()}
+
+
+def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """One line for each tensor that is missing, unexpected or of another shape; records may be missing."""
+    missing = [key for key in expected.keys() - given.keys() if not key.endswith("records.losses")]
+    lines = [f"missing {key} {tuple(expected[key].shape)}" for key in missing]
+    lines += [f"unexpected {key} {tuple(given[key].shape)}" for key in given.keys() - expected.keys()]
+    lines += [
+        f"{key} is {tuple(given[key].shape)} there, {tuple(expected[key].shape)} here"
+        for key in expected.keys() & given.keys()
+        if expected[key].shape != given[key].shape
+    ]
+    return sorted(lines)

@@ -1,0 +1,31 @@
+"""The device a run uses, decided when asked and nowhere else."""
+
+import torch
+
+from utils.config import ConfigError
+
+
+def resolve_device(device: str | int | list[str | int]) -> torch.device:
+    """Turn the key `device` into a torch device that is there.
+
+    "auto" is the first GPU or else the CPU, -1 the CPU, a number that GPU.
+
+    Raises:
+        ConfigError: The device is not on this machine; the message names those that are.
+    """
+    name = str(device[0] if isinstance(device, list) else device)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "0" if gpus else "cpu"
+    if name in ("cpu", "-1"):
+        return torch.device("cpu")
+    index = 0 if name == "cuda" else int(name)
+    if index >= gpus:
+        there = ["auto", "cpu", "-1"] + (["cuda"] if gpus else []) + [str(gpu) for gpu in range(gpus)]
+        raise ConfigError(f"device {device!r}: this machine has no GPU {index}; choose one of {', '.join(there)}")
+    return torch.device("cuda", index)
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

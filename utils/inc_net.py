@@ -1,0 +1,166 @@
+"""The one seam between configuration and network.
+
+Shapes: B batch, S image side, D embedding width, C classes.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from backbone.sema_block import SEMAModules
+from backbone.sema_components import Role
+from backbone.vit_sema import (
+    BackboneError,
+    create_vit,
+    insert_slots,
+    load_weights,
+    sema_blocks,
+    slot_inputs,
+    timm_name,
+    weights_hash,
+)
+from utils.checkpoint import CheckpointError, adapter_type, differences, structure
+from utils.config import ConfigError
+from utils.data import InputSpec
+
+logger = logging.getLogger(__name__)
+
+
+def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:
+    """The frozen ViT with its SEMA slots, and its provenance: resolved timm name, origin and SHA-256 of the weights.
+
+    Raises:
+        ConfigError: `backbone_type`, `backbone_kwargs`, `backbone_checkpoint` or the layer range do not work out.
+    """
+    config = EasyDict(args)
+    try:
+        name = timm_name(config.backbone_type)
+        local = config.backbone_checkpoint
+        vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs)
+        if local is not None:
+            load_weights(vit, Path(local))
+        config.d_model = vit.embed_dim
+        provenance = {"timm_name": name, "weights": _origin(config), "sha256": weights_hash(vit)}
+        insert_slots(vit, config)
+    except BackboneError as error:
+        raise ConfigError(str(error)) from error
+    logger.info("backbone %(timm_name)s, weights %(weights)s, sha256 %(sha256)s", provenance)
+    return vit, provenance
+
+
+def _origin(config: EasyDict) -> str:
+    if config.backbone_checkpoint is not None:
+        return str(config.backbone_checkpoint)
+    return "hub" if config.pretrained else "random"
+
+
+class SEMAVitNet(nn.Module):
+    """Backbone with slots and one linear head for all classes.
+
+    Args:
+        args: A complete configuration, with `nb_classes`.
+
+    Attributes:
+        provenance: Resolved timm name, origin and SHA-256 of the frozen weights.
+    """
+
+    def __init__(self, args: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.backbone, self.provenance = get_backbone(args)
+        self.fc = nn.Linear(self.backbone.embed_dim, args["nb_classes"])
+        nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
+        """`features`, the final-norm class token, and `logits`."""
+        features = self.backbone(images)
+        return {"features": features, "logits": self.fc(features)}
+
+    def train(self, mode: bool = True) -> "SEMAVitNet":
+        """Training mode is the slots' matter: the frozen backbone always runs as in evaluation."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            module.training = False
+        for slot in self.slots:
+            slot.train(mode)
+        return self
+
+    @property
+    def slots(self) -> list[SEMAModules]:
+        """The slot of every block, by layer."""
+        return [block.adapter_module for block in sema_blocks(self.backbone)]
+
+    @property
+    def expandable(self) -> list[SEMAModules]:
+        """The slots that can take more adapters, shallowest first."""
+        return [slot for slot in self.slots if slot.expandable]
+
+    def input_spec(self, normalize: bool) -> InputSpec:
+        """Image size and, if asked for, the weights' own mean and std."""
+        size = self.backbone.patch_embed.img_size[0]
+        weights: dict[str, Any] = self.backbone.pretrained_cfg  # type: ignore[assignment]  # timm sets a dict
+        return InputSpec(size, tuple(weights["mean"]), tuple(weights["std"])) if normalize else InputSpec(size)
+
+    def roles(self) -> Iterator[Role]:
+        """Every parameter that can ever learn, with what it is."""
+        for slot in self.slots:
+            yield from slot.roles()
+        yield from (("head", parameter) for parameter in self.fc.parameters())
+
+    @torch.no_grad()
+    def token_means(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+        """Mean over tokens of the slots' inputs, (B, D) for each of `layers`; computes nothing beyond the deepest."""
+        return {layer: h.mean(dim=1) for layer, h in self.slot_inputs(images, layers).items()}
+
+    @torch.no_grad()
+    def slot_inputs(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
+        """The slots' inputs `h`, (B, N, D) for each of `layers`; computes nothing beyond the deepest."""
+        wanted = set(layers)
+        inputs = slot_inputs(self.backbone, images, max(wanted)) if wanted else ()
+        return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
+
+    def learned_state(self) -> dict[str, Tensor]:
+        """Everything a run changes, under its public names: adapters, routers, descriptors with their records, head."""
+        state = self.state_dict()
+        return {key: value for key, value in state.items() if ".adapter_module." in key or key.startswith("fc.")}
+
+    def load_learned(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None = None) -> None:
+        """Take the structure and values of a checkpoint.
+
+        Args:
+            tensors: As `learned_state` gives them; records may be missing.
+            backbone: Provenance of the network the checkpoint was made on, if known.
+
+        Raises:
+            CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
+        """
+        self._refuse_other_network(tensors, backbone)
+        for layer, (ranks, records) in structure(tensors).items():
+            self.slots[layer].restore_structure(ranks, records)
+        unlike = differences(self.learned_state(), tensors)
+        if unlike:
+            raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
+        self.load_state_dict(dict(tensors), strict=False)
+        self.to(self.fc.weight.device)
+
+    def _refuse_other_network(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None) -> None:
+        mine, theirs = self.slots[0].config.ffn_adapter_type, adapter_type(tensors)
+        if mine != theirs:
+            raise CheckpointError(f"the checkpoint holds {theirs} adapters, the configuration asks for {mine}")
+        if backbone is not None and backbone["sha256"] != self.provenance["sha256"]:
+            raise CheckpointError(
+                f"the checkpoint was made on {backbone['timm_name']} with weights {backbone['sha256'][:16]} "
+                f"({backbone['weights']}), here is {self.provenance['timm_name']} with {self.provenance['sha256'][:16]}"
+            )
+        layers = set(structure(tensors))
+        if layers != set(range(len(self.slots))):
+            raise CheckpointError(
+                f"the checkpoint has {len(layers)} blocks with adapters, the backbone {len(self.slots)}"
+            )
