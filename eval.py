@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint: the same network, the same metrics, the same table as the trainer's."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from models import get_model
+from trainer import learner_args, make_tasks
+from utils.checkpoint import CheckpointError
+from utils.config import Config
+from utils.data import load_dataset
+from utils.devices import resolve_device
+from utils.metrics import AccuracyMatrix, format_table
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Score a checkpoint on the test images of all classes it has seen.
+
+    Returns:
+        Accuracy, and what follows from the accuracy matrix, whose last row was measured anew; a checkpoint of the
+        public implementation carries no earlier rows.
+
+    Raises:
+        UserError: Device, data, backbone or checkpoint do not work out.
+    """
+    device = resolve_device(config.device)
+    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
+    learner = get_model(config.model_name, learner_args(config, tasks, device))
+    meta = learner.load_checkpoint(config.checkpt_path)
+    if meta and meta["class_order"] != tasks.class_order:
+        raise CheckpointError("the checkpoint was trained with another class order: dataset, seed or shuffle differ")
+    if not meta:
+        learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
+    learner.begin_test(tasks)
+    accuracy, predictions = learner.eval_task()
+    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if meta else AccuracyMatrix()
+    matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
+    print(format_table(matrix))
+    return {"accuracy": accuracy, **matrix.summary()}

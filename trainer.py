@@ -1,0 +1,121 @@
+"""One training run per seed: data, learner, tasks, evaluation, files. The only file that knows the order of a run."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import get_model
+from models.sema import Learner
+from utils.config import Config
+from utils.data import ImageData, load_dataset
+from utils.data_manager import DataManager
+from utils.devices import device_name, resolve_device
+from utils.metrics import AccuracyMatrix, format_table
+from utils.param_groups import check_interval, steps_of
+from utils.runlog import RunLog, refuse_finished, run_name
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, name: str) -> None:
+    """Train every seed of a configuration, each in a run directory of its own.
+
+    Args:
+        config: Validated.
+        name: The configuration's name, which begins the directories' names.
+
+    Raises:
+        UserError: Device, data, backbone or output directory do not work out; before any training.
+    """
+    device = resolve_device(config.device)
+    names = {seed: run_name(config, name, seed) for seed in config.seed}
+    refuse_finished(config.output_dir, names.values(), config.overwrite)
+    data = load_dataset(config.dataset, Path(config.data_root))
+    for seed, run in names.items():
+        train_seed(config.model_copy(update={"seed": [seed]}), run, data, device)
+
+
+def train_seed(config: Config, run: str, data: ImageData, device: torch.device) -> None:
+    """Train one seed and write its run directory."""
+    tasks = make_tasks(config, data)
+    check_steps(config, tasks)
+    with RunLog.create(Path(config.output_dir), run, config.overwrite) as log:
+        log.write_config(config.model_dump(mode="json"))
+        learner = get_model(config.model_name, learner_args(config, tasks, device), log.event)
+        log.write_environment(device_name(device), learner.provenance)
+        log.results(Run(config, tasks, learner, log).to_end())
+
+
+def make_tasks(config: Config, data: ImageData) -> DataManager:
+    """The configuration's sequence of tasks over a data set."""
+    return DataManager(
+        data,
+        shuffle=config.shuffle,
+        seed=config.seed[0],
+        init_cls=config.init_cls,
+        increment=config.increment,
+        max_tasks=config.max_tasks,
+    )
+
+
+def learner_args(config: Config, tasks: DataManager, device: torch.device) -> dict[str, Any]:
+    """What a learner is made of: the configuration, one seed, one device, the head's size."""
+    return {**config.model_dump(), "seed": config.seed[0], "device": [device], "nb_classes": tasks.nb_classes}
+
+
+def check_steps(config: Config, tasks: DataManager) -> None:
+    """Refuse, before anything trains, a slow interval longer than some task's func phase.
+
+    Raises:
+        ConfigError: Names the interval, the task and its number of steps.
+    """
+    if config.ffn_adapter_type != "nested_lora":
+        return
+    for task in range(tasks.nb_tasks):
+        steps = steps_of(tasks.train_images(task), config.batch_size, config.func_epoch)
+        check_interval(config.nested_lora_update_interval_slow, steps, task)
+
+
+class Run:
+    """A run in progress: what is measured after every task."""
+
+    def __init__(self, config: Config, tasks: DataManager, learner: Learner, log: RunLog) -> None:
+        self.config, self.tasks, self.learner, self.log = config, tasks, learner, log
+        self.matrix = AccuracyMatrix()
+        self.per_task: list[dict[str, Any]] = []
+        self.seconds: list[float] = []
+
+    def to_end(self) -> dict[str, Any]:
+        """Learn all tasks; what results.json holds."""
+        for task in range(self.tasks.nb_tasks):
+            started = time.perf_counter()
+            self._one_task(task)
+            self.seconds.append(time.perf_counter() - started)
+        logger.info("accuracy per task, per cent\n%s", format_table(self.matrix))
+        return {
+            "accuracy": self.matrix.to_json(),
+            **self.matrix.summary(),
+            "tasks": self.per_task,
+            "run": {"seconds_per_task": self.seconds},
+        }
+
+    def _one_task(self, task: int) -> None:
+        self.learner.incremental_train(self.tasks)
+        accuracy, predictions = self.learner.eval_task()
+        self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
+        state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
+        self.per_task.append(state)
+        self.log.event("task", **state, **self.matrix.summary())
+        self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
+        self.learner.after_task()
+        logger.info("after task %d: %s\n%s", task, accuracy["grouped"], format_table(self.matrix))
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "class_order": self.tasks.class_order,
+            "accuracy": self.matrix.to_json(),
+        }
