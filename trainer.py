@@ -42,10 +42,12 @@ def train_seed(config: Config, run: str, data: ImageData, device: torch.device) 
     """Train one seed and write its run directory."""
     tasks = make_tasks(config, data)
     check_steps(config, tasks)
+    learner = get_model(config.model_name, learner_args(config, tasks, device))
     with RunLog.create(Path(config.output_dir), run, config.overwrite) as log:
+        learner.events = log.event
         log.write_config(config.model_dump(mode="json"))
-        learner = get_model(config.model_name, learner_args(config, tasks, device), log.event)
         log.write_environment(device_name(device), learner.provenance)
+        logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         log.results(Run(config, tasks, learner, log).to_end())
 
 
@@ -94,7 +96,7 @@ class Run:
             started = time.perf_counter()
             self._one_task(task)
             self.seconds.append(time.perf_counter() - started)
-        logger.info("accuracy per task, per cent\n%s", format_table(self.matrix))
+        logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
         return {
             "accuracy": self.matrix.to_json(),
             **self.matrix.summary(),
@@ -111,7 +113,9 @@ class Run:
         self.log.event("task", **state, **self.matrix.summary())
         self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
         self.learner.after_task()
-        logger.info("after task %d: %s\n%s", task, accuracy["grouped"], format_table(self.matrix))
+        logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))
+        if task + 1 < self.tasks.nb_tasks:
+            logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -119,3 +123,10 @@ class Run:
             "class_order": self.tasks.class_order,
             "accuracy": self.matrix.to_json(),
         }
+
+
+def _sizes(state: dict[str, Any]) -> str:
+    counts = state["parameters"]
+    return (
+        f"adapters per block {'-'.join(map(str, state['adapters']))}, {counts['total'] - counts['backbone']} parameters"
+    )

@@ -85,8 +85,9 @@ class BaseLearner:
         return {"backbone": self._network.provenance}
 
     def after_task(self) -> None:
-        """Count the task's classes as known."""
+        """Count the task's classes as known, and end the workers that loaded its test images."""
         self.known_classes = self.total_classes
+        self.test_loader.close()
 
     def begin_after(self, task_sizes: list[int]) -> None:
         """Count these tasks as learned, as after the last of them and before its `after_task`."""
@@ -123,9 +124,10 @@ class BaseLearner:
         """Accuracy over all classes seen, in per cent, and the predictions it was computed from."""
         predictions = self.predict()
         labels = predictions.labels
+        grouped = grouped_accuracy(predictions.top1, labels, self.task_sizes, self.known_classes)
         accuracy = {
-            "grouped": grouped_accuracy(predictions.top1, labels, self.task_sizes, self.known_classes),
-            "top1": round(100 * float((predictions.top1 == labels).mean()), 2),
+            "grouped": grouped,
+            "top1": grouped["total"],
             "top5": round(100 * float(predictions.top5_hits.mean()), 2),
         }
         return accuracy, predictions

@@ -1,8 +1,8 @@
 """The recorded runs' inputs: weights, images and initial draws, all from numpy's legacy generator.
 
-The records in `tests/parity/` were made with the public SEMA implementation. Nothing in them depends on the order in which
-modules are built or images are drawn: initial values depend on a tensor's shape alone, and either an epoch is one batch of
-the whole task, or (`walk`) images come in a fixed order whatever index is asked for.
+The records in `tests/parity/` were made with the public SEMA implementation. Nothing in them depends on the order in
+which modules are built or images are drawn: initial values depend on a tensor's shape alone, and either an epoch is one
+batch of the whole task, or (`walk`) images come in a fixed order whatever index is asked for.
 """
 
 import json

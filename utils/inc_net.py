@@ -3,7 +3,6 @@
 Shapes: B batch, S image side, D embedding width, C classes.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,8 +29,6 @@ from utils.checkpoint import CheckpointError, adapter_type, differences, structu
 from utils.config import ConfigError
 from utils.data import InputSpec
 
-logger = logging.getLogger(__name__)
-
 
 def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:
     """The frozen ViT with its SEMA slots, and its provenance: resolved timm name, origin and SHA-256 of the weights.
@@ -51,7 +48,6 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
         insert_slots(vit, config)
     except BackboneError as error:
         raise ConfigError(str(error)) from error
-    logger.info("backbone %(timm_name)s, weights %(weights)s, sha256 %(sha256)s", provenance)
     return vit, provenance
 
 

@@ -5,7 +5,6 @@ Shapes: B batch, S image side.
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -113,15 +112,15 @@ class StreamLoader:
         return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-@dataclass(eq=False)
 class _Running:
     """What keeps workers alive: they end with the last reference to their DataLoader and its iterator."""
 
-    loader: "DataLoader[Batch | UserError] | None" = None
-    batches: Iterator[Batch | UserError] = iter(())
+    def __init__(self) -> None:
+        self.end()
 
     def end(self) -> None:
-        self.loader, self.batches = None, iter(())
+        self.loader: DataLoader[Batch | UserError] | None = None
+        self.batches: Iterator[Batch | UserError] = iter(())
 
 
 class _Batches(Dataset[Batch | UserError]):

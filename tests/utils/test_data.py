@@ -96,8 +96,9 @@ def test_folders_and_class_counts_are_semas():
 # ---- folders
 
 
-def test_folders_are_read_in_sorted_order(tmp_path: Path):
+def test_folders_are_read_in_sorted_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_folders(tmp_path, {"b": 1, "a": 1, "B": 2})
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(path.glob("*"), reverse=True)))
     data = load_dataset("imagefolder", tmp_path)
     assert data.class_names == ("B", "a", "b")
     assert relative(data, tmp_path) == ["train/B/0.png", "train/B/1.png", "train/a/0.png", "train/b/0.png"]

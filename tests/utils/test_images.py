@@ -50,7 +50,7 @@ def test_alpha_is_dropped_and_a_palette_with_alpha_does_not_warn(tmp_path: Path)
     np.testing.assert_array_equal(pixels(open_image(tmp_path / "alpha.png")), RAMP)
     palette = Image.new("P", (16, 12), 1)
     palette.putpalette([9, 9, 9, 10, 20, 30])
-    palette.save(tmp_path / "palette.png", transparency=bytes([255, 0]))
+    palette.save(tmp_path / "palette.png", transparency=bytes([255, 128]))
     np.testing.assert_array_equal(pixels(open_image(tmp_path / "palette.png"))[5, 5], [10, 20, 30])
 
 
