@@ -3,7 +3,7 @@
     python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
-Exit codes: 0 done, 2 something for the user to put right, 130 interrupted.
+Exit codes: 0 done, 1 a file could not be written or read, 2 something for the user to put right, 130 interrupted.
 """
 
 import sys
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"{error}; what the run had written is still there", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

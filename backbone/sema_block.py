@@ -124,11 +124,12 @@ class SEMAModules(nn.Module):
         for _, functional in self._continual():
             functional.requires_grad_(True)
 
-    def end_of_task_training(self, h: Tensor | None = None) -> list[dict[str, Any]]:
+    def end_of_task_training(self, h: Tensor | None = None, task: int | None = None) -> list[dict[str, Any]]:
         """Consolidate, if the configuration says so, and freeze everything.
 
         Args:
             h: (B, N, D) inputs of this slot, captured before any layer was consolidated; drift is measured on them.
+            task: Number of the task that ends, for the log.
 
         Returns:
             One receipt for each consolidated adapter.
@@ -136,6 +137,9 @@ class SEMAModules(nn.Module):
         receipts = []
         if self.config.ffn_adapter_type == "nested_lora" and self.config.nested_lora_use_consolidation:
             receipts = self.consolidate_nested_lora(self.config.nested_lora_consolidation_alpha, h)
+        for receipt in receipts:
+            shown = " ".join(f"{key}={_short(value)}" for key, value in receipt.items())
+            logger.info("task %s: consolidated %s", task, shown)
         self._join_router()
         self.requires_grad_(False)
         return receipts
@@ -160,17 +164,19 @@ class SEMAModules(nn.Module):
         """Take the structure of a checkpoint, values undefined until loaded.
 
         Args:
-            ranks: For each adapter the inner width of what may have grown (slow's; for adaptmlp the bottleneck).
+            ranks: For each adapter its inner width; only slow's, which consolidation may have grown, is taken.
             records: For each descriptor the number of recorded losses; empty in a layer without descriptors.
         """
         while self.num_adapters < len(ranks):
             self._add_adapter()
+        del self.adapters[len(ranks) :]
         self.router = nn.Linear(self.config.d_model, len(ranks))
         self.new_router = None
         for index, rank in enumerate(ranks):
             functional = self._adapter(index).functional
-            (functional.slow if isinstance(functional, NestedLoRAAdapter) else functional).resize(rank)
-        for index, length in enumerate(records):
+            if isinstance(functional, NestedLoRAAdapter):
+                functional.slow.resize(rank)
+        for index, length in enumerate(records if self.expandable else ()):
             self._adapter(index).records.losses = torch.empty(length)
         self.added = 0
         self.requires_grad_(False)
@@ -208,7 +214,7 @@ class SEMAModules(nn.Module):
         before = _measure(nested, "before")
         output = None if h is None else nested(h)
         nested.consolidate(alpha)
-        receipt = {
+        return {
             "layer": self.layer,
             "adapter": index,
             "alpha": alpha,
@@ -218,8 +224,6 @@ class SEMAModules(nn.Module):
             **_measure(nested, "after"),
             "drift": None if output is None or h is None else relative_change(output, nested(h)),
         }
-        logger.info("consolidated %s", " ".join(f"{key}={_short(value)}" for key, value in receipt.items()))
-        return receipt
 
 
 def _measure(nested: NestedLoRAAdapter, when: str) -> dict[str, float]:

@@ -70,9 +70,10 @@ def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionTra
     """
     try:
         with torch.device("meta"):
-            refuse_unsupported(name, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error}") from error
+            sketch = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+    except Exception as error:  # timm lets through whatever its parts raise
+        raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error!r}") from error
+    refuse_unsupported(name, sketch)
     try:
         return cast(VisionTransformer, timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs))
     except Exception as error:
@@ -112,10 +113,10 @@ def load_weights(vit: VisionTransformer, path: Path) -> None:
         raise BackboneError(f"backbone_checkpoint {str(path)!r} does not exist")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
-        raise BackboneError(f"backbone_checkpoint {str(path)!r} cannot be read: {error}") from error
-    state = checkpoint_filter_fn(state, vit)
-    state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+        state = checkpoint_filter_fn(state, vit)
+        state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+    except Exception as error:  # a damaged file, or one that holds something else
+        raise BackboneError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error!r}") from error
     try:
         vit.load_state_dict(state)
     except RuntimeError as error:

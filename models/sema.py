@@ -134,11 +134,15 @@ class Learner(PhaseLearner):
         consolidates = consolidates and any(slot.trained for slot in self._network.slots)
         before = self.eval_task()[0] if consolidates else {}
         probe = self._probe() if consolidates else {}
-        receipts = [r for slot in self._network.slots for r in slot.end_of_task_training(probe.get(slot.layer))]
+        receipts = [receipt for slot in self._network.slots for receipt in self._close(slot, probe.get(slot.layer))]
         if consolidates:
             self._refill_records()
             self._report_consolidation(receipts, before, self.eval_task()[0])
         self.position.stage = "done"
+
+    def _close(self, slot: SEMAModules, h: Tensor | None) -> list[dict[str, Any]]:
+        with seeded(self.seed, "consolidation", self.cur_task, slot.layer):
+            return slot.end_of_task_training(h, self.cur_task)
 
     def _probe(self) -> dict[int, Tensor]:
         """One batch of the task as every slot that trained sees it, (B, N, D), before any layer is consolidated."""

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.config import load
+from utils.inc_net import SEMAVitNet
 
 EXPS = Path(__file__).parents[1] / "exps"
 NAMES = sorted(path.stem for path in EXPS.glob("*.json"))
@@ -86,3 +88,18 @@ def test_the_quickstart_s_baseline_differs_in_the_adapter_alone():
     assert (nested["ffn_adapter_type"], baseline["ffn_adapter_type"]) == ("nested_lora", "adaptmlp")
     differing = {key for key in nested if nested[key] != baseline[key]}
     assert {key for key in differing if not key.startswith("nested_lora_")} <= {"ffn_adapter_type", "ffn_num"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_of_a_file_is_built(name):
+    """At a twelfth of the width and with random weights: the published ones are a download."""
+    config = load(EXPS / f"{name}.json")
+    keys = config.model_dump() | {"pretrained": False, "backbone_checkpoint": None, "nb_classes": 10}
+    keys["backbone_kwargs"] = {**config.backbone_kwargs, "embed_dim": 24, "num_heads": 2}
+    network = SEMAVitNet(keys).eval()
+    size = network.input_spec(normalize=False).size
+    assert network(torch.zeros(1, 3, size, size))["logits"].shape == (1, 10)
+    layers = range(config.adapt_start_layer, config.adapt_end_layer + 1)
+    assert [slot.layer for slot in network.expandable] == list(layers)
+    kinds = {"adaptmlp": {"adapter"}, "nested_lora": {"slow", "fast"}}[config.ffn_adapter_type]
+    assert {role for role, _ in network.roles()} == {*kinds, "router", "descriptor", "head"}

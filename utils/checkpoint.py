@@ -61,7 +61,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
         return dict(json.loads(header["meta"]))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 

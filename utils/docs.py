@@ -1,6 +1,5 @@
 """The tables of keys in the READMEs, written from the configuration itself: `python -m utils.docs`."""
 
-import sys
 from pathlib import Path
 
 from utils.config import schemas
@@ -27,4 +26,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(write(Path.cwd()))
+    write(Path.cwd())

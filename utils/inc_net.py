@@ -3,6 +3,7 @@
 Shapes: B batch, S image side, D embedding width, C classes.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -124,8 +125,7 @@ class SEMAVitNet(nn.Module):
 
     def learned_state(self) -> dict[str, Tensor]:
         """Everything a run changes, under its public names: adapters, routers, descriptors with their records, head."""
-        state = self.state_dict()
-        return {key: value for key, value in state.items() if ".adapter_module." in key or key.startswith("fc.")}
+        return _public_names(self.slots, self.fc)
 
     def load_learned(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None = None) -> None:
         """Take the structure and values of a checkpoint.
@@ -138,11 +138,13 @@ class SEMAVitNet(nn.Module):
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
         self._refuse_other_network(tensors, backbone)
+        slots = copy.deepcopy(self.slots)
         for layer, (ranks, records) in structure(tensors).items():
-            self.slots[layer].restore_structure(ranks, records)
-        unlike = differences(self.learned_state(), tensors)
-        if unlike:
+            slots[layer].restore_structure(ranks, records)
+        if unlike := differences(_public_names(slots, self.fc), tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
+        for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
+            block.adapter_module = slot
         self.load_state_dict(dict(tensors), strict=False)
         self.to(self.fc.weight.device)
 
@@ -160,3 +162,11 @@ class SEMAVitNet(nn.Module):
             raise CheckpointError(
                 f"the checkpoint has {len(layers)} blocks with adapters, the backbone {len(self.slots)}"
             )
+
+
+def _public_names(slots: list[SEMAModules], fc: nn.Linear) -> dict[str, Tensor]:
+    """State of slots and head under the names a checkpoint uses."""
+    state = {f"fc.{key}": value for key, value in fc.state_dict().items()}
+    for layer, slot in enumerate(slots):
+        state |= {f"backbone.blocks.{layer}.adapter_module.{key}": value for key, value in slot.state_dict().items()}
+    return state

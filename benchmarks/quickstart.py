@@ -1,0 +1,96 @@
+"""Measure the quickstart: Nested LoRA, its adaptmlp baseline, random backbone weights, and the frozen backbone alone.
+
+    python -m benchmarks.quickstart [--seed 1 2 3] [--output_dir logs/quickstart]
+
+Runs that are finished are kept. The table goes into docs/quickstart.md.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.references import references
+from trainer import train
+from utils.config import Config, load
+from utils.generated import markdown_table, replace_part
+from utils.runlog import RESULTS, run_name
+
+DOCUMENT = Path("docs/quickstart.md")
+RANDOM = {"pretrained": False, "backbone_checkpoint": None}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nested_lora": ("quickstart", {}),
+    "adaptmlp": ("quickstart_adaptmlp", {}),
+    "nested_lora, random backbone": ("quickstart", RANDOM),
+}
+
+
+def main() -> None:
+    """Train what is missing and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__)
+    parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--output_dir", default="logs/quickstart")
+    given = parser.parse_args()
+    flags = {"seed": given.seed, "output_dir": given.output_dir}
+    rows = [row(title, results_of(name, {**flags, **changes})) for title, (name, changes) in RUNS.items()]
+    header = [
+        "seeds " + ", ".join(map(str, given.seed)),
+        "last accuracy",
+        "average incremental",
+        "forgetting",
+        "adapters per block",
+        "adapter parameters",
+        "seconds",
+    ]
+    replace_part(DOCUMENT, "runs", markdown_table(header, rows))
+    replace_part(DOCUMENT, "references", reference_table(flags))
+    print(DOCUMENT.read_text(encoding="utf-8"))
+
+
+def results_of(name: str, flags: dict[str, Any]) -> list[dict[str, Any]]:
+    """The results of every seed of a configuration, trained now where they are missing."""
+    config = load(Path("exps") / f"{name}.json", flags)
+    files = {seed: Path(config.output_dir) / run_name(config, name, seed) / RESULTS for seed in config.seed}
+    missing = [seed for seed, file in files.items() if not file.exists()]
+    if missing:
+        train(config.model_copy(update={"seed": missing}), name)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files.values()]
+
+
+def row(title: str, results: list[dict[str, Any]]) -> list[str]:
+    """One line of the table: mean ± standard deviation over seeds."""
+    ends = [run["tasks"][-1] for run in results]
+    return [
+        title,
+        *(spread([100 * run[key] for run in results]) for key in ("last_acc", "avg_inc_acc", "forgetting")),
+        "; ".join("-".join(map(str, end["adapters"])) for end in ends),
+        "; ".join(f"{functional_parameters(end['parameters']):,}" for end in ends),
+        spread([run["run"]["seconds"] for run in results], digits=0),
+    ]
+
+
+def functional_parameters(counts: dict[str, int]) -> int:
+    """Parameters of the adapters themselves, without routers, descriptors and head."""
+    return sum(counts.get(role, 0) for role in ("adapter", "slow", "fast"))
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Mean ± standard deviation; the deviation is left out for a single value."""
+    mean = f"{fmean(values):.{digits}f}"
+    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def reference_table(flags: dict[str, Any]) -> str:
+    """What classifiers on the frozen class token reach that see all classes at once."""
+    config = load("exps/quickstart.json", flags)
+    random: Config = load("exps/quickstart.json", {**flags, **RANDOM})
+    pretrained, untrained = references(config), references(random)
+    return markdown_table(
+        ["all classes at once, per cent", "quickstart backbone", "random weights"],
+        [[name, f"{value:.2f}", f"{untrained[name]:.2f}"] for name, value in pretrained.items()],
+    )
+
+
+if __name__ == "__main__":
+    main()

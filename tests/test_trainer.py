@@ -1,0 +1,210 @@
+"""Whole runs through the trainer and the evaluator: what lies in the directory, and what may depend on what."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trainer
+from eval import evaluate
+from models.sema import Learner
+from utils.checkpoint import CheckpointError
+from utils.config import Config, ConfigError, load
+from utils.metrics import AccuracyMatrix
+from utils.runlog import RunDirError
+
+KEYS: dict[str, Any] = {
+    "dataset": "npz",
+    "backbone_type": "vit_tiny_patch16_224_adapter",
+    "pretrained": False,
+    "backbone_kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2},
+    "device": "cpu",
+    "num_workers": 0,
+    "seed": 4,
+    "init_cls": 2,
+    "increment": 2,
+    "ffn_adapter_type": "nested_lora",
+    "nested_lora_rank": 3,
+    "nested_lora_update_interval_slow": 2,
+    "adapt_start_layer": 1,
+    "adapt_end_layer": 2,
+    "rd_dim": 4,
+    "buffer_size": 30,
+    "batch_size": 8,
+    "detect_batch_size": 8,
+    "func_epoch": 2,
+    "rd_epoch": 2,
+    "exp_threshold": 1.0,
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Six classes, each of one brightness plus noise: 10 training and 4 test images a class."""
+    rng = np.random.RandomState(0)
+    arrays: dict[str, np.ndarray] = {}
+    for split, count in (("train", 10), ("test", 4)):
+        arrays[f"y_{split}"] = np.repeat(np.arange(6), count)
+        noise = rng.randint(0, 60, size=(6 * count, 20, 20, 3))
+        arrays[f"x_{split}"] = (noise + 30 * arrays[f"y_{split}"][:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", **arrays)
+    return tmp_path / "images.npz"
+
+
+@pytest.fixture
+def run(images: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train with these keys; the run's directory."""
+
+    def train(where: str = "logs", **keys: Any) -> Path:
+        config = configuration(images, tmp_path / where, **keys)
+        trainer.train(config, "tiny")
+        (path,) = (path for path in (tmp_path / where).iterdir() if path.name.endswith(f"-s{config.seed[-1]}"))
+        return path
+
+    return train
+
+
+def configuration(images: Path, output_dir: Path, **keys: Any) -> Config:
+    return load(None, {**KEYS, "data_root": str(images), "output_dir": str(output_dir), **keys})
+
+
+def results(path: Path) -> dict[str, Any]:
+    values = json.loads((path / "results.json").read_text())
+    return {key: value for key, value in values.items() if key != "run"}
+
+
+def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in ("", line["kind"])]
+
+
+def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
+    path = run()
+    assert {entry.name for entry in path.iterdir()} == {
+        "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "checkpoints",
+    }  # fmt: skip
+    assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
+    assert load(path / "config.json").model_dump() == json.loads((path / "config.json").read_text())
+    found = results(path)
+    matrix = AccuracyMatrix.from_json(found["accuracy"])
+    assert matrix.count == [8, 8, 8]
+    assert found["last_acc"] == sum(found["accuracy"]["correct"][-1]) / 24
+    assert found["avg_inc_acc"] == pytest.approx(np.mean([sum(row) / (8 * len(row)) for row in matrix.correct]))
+    assert [task["task_accuracy"] for task in events(path, "task")] == [
+        [hits / 8 for hits in row] for row in matrix.correct
+    ]
+    for task in found["tasks"]:
+        assert task["accuracy"]["top1"] == pytest.approx(100 * matrix.average_accuracy(task["task"]), abs=0.005)
+    assert "slow: lr 0.001" in (path / "log.txt").read_text()
+
+
+def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[..., Path]) -> None:
+    first = [event for event in events(run(max_tasks=1), "epoch") if event["phase"] == "func"]
+    assert [event["lr"] for event in first] == [
+        {"slow": 0.001, "fast": 0.01, "other": 0.005},
+        pytest.approx({"slow": 0.0005, "fast": 0.005, "other": 0.0025}),  # half a cosine
+    ]
+    assert [event["slow_steps"] for event in first] == [[2], [4, 6]]  # 20 images: 3 steps an epoch
+    assert all(0 <= event["train_accuracy"] <= 100 and event["loss"] > 0 for event in first)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"ffn_adapter_type": "adaptmlp"},
+        {"nested_lora_use_consolidation": True, "nested_lora_lifetime": "continual", "eval_every": 1},
+    ],
+)
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Callable[..., Path], keys: dict[str, Any]) -> None:
+    once, again, workers = run("a", **keys), run("b", **keys), run("c", num_workers=2, **keys)
+    assert results(once) == results(again) == results(workers)
+    assert events(once) == events(again) == events(workers)
+    other = run("d", seed=5, **keys)
+    assert events(once) != events(other)
+
+
+def test_scoring_the_test_set_in_between_changes_nothing_else(run: Callable[..., Path]) -> None:
+    quiet, scored = run("a"), run("b", eval_every=1)
+    assert not events(quiet, "eval")
+    assert events(scored, "eval")
+    assert results(quiet) == results(scored)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"ffn_adapter_type": "adaptmlp"},
+        {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"},
+    ],
+)
+def test_eval_reproduces_the_trainer_s_numbers_from_a_checkpoint_alone(
+    run: Callable[..., Path], images: Path, tmp_path: Path, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(**keys)
+    found = results(path)
+    for task in range(3):
+        checkpoint = path / "checkpoints" / f"task_{task}.safetensors"
+        again = evaluate(configuration(images, tmp_path / "none", eval=True, checkpt_path=str(checkpoint), **keys))
+        assert again["accuracy"] == found["tasks"][task]["accuracy"]
+    assert {key: again[key] for key in again if key != "accuracy"} == {
+        key: found[key] for key in again if key != "accuracy"
+    }
+    assert f"last {100 * found['last_acc']:.2f}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
+    run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    checkpoint = run() / "checkpoints" / "task_0.safetensors"
+    keys = {"eval": True, "checkpt_path": str(checkpoint)}
+    with pytest.raises(CheckpointError, match="nested_lora adapters.*adaptmlp"):
+        evaluate(configuration(images, tmp_path, ffn_adapter_type="adaptmlp", **keys))
+    with pytest.raises(CheckpointError, match="another class order"):
+        evaluate(configuration(images, tmp_path, shuffle=False, **keys))
+
+
+def test_every_seed_gets_a_directory_and_a_log_of_its_own(run: Callable[..., Path]) -> None:
+    path = run(seed=[1, 2], max_tasks=1)
+    logs = {entry.name[-2:]: (entry / "log.txt").read_text() for entry in path.parent.iterdir()}
+    assert logs.keys() == {"s1", "s2"}
+    assert all(log.count("task 0 func epoch 1") == 1 for log in logs.values())
+
+
+def test_a_finished_run_is_kept_unless_overwritten(run: Callable[..., Path]) -> None:
+    path = run(max_tasks=1)
+    before = (path / "results.json").read_bytes()
+    with pytest.raises(RunDirError, match="--overwrite"):
+        run(max_tasks=1)
+    assert (path / "results.json").read_bytes() == before
+    run(max_tasks=1, overwrite=True)
+
+
+def test_an_interval_no_task_can_reach_is_refused_before_anything_is_written(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="is 7, but a func phase of task 0 has 6 optimizer steps"):
+        run(nested_lora_update_interval_slow=7)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_computed(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Learner.save_checkpoint
+
+    def no_space_in_task_1(self: Learner, path: Path, meta: dict[str, Any]) -> None:
+        if self.cur_task == 1:
+            raise OSError(28, "No space left on device", str(path))
+        save(self, path, meta)
+
+    monkeypatch.setattr(Learner, "save_checkpoint", no_space_in_task_1)
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    (path,) = (tmp_path / "logs").iterdir()
+    assert (path / "checkpoints" / "task_0.safetensors").exists()
+    assert len(events(path, "task")) == 2
+    assert "No space left" in (path / "log.txt").read_text()
+    assert not (path / "results.json").exists()

@@ -1,0 +1,44 @@
+"""Which device a run gets, on machines with and without GPUs."""
+
+import pytest
+import torch
+
+from utils.config import ConfigError
+from utils.devices import resolve_device
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def pretend(count: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return pretend
+
+
+@pytest.mark.parametrize("device", ["cpu", "-1", -1, ["cpu"], ["-1"], "auto", ["auto"]])
+def test_the_cpu_without_a_gpu(gpus, device):
+    gpus(0)
+    assert resolve_device(device) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [("auto", 0), ("cuda", 0), ("0", 0), (0, 0), (["0"], 0), ("1", 1), ([1], 1)]
+)
+def test_a_gpu_by_name_or_number(gpus, device, index):
+    gpus(2)
+    assert resolve_device(device) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize("device", ["cpu", -1])
+def test_the_cpu_beside_gpus(gpus, device):
+    gpus(2)
+    assert resolve_device(device) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("count", "device"), [(0, "0"), (0, "cuda"), (2, "2")])
+def test_a_device_that_is_not_there_names_those_that_are(gpus, count, device):
+    gpus(count)
+    with pytest.raises(ConfigError, match="choose one of auto, cpu, -1") as caught:
+        resolve_device(device)
+    assert ("cuda, 0, 1" in str(caught.value)) == (count == 2)
