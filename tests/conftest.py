@@ -1,0 +1,128 @@
+"""A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from utils.config import with_defaults
+
+SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
+TINY = {
+    "dataset": "npz",
+    "backbone_type": "vit_tiny_patch16_224_adapter",
+    "pretrained": False,
+    "backbone_kwargs": SHAPE,
+    "adapt_start_layer": 1,
+    "adapt_end_layer": 2,
+    "ffn_num": 4,
+    "nested_lora_rank": 3,
+    "rd_dim": 5,
+    "buffer_size": 20,
+    "seed": 0,
+    "device": [torch.device("cpu")],
+    "num_workers": 0,
+    "nb_classes": 6,
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def config() -> Callable[..., EasyDict]:
+    """A complete configuration of a tiny run; the keys given beat the tiny ones."""
+    return lambda **keys: with_defaults({**TINY, **keys})
+
+
+@pytest.fixture
+def images() -> Tensor:  # (B, 3, S, S)
+    return torch.rand(5, 3, 32, 32)
+
+
+@pytest.fixture
+def real_h() -> Tensor:  # (B, N, D), float64
+    """What the second block of timm's own tiny ViT feeds into norm2: the input a slot there gets."""
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SHAPE).double().eval()
+    seen: list[Tensor] = []
+    vit.blocks[1].norm2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        vit(torch.rand(5, 3, 32, 32, dtype=torch.float64))
+    return seen[0]
+
+
+@pytest.fixture
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """Give every parameter of a module normal values, so that nothing is zero by birth."""
+
+    @torch.no_grad()
+    def fill(module: nn.Module, scale: float = 0.5) -> nn.Module:
+        for parameter in module.parameters():
+            parameter.copy_(scale * torch.randn_like(parameter))
+        return module
+
+    return fill
+
+
+class TinyTasks:
+    """Stands in for the DataManager: images of a class are its pattern plus noise; `shifts` moves a task's images.
+
+    Args:
+        sizes: Classes of each task.
+        train: Training images of each class.
+        test: Test images of each class.
+        shifts: For each task the height of a horizontal ramp that makes its images strange.
+    """
+
+    def __init__(self, sizes: Sequence[int], train: int = 6, test: int = 4, shifts: Sequence[float] = ()) -> None:
+        self.sizes = list(sizes)
+        rng, side = np.random.RandomState(3), SHAPE["img_size"]
+        self.images: dict[tuple[str, int], np.ndarray] = {}
+        for task, size in enumerate(sizes):
+            ramp = (shifts[task] if task < len(shifts) else 0.0) * np.linspace(-1, 1, side)
+            for label in range(sum(sizes[:task]), sum(sizes[:task]) + size):
+                pattern = rng.randn(3, side, side)
+                for split, count in (("train", train), ("test", test)):
+                    self.images[split, label] = pattern + 0.7 * rng.randn(count, 3, side, side) + ramp
+
+    def get_task_size(self, task: int) -> int:
+        return self.sizes[task]
+
+    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **_: object) -> Dataset:
+        labels = list(indices)
+        x = np.concatenate([self.images[source, label] for label in labels]).astype(np.float32)
+        y = np.concatenate([np.full(len(self.images[source, label]), label) for label in labels])
+        return TensorDataset(torch.arange(len(y)), torch.from_numpy(x), torch.from_numpy(y))
+
+
+@pytest.fixture
+def tasks() -> type[TinyTasks]:
+    return TinyTasks
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """Keeps what a learner reports."""
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        self.append((kind, fields))
+
+    def of(self, kind: str) -> Iterator[dict[str, Any]]:
+        return (fields for name, fields in self if name == kind)
+
+
+@pytest.fixture
+def events() -> Events:
+    return Events()

@@ -1,0 +1,403 @@
+"""Checkpoints: what is written comes back bit by bit, and what does not belong is refused and changes nothing."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity_cases import RECORDS
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from utils.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    adapter_type,
+    differences,
+    read_checkpoint,
+    read_config,
+    read_meta,
+    save_checkpoint,
+    structure,
+)
+from utils.inc_net import SEMAVitNet
+
+KINDS = ("adaptmlp", "nested_lora")
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, SEMAVitNet]:
+    return {}
+
+
+@pytest.fixture
+def net(config, built) -> Callable[..., SEMAVitNet]:
+    """Networks on the same random backbone weights, whatever their adapters; built once, then copied."""
+
+    def make(seed: int = 1, **keys: object) -> SEMAVitNet:
+        name = repr((seed, sorted(keys.items())))
+        if name not in built:
+            torch.manual_seed(seed)
+            built[name] = SEMAVitNet(config(**keys)).eval()
+        return deepcopy(built[name])
+
+    return make
+
+
+@pytest.fixture
+def grown(net, randomize) -> Callable[..., SEMAVitNet]:
+    """A network after some tasks: two adapters at layer 1, three at layer 2, records, and slow ranks that grew."""
+
+    def make(**keys: object) -> SEMAVitNet:
+        model = net(nested_lora_consolidation_mode="function", **keys)
+        for layer in (1, 2, 2):
+            slot = model.slots[layer]
+            slot.begin_func_phase()
+            if keys["ffn_adapter_type"] == "nested_lora":
+                slot.consolidate_nested_lora(0.5)
+                slot.trained.clear()
+            slot.end_of_cycle()
+            slot.expand()
+        for slot in model.slots:
+            slot.end_of_cycle()
+            randomize(slot)
+        model.slots[1].adapters[1].records.add(torch.rand(7))
+        model.slots[2].adapters[0].records.add(torch.rand(20))
+        return model
+
+    return make
+
+
+def snapshot(model: SEMAVitNet) -> dict[str, Any]:
+    """Values, learning parameters and module tree: all there is to a network."""
+    return {
+        "values": {name: value.clone() for name, value in model.state_dict().items()},
+        "learns": {name for name, parameter in model.named_parameters() if parameter.requires_grad},
+        "tree": [(name, type(module)) for name, module in model.named_modules()],
+    }
+
+
+def assert_unchanged(model: SEMAVitNet, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    assert after["tree"] == before["tree"]
+    assert after["learns"] == before["learns"]
+    assert after["values"].keys() == before["values"].keys()
+    for name, value in before["values"].items():
+        assert torch.equal(value, after["values"][name]), name
+
+
+# ---- round trips
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_grown_network_comes_back_bit_by_bit(net, grown, images, tmp_path, kind):
+    source, target, path = grown(ffn_adapter_type=kind), net(seed=1, ffn_adapter_type=kind), tmp_path / "a.safetensors"
+    save_checkpoint(path, source.learned_state(), {"backbone": source.provenance})
+    tensors, meta = read_checkpoint(path)
+    target.load_learned(tensors, meta["backbone"])
+    assert [slot.num_adapters for slot in target.slots] == [1, 2, 3, 1]
+    ours, theirs = source.state_dict(), target.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert torch.equal(target.eval()(images)["logits"], source.eval()(images)["logits"])
+    if kind == "nested_lora":
+        assert [adapter.functional.slow.rank for adapter in target.slots[2].adapters] == [6, 6, 3]
+    means = source.token_means(images, [1, 2])
+    for layer, mean in means.items():
+        assert torch.equal(source.slots[layer].z_scores(mean), target.slots[layer].z_scores(mean))
+        assert source.slots[layer].z_scores(mean).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_network_learns_nothing_but_its_head(net, grown, kind):
+    source, target = grown(ffn_adapter_type=kind), net(ffn_adapter_type=kind)
+    target.load_learned(source.learned_state())
+    assert {name for name, parameter in target.named_parameters() if parameter.requires_grad} == {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_added_after_loading_is_a_living_one(net, grown, images, kind):
+    target = net(ffn_adapter_type=kind)
+    target.load_learned(grown(ffn_adapter_type=kind).learned_state())
+    target.slots[1].begin_task()
+    target.slots[1].expand()
+    target.train()(images)["logits"].sum().backward()
+    assert target.slots[1].added == 1
+    assert target.slots[1].num_adapters == 3
+    assert target.slots[1].new_router.weight.grad is not None
+
+
+def test_metadata_come_back(tmp_path):
+    meta = {"task": 3, "class_order": [2, 0, 1], "config": {"seed": [1], "data_root": "ü"}, "accuracy": None}
+    save_checkpoint(tmp_path / "sub" / "a.safetensors", {"x": torch.ones(2)}, meta)
+    assert read_checkpoint(tmp_path / "sub" / "a.safetensors")[1] == meta
+    assert read_meta(tmp_path / "sub" / "a.safetensors") == meta
+    assert read_config(str(tmp_path / "sub" / "a.safetensors")) == meta["config"]
+
+
+def test_views_of_larger_tensors_are_written(tmp_path):
+    first, second = torch.arange(6.0).reshape(2, 3), torch.arange(9.0)
+    save_checkpoint(tmp_path / "a.safetensors", {"turned": first.T, "slid": second[-4:], "none": torch.ones(3)[:0]}, {})
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert tensors["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert tensors["slid"].tolist() == [5, 6, 7, 8]
+    assert tensors["none"].shape == (0,)
+
+
+def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path / "a.safetensors", {"x": torch.tensor([value])}, {"task": 0})
+    assert read_checkpoint(tmp_path / "a.safetensors")[0]["x"].item() == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"x": torch.ones(1)}, {"task": 0})
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, {"x": torch.zeros(1)}, {"task": 1})
+    monkeypatch.undo()
+    assert read_checkpoint(path)[0]["x"].item() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+# ---- files of the public implementation
+
+
+def test_a_public_file_loads_without_records(config, tmp_path):
+    stored = json.loads((RECORDS / "sgd_expand.json").read_text())
+    tensors, meta = read_checkpoint(RECORDS / "sgd_expand.pth")
+    assert meta == {}
+    keys = {**stored["config"], "backbone_kwargs": stored["backbone_kwargs"], "device": ["cpu"], "seed": 0}
+    model = SEMAVitNet(config(**keys))
+    model.load_learned(tensors)
+    assert [slot.num_adapters for slot in model.slots] == stored["tasks"][-1]["adapters"]
+    loaded = model.state_dict()
+    public = torch.load(RECORDS / "sgd_expand.pth", weights_only=True)
+    assert all(torch.equal(loaded[name], value) for name, value in public.items())
+    assert {name for name in model.learned_state() if name not in public} == {
+        name for name in loaded if name.endswith("records.losses")
+    }
+    assert all(len(adapter.records) == 0 for slot in model.expandable for adapter in slot.adapters)
+
+
+def test_a_public_file_carries_no_configuration(tmp_path):
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "public.pth")
+    assert read_meta(tmp_path / "public.pth") == {}
+    with pytest.raises(CheckpointError, match=r"no configuration.*--config"):
+        read_config(tmp_path / "public.pth")
+
+
+# ---- what does not belong
+
+
+def refused(model: SEMAVitNet, tensors: dict[str, Tensor], provenance: dict[str, str] | None = None) -> str:
+    """Load, expect a refusal that changes nothing, and give its message."""
+    before = snapshot(model)
+    with pytest.raises(CheckpointError) as error:
+        model.load_learned(tensors, provenance)
+    assert_unchanged(model, before)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [KINDS, KINDS[::-1]])
+def test_another_adapter_type_is_refused(net, grown, mine, theirs):
+    message = refused(net(ffn_adapter_type=mine), grown(ffn_adapter_type=theirs).learned_state())
+    assert mine in message
+    assert theirs in message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_number_of_classes_is_refused(net, grown, kind):
+    message = refused(net(ffn_adapter_type=kind, nb_classes=9), grown(ffn_adapter_type=kind).learned_state())
+    assert "fc.weight" in message
+    assert "(6, 32)" in message
+    assert "(9, 32)" in message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_width_is_refused(config, net, grown, kind):
+    wide = {**config().backbone_kwargs, "embed_dim": 48}
+    message = refused(net(ffn_adapter_type=kind, backbone_kwargs=wide), grown(ffn_adapter_type=kind).learned_state())
+    assert "down_proj.weight" in message
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("adaptmlp", {"ffn_num": 6}), ("nested_lora", {"nested_lora_rank": 2})])
+def test_another_bottleneck_or_rank_is_refused(net, grown, kind, keys):
+    message = refused(net(ffn_adapter_type=kind, **keys), grown(ffn_adapter_type=kind).learned_state())
+    assert "down_proj" in message
+
+
+def test_another_descriptor_width_is_refused(net, grown):
+    message = refused(net(ffn_adapter_type="adaptmlp", rd_dim=6), grown(ffn_adapter_type="adaptmlp").learned_state())
+    assert "rd.encoder.weight" in message
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+def test_another_depth_is_refused(config, net, grown, depth):
+    deep = {**config().backbone_kwargs, "depth": depth}
+    source = grown(ffn_adapter_type="adaptmlp").learned_state()
+    message = refused(net(ffn_adapter_type="adaptmlp", backbone_kwargs=deep), source)
+    assert "4" in message
+    assert str(depth) in message
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (1, 1), (2, 3)])
+def test_another_layer_range_is_refused(net, grown, layers):
+    start, end = layers
+    model = net(ffn_adapter_type="adaptmlp", adapt_start_layer=start, adapt_end_layer=end)
+    assert "rd." in refused(model, grown(ffn_adapter_type="adaptmlp").learned_state())
+
+
+def test_other_backbone_weights_are_refused(net, grown):
+    source = grown(ffn_adapter_type="adaptmlp")
+    other = net(seed=2, ffn_adapter_type="adaptmlp")
+    message = refused(other, source.learned_state(), source.provenance)
+    assert source.provenance["sha256"][:16] in message
+    assert other.provenance["sha256"][:16] in message
+
+
+def test_fewer_adapters_than_the_network_has_are_no_problem_or_refused_whole(net, grown):
+    """A fresh checkpoint into a grown network: whichever way, never half."""
+    model, tensors = grown(ffn_adapter_type="adaptmlp"), net(ffn_adapter_type="adaptmlp").learned_state()
+    before = snapshot(model)
+    try:
+        model.load_learned(tensors)
+    except CheckpointError:
+        assert_unchanged(model, before)
+    else:
+        assert all(torch.equal(model.learned_state()[name], value) for name, value in tensors.items())
+        assert model.learned_state().keys() == tensors.keys()
+
+
+def _without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+SLOT = "backbone.blocks.2.adapter_module"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_without("fc.bias"), "missing fc.bias"),
+        (_without(f"{SLOT}.router.weight"), f"missing {SLOT}.router.weight"),
+        (_without(f"{SLOT}.adapters.1.rd.decoder.bias"), f"missing {SLOT}.adapters.1.rd.decoder.bias"),
+        (lambda tensors: {**tensors, "gate.weight": torch.ones(2)}, "gate.weight"),
+        (lambda tensors: {**tensors, f"{SLOT}.router.bias": torch.ones(5)}, f"{SLOT}.router.bias"),
+        (lambda tensors: {**tensors, f"{SLOT}.adapters.9.functional.up_proj.bias": torch.ones(32)}, "adapters.9"),
+        (lambda tensors: {"norm.weight": torch.ones(32)}, "0 blocks"),
+    ],
+)
+def test_missing_extra_and_misshapen_tensors_are_named(net, grown, change, named):
+    message = refused(net(ffn_adapter_type="adaptmlp"), change(grown(ffn_adapter_type="adaptmlp").learned_state()))
+    assert named in message
+
+
+# ---- what is no checkpoint
+
+
+def test_a_missing_file_is_named_with_what_is_there(tmp_path):
+    for name in ("task_0.safetensors", "task_1.safetensors"):
+        save_checkpoint(tmp_path / name, {"x": torch.ones(1)}, {"task": 0})
+    for read in (read_checkpoint, read_meta, read_config):
+        with pytest.raises(CheckpointError, match=r"task_2.safetensors.*does not exist") as error:
+            read(tmp_path / "task_2.safetensors")
+        assert "task_0.safetensors" in str(error.value)
+        assert "task_1.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["nowhere/a.safetensors", "nowhere/a.pth", "."])
+def test_a_missing_folder_and_a_folder_are_named(tmp_path, path):
+    with pytest.raises(CheckpointError, match="does not exist") as error:
+        read_checkpoint(tmp_path / path)
+    assert str(tmp_path / path) in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_truncated_file_is_an_error_that_names_it(grown, tmp_path, share, suffix):
+    path = tmp_path / f"a.{suffix}"
+    state = grown(ffn_adapter_type="adaptmlp").learned_state()
+    save_checkpoint(path, state, {"task": 0}) if suffix == "safetensors" else torch.save(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="cannot be read") as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "pt", "meta": "{}"}])
+def test_a_safetensors_file_that_is_no_checkpoint_is_refused(tmp_path, metadata):
+    path = tmp_path / "vit.safetensors"
+    save_file({"norm.weight": torch.ones(2)}, path, metadata)
+    with pytest.raises(CheckpointError, match="no checkpoint") as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("meta", ["", "{", "[1]"])
+def test_unreadable_metadata_are_an_error(tmp_path, meta):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"x": torch.ones(1)}, {"task": 0})
+    save_file(load_file(path), path, {"format": FORMAT, "meta": meta})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("what", [[1, 2], torch.ones(2), {"fc.weight": 3}, {"state": {"fc.weight": torch.ones(2)}}])
+def test_a_torch_file_of_something_else_is_refused(tmp_path, what):
+    torch.save(what, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_no_pickle_of_a_stranger_is_run(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Stranger:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[object, ...]]:
+            return Path.touch, (ran,)
+
+    torch.save({"fc.weight": Stranger()}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError):
+        read_checkpoint(tmp_path / "a.pth")
+    assert not ran.exists()
+
+
+# ---- what names and shapes tell
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_structure_is_read_off_names_and_shapes(grown, kind):
+    tensors = grown(ffn_adapter_type=kind).learned_state()
+    inner = {"adaptmlp": [[4], [4, 4], [4, 4, 4], [4]], "nested_lora": [[3], [6, 3], [6, 6, 3], [3]]}[kind]
+    records = [[], [0, 7], [20, 0, 0], []]
+    assert adapter_type(tensors) == kind
+    assert structure(tensors) == {layer: (inner[layer], records[layer]) for layer in range(4)}
+
+
+def test_structure_counts_adapters_by_number():
+    """Ten adapters and more: 10 comes after 9, not after 1."""
+    name = "backbone.blocks.0.adapter_module.adapters.{}.functional.down_proj.weight"
+    assert structure({name.format(index): torch.ones(index + 1, 2) for index in reversed(range(12))}) == {
+        0: (list(range(1, 13)), [])
+    }
+
+
+def test_differences_list_every_kind_once():
+    mine = {"a": torch.ones(2), "b": torch.ones(2, 3), "c.records.losses": torch.ones(1), "same": torch.ones(1)}
+    given = {"b": torch.ones(3, 2), "d": torch.ones(4), "same": torch.zeros(1)}
+    lines = differences(mine, given)
+    assert len(lines) == 3
+    assert any("missing a (2,)" in line for line in lines)
+    assert any("unexpected d (4,)" in line for line in lines)
+    assert any("b" in line and "(3, 2)" in line and "(2, 3)" in line for line in lines)
+    assert differences(mine, mine) == []
