@@ -3,7 +3,8 @@
     python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
-Exit codes: 0 done, 1 a file could not be written or read, 2 something for the user to put right, 130 interrupted.
+Exit codes: 0 done, 1 a file could not be written or read, 2 something for the user to put right,
+3 the run's own audit failed, 130 interrupted.
 """
 
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.config import Config, UserError, load, resolve
+from utils.errors import AuditError
 from utils.flags import parse
 
 
@@ -23,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except AuditError as error:
+        print(error, file=sys.stderr)
+        return 3
     except OSError as error:
         print(f"{error}; what the run had written is still there", file=sys.stderr)
         return 1

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from models import get_model
+from models.base import EventSink
 from models.sema import Learner
+from utils.audit import judge, refuse_failed
 from utils.config import Config
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
@@ -44,11 +46,27 @@ def train_seed(config: Config, run: str, data: ImageData, device: torch.device) 
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     with RunLog.create(Path(config.output_dir), run, config.overwrite) as log:
-        learner.events = log.event
+        learner.events = audited(log, config)
         log.write_config(config.model_dump(mode="json"))
         log.write_environment(device_name(device), learner.provenance)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         log.results(Run(config, tasks, learner, log).to_end())
+
+
+def audited(log: RunLog, config: Config) -> EventSink:
+    """Where a run's events go: into its directory, the cadence of slow judged by the configuration the run was given.
+
+    The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults looked for.
+    """
+
+    def sink(kind: str, **fields: Any) -> None:
+        if kind != "cadence":
+            return log.event(kind, **fields)
+        judged = judge(fields, config)
+        log.event(kind, **judged)
+        refuse_failed(judged)
+
+    return sink
 
 
 def make_tasks(config: Config, data: ImageData) -> DataManager:
@@ -87,6 +105,7 @@ class Run:
     def __init__(self, config: Config, tasks: DataManager, learner: Learner, log: RunLog) -> None:
         self.config, self.tasks, self.learner, self.log = config, tasks, learner, log
         self.matrix = AccuracyMatrix()
+        self.branches: dict[str, AccuracyMatrix] = {}
         self.per_task: list[dict[str, Any]] = []
         self.seconds: list[float] = []
 
@@ -101,13 +120,16 @@ class Run:
             "accuracy": self.matrix.to_json(),
             **self.matrix.summary(),
             "tasks": self.per_task,
+            "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
             "run": {"seconds_per_task": self.seconds},
         }
 
     def _one_task(self, task: int) -> None:
         self.learner.incremental_train(self.tasks)
-        accuracy, predictions = self.learner.eval_task()
+        accuracy, predictions = self.learner.eval_and_report_router()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
+        for name, alone in self.learner.report_branches("after_task", predictions).items():
+            self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(state)
         self.log.event("task", **state, **self.matrix.summary())

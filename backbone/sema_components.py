@@ -134,9 +134,13 @@ class NestedLoRAAdapter(nn.Module):
         self.adapter_id = adapter_id
         self.slow = Adapter(config, f"{adapter_id}.slow", dropout, config.nested_lora_rank)
         self.fast = Adapter(config, f"{adapter_id}.fast", dropout, config.nested_lora_rank)
+        self.active: tuple[str, ...] = ("slow", "fast")
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        return self.slow(x) + self.fast(x)
+        """The sum of the active branches, which are both unless an evaluation asks for fewer."""
+        if self.active == ("slow", "fast"):
+            return self.slow(x) + self.fast(x)
+        return sum((getattr(self, branch)(x) for branch in self.active), torch.zeros_like(x))
 
     def roles(self) -> Iterator[Role]:
         """Every parameter as "slow" or "fast"."""

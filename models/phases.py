@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn, optim
 
 from backbone.sema_block import SEMAModules
+from backbone.sema_components import Role
 from models.base import BaseLearner, EventSink, no_events
+from utils.audit import CadenceWatch
 from utils.param_groups import (
     SlowGate,
     check_interval,
@@ -58,6 +60,7 @@ class PhaseLearner(BaseLearner):
     def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
         super().__init__(args, events)
         self.position = Position("done")
+        self.trained: dict[int, Role] = {}  # holds the parameters, so that no id is given twice
 
     @property
     def nested(self) -> bool:
@@ -74,6 +77,7 @@ class PhaseLearner(BaseLearner):
             self.position.epoch += 1
             self._score_if_asked(phase)
         self._report_pending()
+        self._report_cadence()
         self.position.epoch = 0
 
     def update_optimizer_and_scheduler(self, phase: Phase, epochs: int) -> None:
@@ -86,6 +90,7 @@ class PhaseLearner(BaseLearner):
         groups = make_groups(self._network.roles(), self.args)
         logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, phase)
         self.optimizer = make_optimizer(groups, self.args)
+        self._note_trained()
         self.scheduler = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, epochs), self.args.min_lr)
         slow = [parameter for group in groups if group["name"] == "slow" for parameter in group["params"]]
         self.gate = SlowGate(slow, self.args.nested_lora_update_interval_slow, self.args.nested_lora_slow_update)
@@ -94,7 +99,17 @@ class PhaseLearner(BaseLearner):
             check_interval(self.gate.interval, steps, self.cur_task)
         if phase == "func" and not any(group["params"] for group in groups[:-1]) and self.nested:
             logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
-        self.events("phase", **self._where(phase), groups=[describe(group) for group in groups])
+        self.watch = CadenceWatch(self._trainable("slow") if phase == "func" else ())
+        held = [describe(group) for group in self.optimizer.param_groups]
+        self.events("phase", **self._where(phase), groups=held)
+
+    def _trainable(self, role: str) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self._network.roles() if name == role and parameter.requires_grad]
+
+    def _note_trained(self) -> None:
+        """Remember what the optimizer holds, for the account of what this task trained."""
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        self.trained |= {id(p): (role, p) for role, p in self._network.roles() if id(p) in held}
 
     def _train_epoch(self, phase: Phase, epochs: int) -> None:
         """One pass over the task's images, and its report."""
@@ -134,6 +149,7 @@ class PhaseLearner(BaseLearner):
         loss.backward()
         moves = self.gate.before_step()
         self.optimizer.step()
+        self.watch.after_step()
         if self.gate.steps == 1 and self.optimizer.param_groups[0]["name"] != "descriptor":
             verify_groups(self.optimizer, self._network.roles(), self.args)
             verify_gate(self.gate, self._network.roles(), self.args)
@@ -158,6 +174,11 @@ class PhaseLearner(BaseLearner):
         if self.gate.parameters and self.gate.pending:
             kept = " with their gradients" if self.gate.mode == "accumulate" else ""
             logger.info("the last %d steps, an unfinished slow interval, are dropped%s", self.gate.pending, kept)
+
+    def _report_cadence(self) -> None:
+        if self.watch.parameters:
+            sizes = {"steps": self.watch.steps, "tensors": len(self.watch.parameters)}
+            self.events("cadence", **self._where("func"), **sizes, observed=self.watch.observed())
 
     def _score_if_asked(self, phase: Phase) -> None:
         every = self.args.eval_every

@@ -14,9 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from backbone.sema_block import SEMAModules
-from models.base import EventSink, Tasks, no_events
+from models.base import EventSink, Predictions, Tasks, no_events
+from models.evidence import hits_by_task, mean_weights, predict_branches, router_weights
 from models.phases import PhaseLearner, Position
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.param_groups import count_parameters
@@ -48,6 +51,7 @@ class Learner(PhaseLearner):
 
     def _begin_task(self) -> None:
         self.position = Position("scan" if self.cur_task else "func")
+        self.trained = {}
         for slot in self._network.slots if self.cur_task else ():
             with seeded(self.seed, "begin", self.cur_task, slot.layer):
                 revived = slot.begin_task()
@@ -132,7 +136,9 @@ class Learner(PhaseLearner):
         self._report_drift_of_data("after")
         consolidates = self.nested and self.args.nested_lora_use_consolidation
         consolidates = consolidates and any(slot.trained for slot in self._network.slots)
-        before = self.eval_task()[0] if consolidates else {}
+        before, predictions = self.eval_task() if consolidates else ({}, None)
+        if predictions is not None:
+            self.report_branches("before_consolidation", predictions)
         probe = self._probe() if consolidates else {}
         receipts = [receipt for slot in self._network.slots for receipt in self._close(slot, probe.get(slot.layer))]
         if consolidates:
@@ -182,6 +188,28 @@ class Learner(PhaseLearner):
             "consolidation", task=self.cur_task, receipts=receipts, accuracy_before=before, accuracy_after=after
         )
 
+    def report_branches(self, when: str, both: Predictions) -> dict[str, Predictions]:
+        """Score the branches one by one, if that is wanted and there are any; predictions by branch.
+
+        Args:
+            when: "before_consolidation" or "after_task".
+            both: The learner's predictions as it is.
+        """
+        if not (self.nested and self.args.branch_eval):
+            return {}
+        scored, seconds = predict_branches(self, both)
+        hits = hits_by_task(self, scored)
+        self.events("branches", task=self.cur_task, when=when, correct=hits, run={"seconds": seconds})
+        return scored
+
+    def eval_and_report_router(self) -> tuple[dict[str, Any], Predictions]:
+        """`eval_task`, and the router's mean weight for every adapter on the images of every task seen."""
+        with router_weights(self._network.expandable) as seen:
+            accuracy, predictions = self.eval_task()
+        weights = mean_weights(seen, predictions.labels, self.task_sizes)
+        self.events("router", task=self.cur_task, weights=weights)
+        return accuracy, predictions
+
     def _report_drift_of_data(self, when: Literal["before", "after"]) -> None:
         """Under lifetime "continual": how strange older descriptors find the task, before and after training."""
         slots = self._network.expandable
@@ -198,13 +226,27 @@ class Learner(PhaseLearner):
         self.events("mean_z", task=self.cur_task, when=when, z=z)
 
     def structure(self) -> dict[str, Any]:
-        """Adapters in every block and exact numbers of stored parameters, by what they are, as things stand."""
+        """Adapters in every block, exact numbers of parameters by what they are, and the cost of one image.
+
+        `parameters` are those stored, as things stand; `trained` those the current task has trained; `multiply_adds`
+        counts one image's way through the network.
+        """
         total = sum(parameter.numel() for parameter in self._network.parameters())
         counts = count_parameters(self._network.roles())
         return {
             "adapters": [slot.num_adapters for slot in self._network.slots],
             "parameters": {**counts, "backbone": total - sum(counts.values()), "total": total},
+            "trained": count_parameters(self.trained.values()),
+            "multiply_adds": self._multiply_adds(),
         }
+
+    @torch.no_grad()
+    def _multiply_adds(self) -> int:
+        image = torch.zeros(1, 3, self.spec.size, self.spec.size, device=self.device)
+        # The counter knows the products of plain attention, not those inside the CPU's fused one.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self._network.eval()(image)
+        return int(counter.get_total_flops()) // 2
 
     # ---- checkpoints
 

@@ -214,6 +214,12 @@ class Config(BaseModel):
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
+    branch_eval: bool = _run(
+        True, "with nested_lora: after every task score slow + fast, slow only, fast only and neither"
+    )
+    telemetry_every: int = _run(
+        0, "with nested_lora: measure the branches at every so many steps of a func phase; 0: once an epoch", ge=0
+    )
     eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
     output_dir: Text = _run("logs", "folder that holds a directory for each run")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
+
+
+class AuditError(RuntimeError):
+    """The run did not do what its configuration says: an error of ours, which makes its numbers worthless."""

@@ -6,6 +6,7 @@ Shapes: B batch, S image side, D embedding width, C classes.
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbone.sema_block import SEMAModules
-from backbone.sema_components import Role
+from backbone.sema_components import NestedLoRAAdapter, Role
 from backbone.vit_sema import (
     BackboneError,
     create_vit,
@@ -88,6 +89,18 @@ class SEMAVitNet(nn.Module):
         for slot in self.slots:
             slot.train(mode)
         return self
+
+    @contextmanager
+    def branches(self, active: tuple[str, ...]) -> Iterator[None]:
+        """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
+        nested = [module for module in self.modules() if isinstance(module, NestedLoRAAdapter)]
+        try:
+            for adapter in nested:
+                adapter.active = active
+            yield
+        finally:
+            for adapter in nested:
+                adapter.active = ("slow", "fast")
 
     @property
     def slots(self) -> list[SEMAModules]:

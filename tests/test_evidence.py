@@ -1,0 +1,143 @@
+"""Runs with one part broken on purpose are stopped; what is reported of a run agrees with its numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import events, images, results, run  # noqa: F401
+
+import models.phases
+import trainer
+from utils import param_groups
+from utils.errors import AuditError
+
+NESTED: dict[str, Any] = {"max_tasks": 2, "nested_lora_update_interval_slow": 2}
+
+
+def test_every_func_phase_in_which_slow_trains_is_audited(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(**NESTED)
+    trained = [
+        (phase["task"], phase["cycle"])
+        for phase in events(path, "phase")
+        if any(group["name"] == "slow" for group in phase["groups"])
+    ]
+    audits = events(path, "cadence")
+    assert [(audit["task"], audit["cycle"]) for audit in audits] == trained
+    assert all(audit["passed"] and audit["observed"] == audit["expected"] == [2, 4, 6] for audit in audits)
+
+
+def test_zero_grad_is_seen_to_move_slow_on_every_step(run: Callable[..., Path]) -> None:  # noqa: F811
+    (audit,) = events(run(**{**NESTED, "max_tasks": 1}, nested_lora_slow_update="zero_grad"), "cadence")
+    assert (audit["observed"], audit["expected"], audit["passed"]) == ([1, 2, 3, 4, 5, 6], None, True)
+
+
+def test_a_slow_parameter_in_the_fast_group_is_caught(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declared = param_groups.func_groups
+
+    def misplaced(roles: Any, args: Any) -> list[dict[str, Any]]:
+        slow, fast, other = declared(roles, args)
+        fast["params"].append(slow["params"].pop())
+        return [slow, fast, other]
+
+    monkeypatch.setattr(models.phases, "func_groups", misplaced)
+    with pytest.raises(RuntimeError, match="group slow: the modules declare"):
+        run(**NESTED)
+    monkeypatch.setattr(models.phases, "verify_groups", lambda *_: None)
+    monkeypatch.setattr(models.phases, "verify_gate", lambda *_: None)
+    with pytest.raises(AuditError, match="step 1 is the first at which it moved and should not have"):
+        run(**NESTED)
+
+
+def test_a_gate_that_is_off_by_one_is_caught(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(param_groups.SlowGate, "pending", property(lambda gate: (gate.steps + 1) % gate.interval))
+    with pytest.raises(AuditError, match=r"cadence audit: in the func phase of task 0 cycle 0 .*step 1 is the first"):
+        run(**NESTED)
+    (path,) = (tmp_path / "logs").iterdir()
+    assert [audit["passed"] for audit in events(path, "cadence")] == [False]
+    assert not (path / "results.json").exists()
+
+
+def test_an_interval_key_that_does_not_reach_the_learner_is_caught(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = trainer.learner_args
+
+    def forgetful(*args: Any) -> dict[str, Any]:
+        return {key: value for key, value in whole(*args).items() if key != "nested_lora_update_interval_slow"}
+
+    monkeypatch.setattr(trainer, "learner_args", forgetful)
+    with pytest.raises(AuditError, match="moved at 6 of 6 steps, the configuration says 3"):
+        run(**NESTED)
+
+
+def test_branches_are_scored_after_every_task_and_around_consolidation(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(**NESTED, nested_lora_use_consolidation=True)
+    found = results(path)
+    assert found["branches"].keys() == {"slow+fast", "slow", "fast", "neither"}
+    assert found["branches"]["slow+fast"] == found["accuracy"]
+    after = [event for event in events(path, "branches") if event["when"] == "after_task"]
+    for name, matrix in found["branches"].items():
+        assert matrix["correct"] == [event["correct"][name] for event in after]
+    # fast was zeroed by the consolidation: it adds nothing, and slow alone is the whole
+    assert all(event["correct"]["fast"] == event["correct"]["neither"] for event in after)
+    assert all(event["correct"]["slow"] == event["correct"]["slow+fast"] for event in after)
+    befores = [event for event in events(path, "branches") if event["when"] == "before_consolidation"]
+    for before, receipt in zip(befores, events(path, "consolidation"), strict=True):
+        total = 100 * sum(before["correct"]["slow+fast"]) / sum(found["accuracy"]["count"][: before["task"] + 1])
+        assert receipt["accuracy_before"]["top1"] == pytest.approx(total, abs=0.005)
+
+
+@pytest.mark.parametrize("keys", [{"branch_eval": False}, {"ffn_adapter_type": "adaptmlp"}])
+def test_branches_are_left_out_when_unwanted_or_absent(run: Callable[..., Path], keys: dict[str, Any]) -> None:  # noqa: F811
+    path = run(**NESTED, **keys)
+    assert results(path)["branches"] == {}
+    assert not events(path, "branches")
+
+
+def test_router_weights_are_means_of_a_softmax_for_every_task_and_adapter(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=2, exp_threshold=0.0)
+    for event in events(path, "router"):
+        adapters = results(path)["tasks"][event["task"]]["adapters"]
+        for layer, by_task in event["weights"].items():
+            assert np.shape(by_task) == (event["task"] + 1, adapters[int(layer)])
+            np.testing.assert_allclose(np.sum(by_task, axis=1), 1, rtol=1e-5)
+
+
+def test_parameters_trained_in_a_task_and_the_cost_of_an_image_are_exact(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=2, exp_threshold=1e9)  # nothing expands: task 1 trains the head alone
+    first, second = results(path)["tasks"]
+    nested = 3 * 2 * (32 * 3 + 3 + 3 * 32 + 32)  # three layers, two branches of rank 3 at width 32
+    assert first["parameters"]["slow"] + first["parameters"]["fast"] == nested
+    assert first["trained"] == {
+        "slow": nested // 2,
+        "fast": nested // 2,
+        "router": 2 * 33,
+        "descriptor": 2 * (32 * 4 + 4 + 4 * 32 + 32),
+        "head": 6 * 33,
+    }
+    assert second["trained"] == {"head": 6 * 33}
+    tokens, width = 5, 32
+    block = tokens * (4 * width * width + 2 * 4 * width * width) + 2 * tokens * tokens * width
+    adapters = 2 * 2 * 3 * width * tokens
+    routers = 2 * width
+    patches = 4 * width * 3 * 64
+    assert first["multiply_adds"] == patches + 3 * (block + adapters) + routers + 6 * width
+
+
+def test_watching_changes_no_number(run: Callable[..., Path]) -> None:  # noqa: F811
+    seen, unseen = run("a", **NESTED), run("b", **NESTED, branch_eval=False)
+    assert json.dumps(events(seen, "epoch")) == json.dumps(events(unseen, "epoch"))
+    assert results(seen)["accuracy"] == results(unseen)["accuracy"]
+    assert torch.is_grad_enabled()
