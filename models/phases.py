@@ -27,6 +27,7 @@ from utils.param_groups import (
     verify_groups,
 )
 from utils.runlog import progress
+from utils.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class PhaseLearner(BaseLearner):
         if phase == "func" and not any(group["params"] for group in groups[:-1]) and self.nested:
             logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
         self.watch = CadenceWatch(self._trainable("slow") if phase == "func" else ())
+        self.telemetry = Telemetry(self._network.nested_adapters() if self.watch.parameters else ())
         held = [describe(group) for group in self.optimizer.param_groups]
         self.events("phase", **self._where(phase), groups=held)
 
@@ -122,9 +124,15 @@ class PhaseLearner(BaseLearner):
         losses = {"func": self._func_loss, "rd": self._rd_loss}[phase]
         total, correct = torch.zeros(2, device=self.device)
         moved: list[int] = []
-        for _, images, labels in progress(batches, what, self.train_loader.batches(size)):
+        last = self.train_loader.batches(size)
+        for number, (_, images, labels) in enumerate(progress(batches, what, last), start=1):
+            measures = self._measures(number == last)
+            if measures:
+                self.telemetry.arm()
             loss, hits = losses(images, labels)
             moved += self._step(loss)
+            if measures:
+                self._report_telemetry()
             total += loss.detach() * len(labels)
             correct += hits
         self._report_epoch(phase, float(total), float(correct), moved)
@@ -174,6 +182,16 @@ class PhaseLearner(BaseLearner):
         if self.gate.parameters and self.gate.pending:
             kept = " with their gradients" if self.gate.mode == "accumulate" else ""
             logger.info("the last %d steps, an unfinished slow interval, are dropped%s", self.gate.pending, kept)
+
+    def _measures(self, last: bool) -> bool:
+        """Whether telemetry is due in the coming step: every so many, or (0) in the last of an epoch."""
+        every = self.args.telemetry_every
+        due = (self.gate.steps + 1) % every == 0 if every else last
+        return due and bool(self.watch.parameters)
+
+    def _report_telemetry(self) -> None:
+        place = {"task": self.cur_task, "cycle": self.position.cycle, "epoch": self.position.epoch}
+        self.events("telemetry", **place, step=self.gate.steps, layers=self.telemetry.measure())
 
     def _report_cadence(self) -> None:
         if self.watch.parameters:

@@ -136,8 +136,28 @@ def test_parameters_trained_in_a_task_and_the_cost_of_an_image_are_exact(run: Ca
     assert first["multiply_adds"] == patches + 3 * (block + adapters) + routers + 6 * width
 
 
+@pytest.mark.parametrize(("every", "steps"), [(0, [3, 6]), (2, [2, 4, 6]), (4, [4])])
+def test_telemetry_is_taken_at_its_interval_of_every_nested_adapter(
+    run: Callable[..., Path],  # noqa: F811
+    every: int,
+    steps: list[int],
+) -> None:
+    measured = events(run(**{**NESTED, "max_tasks": 1}, telemetry_every=every), "telemetry")
+    assert [event["step"] for event in measured] == steps
+    for event in measured:
+        assert [(entry["layer"], entry["adapter"]) for entry in event["layers"]] == [(0, 0), (1, 0), (2, 0)]
+        assert all(entry["norms"]["fast.down_proj.weight"] > 0 for entry in event["layers"])
+
+
+def test_telemetry_goes_on_over_frozen_adapters_and_says_that_they_rest(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=2, exp_threshold=0.0)
+    entry = events(path, "telemetry")[-1]["layers"][0]
+    assert entry["update_norms"] == {"slow": 0, "fast": 0}
+    assert entry["norms"]["slow.up_proj.weight"] > 0
+
+
 def test_watching_changes_no_number(run: Callable[..., Path]) -> None:  # noqa: F811
-    seen, unseen = run("a", **NESTED), run("b", **NESTED, branch_eval=False)
+    seen, unseen = run("a", **NESTED, telemetry_every=1), run("b", **NESTED, branch_eval=False)
     assert json.dumps(events(seen, "epoch")) == json.dumps(events(unseen, "epoch"))
     assert results(seen)["accuracy"] == results(unseen)["accuracy"]
     assert torch.is_grad_enabled()

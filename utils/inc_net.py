@@ -93,14 +93,19 @@ class SEMAVitNet(nn.Module):
     @contextmanager
     def branches(self, active: tuple[str, ...]) -> Iterator[None]:
         """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
-        nested = [module for module in self.modules() if isinstance(module, NestedLoRAAdapter)]
+        nested = self.nested_adapters()
         try:
-            for adapter in nested:
+            for _, _, adapter in nested:
                 adapter.active = active
             yield
         finally:
-            for adapter in nested:
+            for _, _, adapter in nested:
                 adapter.active = ("slow", "fast")
+
+    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter]]:
+        """Layer, index in it, and module of every nested adapter."""
+        functional = [(s.layer, index, a.functional) for s in self.slots for index, a in enumerate(s.adapters)]
+        return [(layer, index, a) for layer, index, a in functional if isinstance(a, NestedLoRAAdapter)]
 
     @property
     def slots(self) -> list[SEMAModules]:
