@@ -360,7 +360,8 @@ def _problem_line(
         return f"{key}: missing in {source}; expected {describe(schemas()[key])}"
     given = f"{shown_key(key)} = {shown(values[key])} ({sources[key]})"
     if item["type"] == "extra_forbidden":
-        return f"{given}: unknown key{did_you_mean(key, schemas())}"
+        known = [*schemas(), "config"] if sources[key].startswith("flag") else schemas()
+        return f"{given}: unknown key{did_you_mean(key, known)}"
     if item["type"] == "value_error":
         return f"{given}: {item['ctx']['error']}"
     return f"{given}: expected {describe(schemas()[key])}{did_you_mean(values[key], choices(schemas()[key]))}"
