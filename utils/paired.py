@@ -1,0 +1,61 @@
+"""Mean and spread over seeds, and the difference of two configurations run with the same seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+CONFIDENCE = 0.95
+ROUNDING = 1e-12  # differences that vary by less, relative to the values, vary by the rounding of floats only
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1); the deviation of one value is NaN."""
+
+    mean: float
+    std: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, its 95 % interval by Student's t, and the p value of the two-sided paired t test.
+
+    Interval and p are NaN for a single pair; p is NaN, and the interval a point, where all differences are equal.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and deviation; NaN of nothing, or of anything with NaN in it."""
+    if not values or any(map(math.isnan, values)):
+        return Spread(math.nan, math.nan, len(values))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
+
+
+def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """`values` minus `baseline`, pair by pair.
+
+    Raises:
+        ValueError: The two are not of the same length.
+    """
+    pairs = list(zip(values, baseline, strict=True))
+    gaps = [ours - theirs for ours, theirs in pairs]
+    if not gaps or any(map(math.isnan, gaps)):
+        return Difference(math.nan, math.nan, math.nan, math.nan, len(gaps))
+    mean = fmean(gaps)
+    if len(gaps) == 1:
+        return Difference(mean, math.nan, math.nan, math.nan, 1)
+    if max(gaps) - min(gaps) <= ROUNDING * max(map(abs, [*values, *baseline])):
+        return Difference(mean, mean, mean, math.nan, len(gaps))
+    from scipy import stats  # takes seconds to import, and most calls end before here
+
+    test = stats.ttest_rel(values, baseline)
+    interval = test.confidence_interval(CONFIDENCE)
+    return Difference(mean, float(interval.low), float(interval.high), float(test.pvalue), len(gaps))
