@@ -41,7 +41,6 @@ def main() -> None:
         "forgetting",
         "adapters per block",
         "adapter parameters",
-        "seconds",
     ]
     replace_part(DOCUMENT, "runs", markdown_table(header, rows))
     replace_part(DOCUMENT, "references", reference_table(flags))
@@ -66,7 +65,6 @@ def row(title: str, results: list[dict[str, Any]]) -> list[str]:
         *(spread([100 * run[key] for run in results]) for key in ("last_acc", "avg_inc_acc", "forgetting")),
         "; ".join("-".join(map(str, end["adapters"])) for end in ends),
         "; ".join(f"{functional_parameters(end['parameters']):,}" for end in ends),
-        spread([run["run"]["seconds"] for run in results], digits=0),
     ]
 
 
@@ -75,10 +73,10 @@ def functional_parameters(counts: dict[str, int]) -> int:
     return sum(counts.get(role, 0) for role in ("adapter", "slow", "fast"))
 
 
-def spread(values: list[float], digits: int = 2) -> str:
+def spread(values: list[float]) -> str:
     """Mean ± standard deviation; the deviation is left out for a single value."""
-    mean = f"{fmean(values):.{digits}f}"
-    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{fmean(values):.2f}"
+    return f"{mean} ± {stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def reference_table(flags: dict[str, Any]) -> str:
