@@ -9,7 +9,7 @@ from trainer import learner_args, make_tasks
 from utils.checkpoint import CheckpointError
 from utils.config import Config
 from utils.data import load_dataset
-from utils.devices import resolve_device
+from utils.devices import prepare_device
 from utils.metrics import AccuracyMatrix, format_table
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint do not work out.
     """
-    device = resolve_device(config.device)
+    device = prepare_device(config.device, config.num_threads)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     meta = learner.load_checkpoint(config.checkpt_path)

@@ -14,7 +14,7 @@ from utils.audit import judge, refuse_failed
 from utils.config import Config
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
-from utils.devices import device_name, resolve_device
+from utils.devices import device_name, prepare_device
 from utils.metrics import AccuracyMatrix, format_table
 from utils.param_groups import check_interval, steps_of
 from utils.runlog import RunLog, refuse_finished, run_name
@@ -32,7 +32,7 @@ def train(config: Config, name: str) -> None:
     Raises:
         UserError: Device, data, backbone or output directory do not work out; before any training.
     """
-    device = resolve_device(config.device)
+    device = prepare_device(config.device, config.num_threads)
     names = {seed: run_name(config, name, seed) for seed in config.seed}
     refuse_finished(config.output_dir, names.values(), config.overwrite)
     data = load_dataset(config.dataset, Path(config.data_root))
@@ -56,7 +56,7 @@ def train_seed(config: Config, run: str, data: ImageData, device: torch.device) 
 def audited(log: RunLog, config: Config) -> EventSink:
     """Where a run's events go: into its directory, the cadence of slow judged by the configuration the run was given.
 
-    The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults looked for.
+    The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
     """
 
     def sink(kind: str, **fields: Any) -> None:

@@ -72,8 +72,12 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Draw the zero function that can learn: down kaiming-uniform, everything else zero."""
-        nn.init.kaiming_uniform_(self.down_proj.weight, a=math.sqrt(5))
+        """Draw the zero function that can learn: down kaiming-uniform, everything else zero.
+
+        The draw is the CPU generator's wherever the adapter lies, so that a named stream decides it on a GPU too.
+        """
+        drawn = torch.empty_like(self.down_proj.weight, device="cpu")
+        self.down_proj.weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
         for tensor in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):
             nn.init.zeros_(tensor)
 

@@ -25,6 +25,7 @@ from utils.param_groups import (
     steps_of,
     verify_gate,
     verify_groups,
+    verify_kind,
 )
 from utils.runlog import progress
 from utils.telemetry import Telemetry
@@ -159,6 +160,7 @@ class PhaseLearner(BaseLearner):
         self.optimizer.step()
         self.watch.after_step()
         if self.gate.steps == 1 and self.optimizer.param_groups[0]["name"] != "descriptor":
+            verify_kind(self._network.roles(), self.args)
             verify_groups(self.optimizer, self._network.roles(), self.args)
             verify_gate(self.gate, self._network.roles(), self.args)
         return [self.gate.steps] if moves else []

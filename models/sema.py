@@ -161,6 +161,8 @@ class Learner(PhaseLearner):
     def _refill_records(self) -> None:
         """Take the records of the adapters added in this task anew, from the features as they are now."""
         slots = [slot for slot in self._network.expandable if slot.added]
+        if not slots:
+            return
         fresh = [slot.newest for slot in slots]
         for adapter in fresh:
             adapter.records.clear()

@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
 ) -> None:
     checkpoint = run() / "checkpoints" / "task_0.safetensors"
     keys = {"eval": True, "checkpt_path": str(checkpoint)}
-    with pytest.raises(CheckpointError, match="nested_lora adapters.*adaptmlp"):
+    with pytest.raises(CheckpointError, match=r"nested_lora adapters.*adaptmlp"):
         evaluate(configuration(images, tmp_path, ffn_adapter_type="adaptmlp", **keys))
     with pytest.raises(CheckpointError, match="another class order"):
         evaluate(configuration(images, tmp_path, shuffle=False, **keys))

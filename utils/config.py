@@ -213,6 +213,9 @@ class Config(BaseModel):
 
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
+    num_threads: int = _run(
+        0, "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores", ge=0
+    )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
     branch_eval: bool = _run(
         True, "with nested_lora: after every task score slow + fast, slow only, fast only and neither"

@@ -26,6 +26,17 @@ def resolve_device(device: str | int | list[str | int]) -> torch.device:
     return torch.device("cuda", index)
 
 
+def prepare_device(device: str | int | list[str | int], threads: int) -> torch.device:
+    """`resolve_device`, and this process's CPU threads set to `threads` (0: left as torch has them).
+
+    Raises:
+        ConfigError: As `resolve_device`.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    return resolve_device(device)
+
+
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

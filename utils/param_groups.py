@@ -90,6 +90,21 @@ def verify_groups(optimizer: optim.Optimizer, roles: Iterable[Role], args: Any) 
             raise RuntimeError(f"group {declared['name']}: declared rate {declared['lr']}, held {group['initial_lr']}")
 
 
+def verify_kind(roles: Iterable[Role], args: Any) -> None:
+    """Hold the adapters themselves against `ffn_adapter_type`.
+
+    Raises:
+        RuntimeError: The network has adapters of another kind, or none.
+    """
+    declared = {"adaptmlp": {"adapter"}, "nested_lora": {"slow", "fast"}}[args.ffn_adapter_type]
+    found = {role for role, _ in roles} & {"adapter", "slow", "fast"}
+    if found != declared:
+        raise RuntimeError(
+            f"ffn_adapter_type {args.ffn_adapter_type} has parameters {', '.join(sorted(declared))}; "
+            f"the network's are {', '.join(sorted(found)) or 'none'}"
+        )
+
+
 def check_interval(interval: int, steps: int, task: int) -> None:
     """Refuse an interval that would never let slow move.
 

@@ -357,6 +357,51 @@ def test_the_loss_is_cross_entropy_with_the_old_classes_at_minus_infinity(make, 
     assert hits.item() == sum(int(masked[i].argmax() == label) for i, label in enumerate(labels))
 
 
+def test_an_epochs_loss_and_accuracy_are_means_over_images(make, tasks, events, monkeypatch):
+    """12 images in batches of 5, 5 and 2: the small last batch weighs less."""
+    learner, batches = make(), {"func": [], "rd": []}
+    func_loss, rd_loss = learner._func_loss, learner._rd_loss
+
+    def func(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, hits = func_loss(images, labels)
+        batches["func"].append((loss.item(), len(images), hits.item()))
+        return loss, hits
+
+    def rd(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, hits = rd_loss(images, labels)
+        batches["rd"].append((loss.item(), len(images), 0))
+        return loss, hits
+
+    monkeypatch.setattr(learner, "_func_loss", func)
+    monkeypatch.setattr(learner, "_rd_loss", rd)
+    learn(learner, tasks([2, 2, 2]))
+    epochs = list(events.of("epoch"))
+    assert len(epochs) == 3
+    for epoch in epochs:
+        mine = batches[epoch["phase"]][3 * epoch["epoch"] : 3 * epoch["epoch"] + 3]
+        assert [count for _, count, _ in mine] == [5, 5, 2]
+        assert epoch["loss"] == pytest.approx(sum(loss * count for loss, count, _ in mine) / 12, rel=1e-5)
+        if epoch["phase"] == "func":
+            assert epoch["train_accuracy"] == pytest.approx(100 * sum(hits for *_, hits in mine) / 12)
+
+
+def test_the_rd_loss_is_the_sum_over_layers_of_what_the_cycle_added(make, tasks, script):
+    learner, data = make(), tasks([2, 2, 2])
+    learner.begin_data(data)
+    network, images = learner._network.eval(), torch.rand(5, 3, 32, 32)
+
+    def by_hand(slots: list[SEMAModules]) -> float:
+        means = network.token_means(images, LAYERS)
+        return sum(((slot.newest.rd(means[slot.layer]) - means[slot.layer]) ** 2).mean().item() for slot in slots)
+
+    both = [network.slots[layer] for layer in LAYERS]
+    assert learner._rd_loss(images, None)[0].item() == pytest.approx(by_hand(both), rel=1e-5)
+    for slot in both:
+        slot.end_of_cycle()
+    network.slots[2].expand()
+    assert learner._rd_loss(images, None)[0].item() == pytest.approx(by_hand([network.slots[2]]), rel=1e-5)
+
+
 def cosine(start: float, floor: float, epoch: int, epochs: int) -> float:
     return floor + (start - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.config import ConfigError
-from utils.devices import resolve_device
+from utils.devices import prepare_device, resolve_device
 
 
 @pytest.fixture
@@ -42,3 +42,10 @@ def test_a_device_that_is_not_there_names_those_that_are(gpus, count, device):
     with pytest.raises(ConfigError, match="choose one of auto, cpu, -1") as caught:
         resolve_device(device)
     assert ("cuda, 0, 1" in str(caught.value)) == (count == 2)
+
+
+def test_threads_are_set_only_if_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert prepare_device("cpu", 0) == prepare_device("cpu", 3) == torch.device("cpu")
+    assert asked == [3]
