@@ -389,8 +389,8 @@ OTHER_VALUES = {
     "dataset": "vtab", "model_name": None, "shuffle": False, "optimizer": "adam", "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
-    "pretrained": False, "normalize": True, "overwrite": True, "fixed_memory": True, "branch_eval": False, "max_tasks": 3,
-    "seed": [7],
+    "pretrained": False, "normalize": True, "overwrite": True, "fixed_memory": True, "branch_eval": False,
+    "max_tasks": 3, "seed": [7],
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8,
 }  # fmt: skip
