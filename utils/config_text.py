@@ -66,9 +66,14 @@ def describe(schema: Mapping[str, Any]) -> str:
             raise ValueError(f"no words for a value of type {other!r}")
 
 
+def _number(bound: float) -> str:
+    """Whole bounds in full, whatever type pydantic gives them."""
+    return str(int(bound)) if float(bound).is_integer() else f"{bound:g}"
+
+
 def _bounds(schema: Mapping[str, Any]) -> str:
     if "minimum" in schema and "maximum" in schema:
-        return f" from {schema['minimum']:g} to {schema['maximum']:d}"
+        return f" from {_number(schema['minimum'])} to {_number(schema['maximum'])}"
     if "minimum" in schema:
         return f" >= {schema['minimum']:g}"
     if "exclusiveMinimum" in schema:
