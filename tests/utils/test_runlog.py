@@ -193,7 +193,8 @@ def test_config_is_written_as_resolved(tmp_path):
     assert Config(**json.loads((log.path / "config.json").read_text())) == config
 
 
-def test_environment_says_where_a_run_ran(tmp_path):
+def test_environment_says_where_a_run_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "--config", "a b.json"])
     with RunLog.create(tmp_path, "x", overwrite=False) as log:
         log.write_environment("a device", {"backbone": "vit"})
     written = json.loads((log.path / "environment.json").read_text())
@@ -203,7 +204,7 @@ def test_environment_says_where_a_run_ran(tmp_path):
     assert written["versions"]["torch"] == metadata.version("torch")
     assert written["versions"].keys() == {"torch", "torchvision", "timm", "numpy"}
     assert written["started"].endswith("+00:00")
-    assert sys.argv[-1] in written["command"]
+    assert written["command"] == "python main.py --config 'a b.json'"
     assert {"commit", "dirty", "platform", "cores"} <= written.keys()
 
 
