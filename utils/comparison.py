@@ -10,7 +10,7 @@ from utils.config_text import did_you_mean, shown
 from utils.measures import Measure
 from utils.paired import Difference, Spread, difference, spread
 from utils.pilot_runs import read_log
-from utils.run_reader import Run, RunError, digest, missing_path, read_run
+from utils.run_reader import Run, RunError, missing_path, read_run
 
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
 
@@ -146,14 +146,14 @@ def _read_all(paths: Iterable[Path]) -> list[Run]:
 
 def _once(runs: Iterable[Run]) -> list[Run]:
     """Without what was named twice: a log's runs differ in configuration or seed, a directory holds one."""
-    return list({(run.path.resolve(), digest(run.identity), run.seed): run for run in runs}.values())
+    return list({(run.path.resolve(), run.key, run.seed): run for run in runs}.values())
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
     kept: dict[str, list[Run]] = {}
     repeated = []
     for run in runs:
-        group = kept.setdefault(digest(run.identity), [])
+        group = kept.setdefault(run.key, [])
         twin = next((other for other in group if run.seed is not None and other.seed == run.seed), None)
         if twin is None:
             group.append(run)
@@ -174,7 +174,7 @@ def _baseline(groups: Sequence[Group], name: str) -> Group:
         if name == group.name or any(run.path.resolve() == Path(name).resolve() for run in group.runs):
             return group
     if Path(name).exists():  # its run was left out, as another one of its configuration and seed was named before
-        wanted = digest(read(Path(name))[0].identity)
-        return next(group for group in groups if digest(group.runs[0].identity) == wanted)
+        wanted = read(Path(name))[0].key
+        return next(group for group in groups if group.runs[0].key == wanted)
     by_name = {group.name: group for group in groups} | {str(run.path): group for group in groups for run in group.runs}
     raise RunError(f"--baseline {name}: neither a run nor a configuration{did_you_mean(name, by_name, count=3)}")

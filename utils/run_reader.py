@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config import DATA_ROOT_IS_THE_DATA, Config, UserError, result_hash, schemas
+from utils.config import Config, UserError, counted, counted_digest, result_hash
 from utils.config_text import did_you_mean, shown
 from utils.files import plain
 from utils.json_file import read_object
@@ -62,6 +62,11 @@ class Run:
         return not self.results
 
     @property
+    def key(self) -> str:
+        """Equal in runs of one configuration; of a run of ours the hash in its directory's name."""
+        return digest(self.identity) if self.is_log else counted_digest(self.config)
+
+    @property
     def last_task(self) -> Mapping[str, Any]:
         """What results.json says of the network after the last task; empty for a log."""
         return self.results["tasks"][-1] if self.results else {}
@@ -85,7 +90,7 @@ def read_run(path: Path) -> Run:
         label=name["label"] if name else path.resolve().name,
         seed=seed,
         config=config,
-        identity=identity(config),
+        identity=counted(config),
         matrix=matrix,
         curve=tuple(matrix.average_accuracies),
         seconds=float(results["run"]["seconds"]),
@@ -197,19 +202,8 @@ def _close(a: object, b: object) -> bool:
             return a == b
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run's configuration that can change its results, as `utils.config.result_hash` counts them.
-
-    A key of another version of this project counts. The seed does not.
-    """
-    kept = {key: value for key, value in config.items() if schemas().get(key, {}).get("changes_results", True)}
-    if config.get("dataset") in DATA_ROOT_IS_THE_DATA:
-        kept["data_root"] = config.get("data_root")
-    return kept
-
-
 def digest(values: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits over an identity; the hash in a run directory's name."""
+    """8 hexadecimal digits over what a log states of its configuration."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=repr)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
