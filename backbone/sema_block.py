@@ -160,18 +160,19 @@ class SEMAModules(nn.Module):
         """
         return [self._consolidate(index, alpha, h) for index in sorted(self.trained)]
 
-    def restore_structure(self, ranks: list[int], records: list[int]) -> None:
-        """Take the structure of a checkpoint, values undefined until loaded.
+    def restore_structure(self, ranks: list[int], records: list[int], expanding: bool = False) -> None:
+        """Take the structure of a checkpoint, values undefined until loaded; everything is frozen then.
 
         Args:
             ranks: For each adapter its inner width; only slow's, which consolidation may have grown, is taken.
             records: For each descriptor the number of recorded losses; empty in a layer without descriptors.
+            expanding: Whether the newest adapter still has a router of its own.
         """
         while self.num_adapters < len(ranks):
             self._add_adapter()
         del self.adapters[len(ranks) :]
-        self.router = nn.Linear(self.config.d_model, len(ranks))
-        self.new_router = None
+        self.router = nn.Linear(self.config.d_model, len(ranks) - expanding)
+        self.new_router = nn.Linear(self.config.d_model, 1) if expanding else None
         for index, rank in enumerate(ranks):
             functional = self._adapter(index).functional
             if isinstance(functional, NestedLoRAAdapter):
@@ -180,6 +181,14 @@ class SEMAModules(nn.Module):
             self._adapter(index).records.losses = torch.empty(length)
         self.added = 0
         self.requires_grad_(False)
+
+    def books(self) -> dict[str, Any]:
+        """What the task in progress has noted here, for `restore_books`."""
+        return {"added": self.added, "trained": sorted(self.trained)}
+
+    def restore_books(self, books: dict[str, Any]) -> None:
+        """Go on with the notes of a task in progress."""
+        self.added, self.trained = books["added"], set(books["trained"])
 
     def _adapter(self, index: int) -> AdapterModule:
         module = self.adapters[index]

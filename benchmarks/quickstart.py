@@ -15,7 +15,7 @@ from benchmarks.references import references
 from trainer import train
 from utils.config import Config, load
 from utils.generated import markdown_table, replace_part
-from utils.runlog import RESULTS, run_name
+from utils.run_dir import RESULTS, run_name
 
 DOCUMENT = Path("docs/quickstart.md")
 RANDOM = {"pretrained": False, "backbone_checkpoint": None}

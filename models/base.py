@@ -5,7 +5,7 @@ Shapes: B batch, S image side, C classes.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,24 @@ class EventSink(Protocol):
 
 def no_events(kind: str, **fields: Any) -> None:
     """Where events go when nobody keeps them."""
+
+
+Point = Literal["step", "last step", "epoch", "stage", "wait"]
+
+
+class Keeper(Protocol):
+    """Is told where a learner stands, and may then save its state, or stop it by an exception.
+
+    "step" is after an optimizer step or a scanned batch, "epoch" after an epoch, "stage" between two stages of a task.
+    "last step" is after the last step of an epoch, which is kept as a whole. "wait" is within something that is done
+    anew when a run goes on, such as an evaluation. At these two there is nothing to save.
+    """
+
+    def __call__(self, point: Point) -> None: ...
+
+
+def keep_nothing(point: Point) -> None:
+    """Where nobody keeps a learner's state."""
 
 
 class Tasks(Protocol):
@@ -65,6 +83,7 @@ class BaseLearner:
     def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
         self.args = with_defaults(args)
         self.events = events
+        self.keep: Keeper = keep_nothing
         self.device = torch.device(self.args.device[0])
         self.seed: int = self.args.seed
         self.cur_task = -1
@@ -96,9 +115,13 @@ class BaseLearner:
         self.known_classes = sum(task_sizes[:-1])
 
     def begin_data(self, data_manager: Tasks) -> None:
-        """Move on to the next task: its classes, and loaders of its training and of all seen test images."""
+        """Move on to the next task: its classes, and its data."""
         self.cur_task += 1
         self.task_sizes.append(data_manager.get_task_size(self.cur_task))
+        self.open_data(data_manager)
+
+    def open_data(self, data_manager: Tasks) -> None:
+        """Loaders of the current task's training images and of all seen test images."""
         new = range(self.known_classes, self.total_classes)
         images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec)
         self.train_loader = self.loader(images)
@@ -139,10 +162,10 @@ class BaseLearner:
         self._network.eval()
         size = self.args.eval_batch_size
         batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False)
-        scored = [
-            self._score(images, labels)
-            for _, images, labels in progress(batches, f"task {self.cur_task} test", self.test_loader.batches(size))
-        ]
+        scored = []
+        for _, images, labels in progress(batches, f"task {self.cur_task} test", self.test_loader.batches(size)):
+            scored.append(self._score(images, labels))
+            self.keep("wait")
         self._network.train(was_training)
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
 

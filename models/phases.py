@@ -4,7 +4,7 @@ Shapes: B batch, S image side, C classes.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn, optim
 
 from backbone.sema_block import SEMAModules
-from backbone.sema_components import Role
+from backbone.sema_components import Records
 from models.base import BaseLearner, EventSink, no_events
+from models.epoch import EpochSums
 from utils.audit import CadenceWatch
+from utils.errors import DivergenceError
+from utils.loader import Batch
 from utils.param_groups import (
     SlowGate,
     check_interval,
@@ -33,6 +36,7 @@ from utils.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 Phase = Literal["func", "rd"]
+CHECK_EVERY = 50  # batches between two looks at the losses, each of which waits for the device
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Position:
         scan: Number of the current scan.
         batch: Batches of the current scan that were looked at.
         added: Whether the current scan added an adapter.
+        begun: Whether the current phase has its optimizer.
     """
 
     stage: Literal["scan", "func", "rd", "end", "done"]
@@ -54,6 +59,7 @@ class Position:
     scan: int = 0
     batch: int = 0
     added: bool = False
+    begun: bool = False
 
 
 class PhaseLearner(BaseLearner):
@@ -62,7 +68,7 @@ class PhaseLearner(BaseLearner):
     def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
         super().__init__(args, events)
         self.position = Position("done")
-        self.trained: dict[int, Role] = {}  # holds the parameters, so that no id is given twice
+        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: what it is, and its size then
 
     @property
     def nested(self) -> bool:
@@ -70,24 +76,38 @@ class PhaseLearner(BaseLearner):
         return bool(self.args.ffn_adapter_type == "nested_lora")
 
     def _init_train(self, phase: Phase) -> None:
-        """Train one phase from the position's epoch to its end, with an optimizer of its own."""
-        epochs = {"func": self.args.func_epoch, "rd": self.args.rd_epoch}[phase]
-        self.update_optimizer_and_scheduler(phase, epochs)
+        """Train one phase, from where the position says, to its end, with an optimizer of its own."""
+        epochs = self._epochs(phase)
+        if not self.position.begun:
+            self._begin_phase(phase, epochs)
         while self.position.epoch < epochs:
             self._train_epoch(phase, epochs)
             self.scheduler.step()
             self.position.epoch += 1
             self._score_if_asked(phase)
+            self.keep("epoch")
         self._report_pending()
         self._report_cadence()
-        self.position.epoch = 0
+        self.position.epoch, self.position.begun = 0, False
 
-    def update_optimizer_and_scheduler(self, phase: Phase, epochs: int) -> None:
-        """Make the phase's optimizer, its cosine schedule to `min_lr` over `epochs`, and the slow gate.
+    def _begin_phase(self, phase: Phase, epochs: int) -> None:
+        """Make the phase's optimizer and report it.
 
         Raises:
             ConfigError: The slow interval is larger than the number of steps of the phase.
         """
+        self.update_optimizer_and_scheduler(phase, epochs)
+        if self.gate.parameters:
+            steps = steps_of(len(self.train_loader), self.args.batch_size, epochs)
+            check_interval(self.gate.interval, steps, self.cur_task)
+        self._report_phase(phase)
+        self.position.begun = True
+
+    def _epochs(self, phase: Phase) -> int:
+        return int({"func": self.args.func_epoch, "rd": self.args.rd_epoch}[phase])
+
+    def update_optimizer_and_scheduler(self, phase: Phase, epochs: int) -> None:
+        """Make the phase's optimizer, its cosine schedule to `min_lr` over `epochs`, and the slow gate."""
         make_groups = {"func": func_groups, "rd": rd_groups}[phase]
         groups = make_groups(self._network.roles(), self.args)
         logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, phase)
@@ -96,15 +116,30 @@ class PhaseLearner(BaseLearner):
         self.scheduler = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, epochs), self.args.min_lr)
         slow = [parameter for group in groups if group["name"] == "slow" for parameter in group["params"]]
         self.gate = SlowGate(slow, self.args.nested_lora_update_interval_slow, self.args.nested_lora_slow_update)
-        if slow:
-            steps = steps_of(len(self.train_loader), self.args.batch_size, epochs)
-            check_interval(self.gate.interval, steps, self.cur_task)
-        if phase == "func" and not any(group["params"] for group in groups[:-1]) and self.nested:
-            logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
         self.watch = CadenceWatch(self._trainable("slow") if phase == "func" else ())
         self.telemetry = Telemetry(self._network.nested_adapters() if self.watch.parameters else ())
-        held = [describe(group) for group in self.optimizer.param_groups]
-        self.events("phase", **self._where(phase), groups=held)
+        self.sums = EpochSums.empty(self.device)
+
+    def phase_state(self) -> dict[str, Any]:
+        """Everything a phase in progress has beside the network, for `restore_phase`."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "gate": self.gate.state(),
+            "watch": self.watch.moved(),
+            "telemetry": self.telemetry.state(),
+            "sums": self.sums.state(),
+        }
+
+    def restore_phase(self, phase: Phase, state: Mapping[str, Any]) -> None:
+        """Go on with a phase of the network as it is now."""
+        self.update_optimizer_and_scheduler(phase, self._epochs(phase))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.gate.restore(state["gate"])
+        self.watch.restore(state["watch"])
+        self.telemetry.restore(state["telemetry"])
+        self.sums = EpochSums.restore(state["sums"], self.device)
 
     def _trainable(self, role: str) -> list[nn.Parameter]:
         return [parameter for name, parameter in self._network.roles() if name == role and parameter.requires_grad]
@@ -112,31 +147,69 @@ class PhaseLearner(BaseLearner):
     def _note_trained(self) -> None:
         """Remember what the optimizer holds, for the account of what this task trained."""
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        self.trained |= {id(p): (role, p) for role, p in self._network.roles() if id(p) in held}
+        roles = {id(parameter): role for role, parameter in self._network.roles()}
+        named = [(name, p) for name, p in self._network.named_parameters() if id(p) in held]
+        self.trained |= {name: (roles[id(parameter)], parameter.numel()) for name, parameter in named}
 
     def _train_epoch(self, phase: Phase, epochs: int) -> None:
-        """One pass over the task's images, and its report."""
+        """One pass over the task's images, or what is left of it, and its report."""
         self._network.train(phase == "func")
-        size, epoch = self.args.batch_size, self.position.epoch
-        batches = self.train_loader.epoch(
-            phase, self.cur_task, self.position.cycle, epoch, batch_size=size, shuffle=True
-        )
-        what = f"task {self.cur_task} cycle {self.position.cycle} {phase} {epoch + 1}/{epochs}"
-        losses = {"func": self._func_loss, "rd": self._rd_loss}[phase]
-        total, correct = torch.zeros(2, device=self.device)
-        moved: list[int] = []
-        last = self.train_loader.batches(size)
-        for number, (_, images, labels) in enumerate(progress(batches, what, last), start=1):
-            measures = self._measures(number == last)
-            if measures:
-                self.telemetry.arm()
-            loss, hits = losses(images, labels)
-            moved += self._step(loss)
-            if measures:
-                self._report_telemetry()
-            total += loss.detach() * len(labels)
-            correct += hits
-        self._report_epoch(phase, float(total), float(correct), moved)
+        last = self.train_loader.batches(self.args.batch_size)
+        what = f"task {self.cur_task} cycle {self.position.cycle} {phase} {self.position.epoch + 1}/{epochs}"
+        for _, images, labels in progress(self._batches(phase), what, last, done=self.sums.batches):
+            self._train_batch(phase, images, labels, self.sums.batches + 1 == last)
+            if self.sums.batches % CHECK_EVERY == 0:
+                self._refuse_divergence()
+            self.keep("step" if self.sums.batches < last else "last step")
+        self._refuse_divergence()
+        self._report_epoch(phase)
+        self.sums = EpochSums.empty(self.device)
+
+    def _batches(self, phase: Phase) -> Iterator[Batch]:
+        """The batches of the current epoch that are still to come."""
+        size, place = self.args.batch_size, self.position
+        stream = (phase, self.cur_task, place.cycle, place.epoch)
+        return self.train_loader.epoch(*stream, batch_size=size, shuffle=True, start=self.sums.batches)
+
+    def _train_batch(self, phase: Phase, images: Tensor, labels: Tensor, last: bool) -> None:
+        records = [(slot.newest.records, slot.newest.records.losses) for slot in self._network.expandable]
+        measures = self._measures(last)
+        if measures:
+            self.telemetry.arm()
+        loss, hits = {"func": self._func_loss, "rd": self._rd_loss}[phase](images, labels)
+        # Only to skip a step does the host have to know the loss before it.
+        if self.args.on_nan == "skip" and not bool(loss.isfinite()):
+            return self._skip_batch(float(loss.detach()), records)
+        moved = self._step(loss)
+        if measures:
+            self._report_telemetry()
+        self.sums.add(loss, hits, len(labels), moved)
+
+    def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
+        """Leave a batch out: no step, and nothing of it in the records."""
+        self.telemetry.disarm()
+        for book, losses in records:
+            book.losses = losses
+        self.sums.skip()
+        logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self._place(), self.sums.batches, loss)
+
+    def _refuse_divergence(self) -> None:
+        """Stop where a loss or a parameter is not finite.
+
+        Raises:
+            DivergenceError: Names phase, task, epoch, batch and rates.
+        """
+        rates = ", ".join(f"{group['name']} {group['lr']:g}" for group in self.optimizer.param_groups)
+        place = self._place()
+        if bad := self.sums.first_not_finite():
+            raise DivergenceError(f"{place}, batch {bad[0]}: the loss is {bad[1]} (rates: {rates})")
+        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if not bool(torch.stack([parameter.detach().isfinite().all() for parameter in held]).all()):
+            raise DivergenceError(f"{place}, by batch {self.sums.batches}: a parameter is not finite (rates: {rates})")
+
+    def _place(self) -> str:
+        phase = "rd" if self.position.stage == "rd" else "func"
+        return f"task {self.cur_task} cycle {self.position.cycle} {phase} phase, epoch {self.position.epoch + 1}"
 
     def _func_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy over the task's own classes (all others count as -inf), and the number of hits."""
@@ -172,13 +245,24 @@ class PhaseLearner(BaseLearner):
     def _layers(slots: list[SEMAModules]) -> list[int]:
         return [slot.layer for slot in slots]
 
-    def _report_epoch(self, phase: Phase, total: float, correct: float, moved: list[int]) -> None:
-        images, epoch = len(self.train_loader), self.position.epoch
+    def _report_phase(self, phase: Phase) -> None:
+        names = [group["name"] for group in self.optimizer.param_groups]
+        if phase == "func" and self.nested and names == ["other"]:
+            logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
+        held = [describe(group) for group in self.optimizer.param_groups]
+        self.events("phase", **self._where(phase), groups=held)
+
+    def _report_epoch(self, phase: Phase) -> None:
+        sums, epoch = self.sums, self.position.epoch
+        if not sums.images:
+            raise DivergenceError(f"{self._place()}: no batch has a finite loss")
+        loss = float(sums.loss) / sums.images
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        accuracy = {"train_accuracy": 100 * correct / images, "slow_steps": moved} if phase == "func" else {}
-        self.events("epoch", **self._where(phase), epoch=epoch, loss=total / images, lr=rates, **accuracy)
-        shown = f", train accuracy {accuracy['train_accuracy']:.2f}" if accuracy else ""
-        logger.info("task %d %s epoch %d: loss %.4f%s", self.cur_task, phase, epoch + 1, total / images, shown)
+        accuracy = {"train_accuracy": 100 * float(sums.correct) / sums.images, "slow_steps": sums.moved}
+        fields = (accuracy if phase == "func" else {}) | ({"skipped": sums.skipped} if sums.skipped else {})
+        self.events("epoch", **self._where(phase), epoch=epoch, loss=loss, lr=rates, **fields)
+        shown = f", train accuracy {accuracy['train_accuracy']:.2f}" if phase == "func" else ""
+        logger.info("task %d %s epoch %d: loss %.4f%s", self.cur_task, phase, epoch + 1, loss, shown)
 
     def _report_pending(self) -> None:
         if self.gate.parameters and self.gate.pending:

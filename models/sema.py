@@ -8,7 +8,9 @@ Shapes: B batch, S image side, D embedding width, A adapters at a layer, C class
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +46,18 @@ class Learner(PhaseLearner):
         """
         self.begin_data(data_manager)
         self._begin_task()
+        self._to_end_of_task()
+
+    def continue_training(self, data_manager: Tasks) -> None:
+        """Learn what is left of a task in progress, after `restore`."""
+        self.open_data(data_manager)
+        self._to_end_of_task()
+
+    def _to_end_of_task(self) -> None:
         stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
         while self.position.stage != "done":
             stages[self.position.stage]()
+            self.keep("stage")
         self.end_data()
 
     def _begin_task(self) -> None:
@@ -70,6 +81,7 @@ class Learner(PhaseLearner):
             slot = self._first_asking(means)
             if slot is not None:
                 return self._expand(slot)
+            self.keep("step")
         self.batches = None
         open_slots = [slot for slot in self._network.expandable if not slot.added]
         if self.position.added and open_slots:
@@ -178,6 +190,7 @@ class Learner(PhaseLearner):
         batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
         for _, images, _ in progress(batches, f"task {self.cur_task} {purpose}", self.train_loader.batches(size)):
             yield self._network.token_means(images, self._layers(slots))
+            self.keep("wait")
 
     # ---- reports
 
@@ -238,7 +251,7 @@ class Learner(PhaseLearner):
         return {
             "adapters": [slot.num_adapters for slot in self._network.slots],
             "parameters": {**counts, "backbone": total - sum(counts.values()), "total": total},
-            "trained": count_parameters(self.trained.values()),
+            "trained": _sizes_by_role(self.trained.values()),
             "multiply_adds": self._multiply_adds(),
         }
 
@@ -250,7 +263,42 @@ class Learner(PhaseLearner):
             self._network.eval()(image)
         return int(counter.get_total_flops()) // 2
 
-    # ---- checkpoints
+    # ---- checkpoints, and the state of a task in progress
+
+    def state(self) -> dict[str, Any]:
+        """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
+
+        Random generators are not among it: every draw comes from a stream that its place in the run names.
+
+        Raises:
+            DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
+        """
+        if self.position.begun:
+            self._refuse_divergence()
+        return {
+            "cur_task": self.cur_task,
+            "task_sizes": list(self.task_sizes),
+            "known_classes": self.known_classes,
+            "position": asdict(self.position),
+            "trained": {name: list(entry) for name, entry in self.trained.items()},
+            "network": self._network.training_state(),
+            "phase": self.phase_state() if self.position.begun else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the learner that gave this state; `continue_training` goes on with its task.
+
+        Raises:
+            CheckpointError: The state is of another network.
+        """
+        self._network.load_training(state["network"])
+        self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
+        self.task_sizes = list(state["task_sizes"])
+        self.position = Position(**state["position"])
+        self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
+        self.batches = None
+        if self.position.begun:
+            self.restore_phase("rd" if self.position.stage == "rd" else "func", state["phase"])
 
     def save_checkpoint(self, path: Path, meta: Mapping[str, Any]) -> None:
         """Write what evaluation needs; `meta` is the trainer's part of it."""
@@ -270,3 +318,10 @@ class Learner(PhaseLearner):
         self._network.load_learned(tensors, meta.get("backbone"))
         self.begin_after(meta.get("task_sizes", [self.args.nb_classes]))
         return meta
+
+
+def _sizes_by_role(trained: Iterable[tuple[str, int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for role, size in trained:
+        counts[role] += size
+    return dict(counts)

@@ -14,7 +14,7 @@ from models.sema import Learner
 from utils.checkpoint import CheckpointError
 from utils.config import Config, ConfigError, load
 from utils.metrics import AccuracyMatrix
-from utils.runlog import RunDirError
+from utils.run_dir import RunDirError
 
 KEYS: dict[str, Any] = {
     "dataset": "npz",
@@ -84,7 +84,7 @@ def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
 def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
     path = run()
     assert {entry.name for entry in path.iterdir()} == {
-        "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "checkpoints",
+        ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "checkpoints",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
     assert load(path / "config.json").model_dump() == json.loads((path / "config.json").read_text())

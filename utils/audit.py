@@ -42,8 +42,19 @@ class CadenceWatch:
 
     def observed(self) -> list[int]:
         """The steps, counted from 1, at which a value changed."""
-        changed = torch.stack(self._changes).tolist() if self._changes else []
-        return [step for step, moved in enumerate(changed, start=1) if moved]
+        return [step for step, moved in enumerate(self.moved(), start=1) if moved]
+
+    def restore(self, moved: Iterable[bool]) -> None:
+        """Go on after the steps that another watch of the same parameters looked at; their values are what it left.
+
+        Args:
+            moved: For each of those steps whether a value changed.
+        """
+        self._changes = [torch.tensor(change, device=self._last.device) for change in moved]
+
+    def moved(self) -> list[bool]:
+        """For each step looked at, whether a value changed."""
+        return torch.stack(self._changes).tolist() if self._changes else []
 
     @torch.no_grad()
     def _values(self) -> Tensor:

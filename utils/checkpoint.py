@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,9 +77,24 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return dict(meta["config"])
 
 
+class SlotShape(NamedTuple):
+    """The structure of one layer's slot.
+
+    Attributes:
+        widths: Inner width of every adapter (of slow, if nested).
+        records: For each descriptor the number of recorded losses.
+        expanding: Whether the newest adapter still has a router of its own.
+    """
+
+    widths: list[int]
+    records: list[int]
+    expanding: bool
+
+
 SLOT = r"backbone\.blocks\.(\d+)\.adapter_module\.adapters\.(\d+)\."
 INNER = re.compile(SLOT + r"functional\.(?:slow\.)?down_proj\.weight")
 RECORDS = re.compile(SLOT + r"records\.losses")
+NEW_ROUTER = "backbone.blocks.{}.adapter_module.new_router.weight"
 
 
 def adapter_type(tensors: Mapping[str, Tensor]) -> str:
@@ -87,10 +102,12 @@ def adapter_type(tensors: Mapping[str, Tensor]) -> str:
     return "nested_lora" if any(".functional.slow." in key for key in tensors) else "adaptmlp"
 
 
-def structure(tensors: Mapping[str, Tensor]) -> dict[int, tuple[list[int], list[int]]]:
-    """For each layer the adapters' inner widths and the lengths of their records, read off the tensors' shapes."""
+def structure(tensors: Mapping[str, Tensor]) -> dict[int, SlotShape]:
+    """Every layer's structure, read off the tensors' names and shapes."""
+    records = _lengths(tensors, RECORDS)
     return {
-        layer: (widths, _lengths(tensors, RECORDS).get(layer, [])) for layer, widths in _lengths(tensors, INNER).items()
+        layer: SlotShape(widths, records.get(layer, []), NEW_ROUTER.format(layer) in tensors)
+        for layer, widths in _lengths(tensors, INNER).items()
     }
 
 

@@ -177,6 +177,13 @@ class Config(BaseModel):
     min_lr: float = _training(0.0, "floor of the cosine schedules", ge=0)
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
 
+    on_nan: Literal["stop", "skip"] = _training(
+        "stop",
+        "what a loss that is NaN or infinite does; stop: it ends the run, the last good state kept; skip: the batch is "
+        "left out (to know that, every step waits for its loss)",
+        changes_results=False,  # in runs that come to their end under both, no loss was such
+    )
+
     exp_threshold: float = _expansion(
         2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
     )
@@ -224,6 +231,14 @@ class Config(BaseModel):
         0, "with nested_lora: measure the branches at every so many steps of a func phase; 0: once an epoch", ge=0
     )
     eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
+    checkpoint_every: int = _run(
+        1, "save the run's state every so many epochs, and between phases; 0: after each task", ge=0
+    )
+    resume: Text | None = _run(None, "run directory of an unfinished run to go on with")
+    auto_resume: bool = _run(
+        False,
+        "go on with the newest unfinished run of this configuration and seed, if there is one; leave finished ones",
+    )
     output_dir: Text = _run("logs", "folder that holds a directory for each run")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")

@@ -11,3 +11,20 @@ class ConfigError(UserError, ValueError):
 
 class AuditError(RuntimeError):
     """The run did not do what its configuration says: an error of ours, which makes its numbers worthless."""
+
+
+class DivergenceError(RuntimeError):
+    """A loss or a parameter is no finite number any more: further training would be worthless."""
+
+
+class StoppedError(Exception):
+    """The process was asked to stop, and the run's state was saved.
+
+    Args:
+        signal: Its number.
+        message: Where the run stands and how it goes on.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -157,14 +157,37 @@ class SEMAVitNet(nn.Module):
         """
         self._refuse_other_network(tensors, backbone)
         slots = copy.deepcopy(self.slots)
-        for layer, (ranks, records) in structure(tensors).items():
-            slots[layer].restore_structure(ranks, records)
+        for layer, shape in structure(tensors).items():
+            slots[layer].restore_structure(*shape)
         if unlike := differences(_public_names(slots, self.fc), tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
         for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
             block.adapter_module = slot
         self.load_state_dict(dict(tensors), strict=False)
         self.to(self.fc.weight.device)
+
+    def training_state(self) -> dict[str, Any]:
+        """`learned_state`, and what a task in progress needs besides: which parameters may learn, the slots' books."""
+        trainable = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return {
+            "tensors": self.learned_state(),
+            "trainable": trainable,
+            "slots": [slot.books() for slot in self.slots],
+            "backbone": self.provenance,
+        }
+
+    def load_training(self, state: Mapping[str, Any]) -> None:
+        """Take what `training_state` gave.
+
+        Raises:
+            CheckpointError: As `load_learned`.
+        """
+        self.load_learned(state["tensors"], state["backbone"])
+        for slot, books in zip(self.slots, state["slots"], strict=True):
+            slot.restore_books(books)
+        trainable = set(state["trainable"])
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trainable)
 
     def _refuse_other_network(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None) -> None:
         mine, theirs = self.slots[0].config.ffn_adapter_type, adapter_type(tensors)

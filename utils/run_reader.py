@@ -16,7 +16,7 @@ from utils.config_text import did_you_mean, shown
 from utils.files import plain
 from utils.json_file import read_object
 from utils.metrics import AccuracyMatrix
-from utils.runlog import RESULTS
+from utils.run_dir import RESULTS
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", RESULTS)  # the last is written last
 RUN_NAME = re.compile(r"(?P<label>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d+)")

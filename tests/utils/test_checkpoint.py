@@ -378,14 +378,14 @@ def test_structure_is_read_off_names_and_shapes(grown, kind):
     inner = {"adaptmlp": [[4], [4, 4], [4, 4, 4], [4]], "nested_lora": [[3], [6, 3], [6, 6, 3], [3]]}[kind]
     records = [[], [0, 7], [20, 0, 0], []]
     assert adapter_type(tensors) == kind
-    assert structure(tensors) == {layer: (inner[layer], records[layer]) for layer in range(4)}
+    assert structure(tensors) == {layer: (inner[layer], records[layer], False) for layer in range(4)}
 
 
 def test_structure_counts_adapters_by_number():
     """Ten adapters and more: 10 comes after 9, not after 1."""
     name = "backbone.blocks.0.adapter_module.adapters.{}.functional.down_proj.weight"
     assert structure({name.format(index): torch.ones(index + 1, 2) for index in reversed(range(12))}) == {
-        0: (list(range(1, 13)), [])
+        0: (list(range(1, 13)), [], False)
     }
 
 
