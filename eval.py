@@ -25,12 +25,14 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint do not work out.
     """
-    device = prepare_device(config.device, config.num_threads)
+    device = prepare_device(config.device, config.num_threads, config.deterministic)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     meta = learner.load_checkpoint(config.checkpt_path)
     if meta and meta["class_order"] != tasks.class_order:
-        raise CheckpointError("the checkpoint was trained with another class order: dataset, seed or shuffle differ")
+        raise CheckpointError(
+            "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
+        )
     if not meta:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)

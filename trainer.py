@@ -18,6 +18,7 @@ from utils.devices import device_name, prepare_device
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
 from utils.param_groups import check_interval, steps_of
+from utils.predictions import WHOLE, predictions_file, save_predictions
 from utils.run_dir import STATES, RunPlan, plan_runs
 from utils.runlog import RunClock, RunLog
 from utils.saved_state import SavedStates, StateError
@@ -37,7 +38,7 @@ def train(config: Config, name: str) -> None:
         UserError: Device, data, backbone or output directory do not work out; before any training.
         StoppedError: The process was asked to stop; the run's state is saved.
     """
-    device = prepare_device(config.device, config.num_threads)
+    device = prepare_device(config.device, config.num_threads, config.deterministic)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root))
     for plan in plans:
@@ -80,7 +81,7 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
     return DataManager(
         data,
         shuffle=config.shuffle,
-        seed=config.seed[0],
+        seed=config.seed[0] if config.class_order_seed is None else config.class_order_seed,
         init_cls=config.init_cls,
         increment=config.increment,
         max_tasks=config.max_tasks,
@@ -141,8 +142,11 @@ class Run:
     def _account_for(self, task: int) -> None:
         accuracy, predictions = self.learner.eval_and_report_router()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
-        for name, alone in self.learner.report_branches("after_task", predictions).items():
+        branches = self.learner.report_branches("after_task", predictions)
+        for name, alone in branches.items():
             self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
+        save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(plain(state))
         self.log.event("task", **state, **self.matrix.summary())

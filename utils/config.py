@@ -138,6 +138,9 @@ class Config(BaseModel):
         changes_results=False,
     )
     shuffle: bool = _data(True, "draw the class order from the seed; false: classes in stored order")
+    class_order_seed: Seed | None = _data(
+        None, "seed of the class order, to keep the order while `seed` changes; null: the run's seed"
+    )
     init_cls: int = _data(10, "classes in the first task", ge=1)
     increment: int = _data(10, "classes in each later task; the last takes what remains", ge=1)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: all", ge=1)
@@ -222,6 +225,11 @@ class Config(BaseModel):
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
         0, "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores", ge=0
+    )
+    deterministic: bool = _run(
+        False,
+        "on a GPU use only algorithms that give the same bits every time, at some cost in speed; an operation without "
+        "one ends the run (on the CPU runs repeat bit by bit without it)",
     )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
     branch_eval: bool = _run(

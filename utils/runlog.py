@@ -26,8 +26,9 @@ from typing import Any, Self, TypeVar
 from tqdm import tqdm
 
 from utils import run_dir
+from utils.checksums import checksums, results_checksum
 from utils.environment import environment, reproduce_line
-from utils.files import json_line, write_json
+from utils.files import json_line, plain, write_json
 from utils.json_file import read_object
 from utils.run_dir import CONFIG, RESULTS, STATES, RunPlan
 
@@ -127,11 +128,13 @@ class RunLog:
     def results(self, values: Mapping[str, Any]) -> None:
         """Write results.json, which marks the run as finished, and remove the states it could have gone on from.
 
-        The end is added under `run`, and how to make the run again, as it was begun.
+        The end is added under `run`, how to make the run again as it was begun, and the checksums of its files.
         """
         begun, _ = read_object(self.path / ENVIRONMENT)
-        run = {**values.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun)}
-        write_json(self.path / RESULTS, {**values, "run": run})
+        results = plain(values)
+        sha256 = {**checksums(self.path), RESULTS: results_checksum(results)}
+        run = {**results.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun), "sha256": sha256}
+        write_json(self.path / RESULTS, {**results, "run": run})
         shutil.rmtree(self.path / STATES, ignore_errors=True)
 
 

@@ -105,7 +105,7 @@ def test_equal_runs_write_equal_metrics_and_results_but_for_the_key_run(tmp_path
     runs = [result.pop("run") for result in results]
     assert results == [{"last_acc": 0.7, "forgetting": None}] * 2
     for run in runs:
-        assert run.keys() == {"finished", "seconds_per_task", "reproduce"}
+        assert run.keys() == {"finished", "seconds_per_task", "reproduce", "sha256"}
 
 
 def test_events_after_a_length_can_be_forgotten(tmp_path):
