@@ -27,7 +27,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
-    learner = get_model(config.model_name, learner_args(config, tasks, device))
+    once = {"eval_cache_gib": 0.0}  # there is no later evaluation to keep anything for
+    learner = get_model(config.model_name, {**learner_args(config, tasks, device), **once})
     meta = learner.load_checkpoint(config.checkpt_path)
     if meta and meta["class_order"] != tasks.class_order:
         raise CheckpointError(

@@ -1,9 +1,9 @@
 """What every class-incremental learner does: count tasks and classes, hold the data of a task, evaluate.
 
-Shapes: B batch, S image side, C classes.
+Shapes: B batch, S image side, N tokens, D embedding width, C classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.activations import ActivationCache
 from utils.config import with_defaults
 from utils.inc_net import SEMAVitNet
 from utils.loader import StreamLoader
@@ -91,6 +92,8 @@ class BaseLearner:
         self.task_sizes: list[int] = []
         with seeded(self.seed, "network"):
             self._network = SEMAVitNet(self.args).to(self.device)
+        kept_as = torch.bfloat16 if self.args.eval_cache_bf16 else None
+        self.cache = ActivationCache(self.args.eval_cache_gib, self.args.eval_cache_on, kept_as)
         self.spec = self._network.input_spec(self.args.normalize)
 
     @property
@@ -160,16 +163,32 @@ class BaseLearner:
         """Score the test images of all classes seen."""
         was_training = self._network.training
         self._network.eval()
-        size = self.args.eval_batch_size
-        batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False)
         scored = []
-        for _, images, labels in progress(batches, f"task {self.cur_task} test", self.test_loader.batches(size)):
-            scored.append(self._score(images, labels))
+        for x, labels in self._half_way():
+            scored.append(self._score(x, labels))
             self.keep("wait")
         self._network.train(was_training)
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
 
-    def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, S, S), (B,)
-        logits = self._network(images)["logits"][:, : self.total_classes]  # (B, C)
+    def settled_layers(self) -> int:
+        """How many of the first blocks give the same output for an image from now on."""
+        return 0
+
+    def _half_way(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every test batch, (B, N, D) at the first block that can still change, and its labels (B,)."""
+        layer, branches, size = self.settled_layers(), self._network.active_branches, self.args.eval_batch_size
+        kept = self.cache.batches(branches) if layer else []
+        for batch in kept:
+            yield batch.x.to(self.device, self._network.fc.weight.dtype), batch.labels.to(self.device)
+        batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False, start=len(kept))
+        total, what = self.test_loader.batches(size), f"task {self.cur_task} test"
+        for number, (_, images, labels) in enumerate(progress(batches, what, total, done=len(kept)), start=len(kept)):
+            x = self._network.forward_to(images, layer)
+            if layer and len(labels) == size:
+                self.cache.offer(branches, number, x, labels)
+            yield x, labels
+
+    def _score(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, N, D), (B,)
+        logits = self._network.forward_from(x, self.settled_layers())["logits"][:, : self.total_classes]  # (B, C)
         top = logits.topk(min(5, self.total_classes), dim=1).indices
         return labels, top[:, 0], (top == labels[:, None]).any(dim=1)

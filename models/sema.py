@@ -72,6 +72,13 @@ class Learner(PhaseLearner):
                 )
         self._report_drift_of_data("before")
 
+    def settled_layers(self) -> int:
+        """After task 0 nothing below the first expandable layer learns, unless nested adapters do so in every task."""
+        if self.nested and self.args.nested_lora_lifetime == "continual":
+            return 0
+        learned = self.cur_task > 0 or self.position.stage == "done"
+        return int(self.args.adapt_start_layer) if learned else 0
+
     # ---- expansion
 
     def _scan(self) -> None:
@@ -292,6 +299,7 @@ class Learner(PhaseLearner):
             CheckpointError: The state is of another network.
         """
         self._network.load_training(state["network"])
+        self.cache.clear()
         self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
         self.task_sizes = list(state["task_sizes"])
         self.position = Position(**state["position"])
@@ -316,6 +324,7 @@ class Learner(PhaseLearner):
         """
         tensors, meta = read_checkpoint(Path(path))
         self._network.load_learned(tensors, meta.get("backbone"))
+        self.cache.clear()
         self.begin_after(meta.get("task_sizes", [self.args.nb_classes]))
         return meta
 

@@ -232,6 +232,20 @@ class Config(BaseModel):
         "one ends the run (on the CPU runs repeat bit by bit without it)",
     )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
+    eval_cache_gib: float = _run(
+        4.0,
+        "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "
+        "adapt_start_layer on alone; 0: nothing is kept",
+        ge=0,
+    )
+    eval_cache_on: Literal["memory", "disk"] = _run(
+        "memory", "where they are kept; disk: in the system's temporary folder, which TMPDIR names"
+    )
+    eval_cache_bf16: bool = _run(
+        False,
+        "keep them in bfloat16: half the room, and accuracies that can differ in rare images",
+        changes_results=True,
+    )
     branch_eval: bool = _run(
         True, "with nested_lora: after every task score slow + fast, slow only, fast only and neither"
     )

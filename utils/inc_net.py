@@ -20,7 +20,9 @@ from backbone.sema_components import NestedLoRAAdapter, Role
 from backbone.vit_sema import (
     BackboneError,
     create_vit,
+    enter,
     insert_slots,
+    leave,
     load_weights,
     sema_blocks,
     slot_inputs,
@@ -75,10 +77,19 @@ class SEMAVitNet(nn.Module):
         self.fc = nn.Linear(self.backbone.embed_dim, args["nb_classes"])
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
         nn.init.zeros_(self.fc.bias)
+        self.active_branches: tuple[str, ...] = ("slow", "fast")
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
         """`features`, the final-norm class token, and `logits`."""
-        features = self.backbone(images)
+        return self.forward_from(self.forward_to(images, 0), 0)
+
+    def forward_to(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
+        """The first half of a forward pass: what block `layer` gets as its input."""
+        return enter(self.backbone, images, layer)
+
+    def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
+        """The second half of it: features and logits from the input of block `layer`."""
+        features = leave(self.backbone, x, layer)
         return {"features": features, "logits": self.fc(features)}
 
     def train(self, mode: bool = True) -> "SEMAVitNet":
@@ -93,14 +104,16 @@ class SEMAVitNet(nn.Module):
     @contextmanager
     def branches(self, active: tuple[str, ...]) -> Iterator[None]:
         """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
-        nested = self.nested_adapters()
+        nested, before = self.nested_adapters(), self.active_branches
         try:
+            self.active_branches = active
             for _, _, adapter in nested:
                 adapter.active = active
             yield
         finally:
+            self.active_branches = before
             for _, _, adapter in nested:
-                adapter.active = ("slow", "fast")
+                adapter.active = before
 
     def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter]]:
         """Layer, index in it, and module of every nested adapter."""

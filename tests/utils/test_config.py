@@ -27,7 +27,7 @@ NESTED_DEFAULTS = {
 NO_INFLUENCE = {
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
-    "resume", "auto_resume", "checkpoint_every", "on_nan",
+    "eval_cache_gib", "eval_cache_on", "resume", "auto_resume", "checkpoint_every", "on_nan",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -391,7 +391,8 @@ OTHER_VALUES = {
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
-    "resume": "r", "deterministic": True, "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
+    "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
+    "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8,
