@@ -95,17 +95,17 @@ class SEMAVitNet(nn.Module):
         """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
         nested = self.nested_adapters()
         try:
-            for _, _, adapter in nested:
+            for _, _, adapter, _ in nested:
                 adapter.active = active
             yield
         finally:
-            for _, _, adapter in nested:
+            for _, _, adapter, _ in nested:
                 adapter.active = ("slow", "fast")
 
-    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter]]:
-        """Layer, index in it, and module of every nested adapter."""
-        functional = [(s.layer, index, a.functional) for s in self.slots for index, a in enumerate(s.adapters)]
-        return [(layer, index, a) for layer, index, a in functional if isinstance(a, NestedLoRAAdapter)]
+    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter, SEMAModules]]:
+        """Layer, index in it, and module of every nested adapter, and the slot that takes its input and runs it."""
+        functional = [(s.layer, index, a.functional, s) for s in self.slots for index, a in enumerate(s.adapters)]
+        return [(layer, index, a, s) for layer, index, a, s in functional if isinstance(a, NestedLoRAAdapter)]
 
     @property
     def slots(self) -> list[SEMAModules]:
