@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbone.batched import mixed, summed
 from backbone.sema_components import AdapterModule, NestedLoRAAdapter, Role, linear
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class SEMAModules(nn.Module):
     def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """The slot's output on the un-normalised `h`; in training mode the descriptor's records see the batch."""
         if not self.expandable:
-            return self._adapter(0)(h)
+            return summed(self._adapter(0).functional.summands(), h)
         mean = h.mean(dim=1)
         if self.training and self.describing:
             with torch.no_grad():
@@ -66,8 +67,8 @@ class SEMAModules(nn.Module):
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
         """The adapters' outputs, weighted per sample."""
-        outputs = torch.stack([adapter(h) for adapter in self.adapters], dim=1)  # (B, A, N, D)
-        return torch.einsum("ba,band->bnd", self.mixing_weights(mean), outputs)
+        adapters = [self._adapter(index).functional.summands() for index in range(self.num_adapters)]
+        return mixed(adapters, self.mixing_weights(mean), h)
 
     def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
         """Softmax of the router's logits; the columns of a new adapter come from `new_router` until its cycle ends."""

@@ -66,6 +66,10 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         return self.up_proj(torch.relu(self.down_proj(x)))
 
+    def summands(self) -> tuple["Adapter", ...]:
+        """The adapters whose sum this is: itself."""
+        return (self,)
+
     def roles(self) -> Iterator[Role]:
         """Every parameter with what it is."""
         return (("adapter", parameter) for parameter in self.parameters())
@@ -145,6 +149,10 @@ class NestedLoRAAdapter(nn.Module):
         if self.active == ("slow", "fast"):
             return self.slow(x) + self.fast(x)
         return sum((getattr(self, branch)(x) for branch in self.active), torch.zeros_like(x))
+
+    def summands(self) -> tuple[Adapter, ...]:
+        """The adapters whose sum this is: the active branches."""
+        return tuple(getattr(self, branch) for branch in self.active)
 
     def roles(self) -> Iterator[Role]:
         """Every parameter as "slow" or "fast"."""

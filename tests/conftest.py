@@ -11,6 +11,7 @@ from easydict import EasyDict
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from backbone.sema_block import SEMAModules
 from utils.config import with_defaults
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
@@ -75,6 +76,27 @@ def randomize() -> Callable[[nn.Module], nn.Module]:
         return module
 
     return fill
+
+
+@pytest.fixture
+def make_slot(
+    config: Callable[..., EasyDict], randomize: Callable[[nn.Module], nn.Module]
+) -> Callable[..., SEMAModules]:
+    """A slot in float64 with random values and some adapters; only the newest still learns.
+
+    Layer 1 is one of those the tiny configuration expands, layer 0 is not.
+    """
+
+    def make(adapters: int = 1, layer: int = 1, **keys: object) -> SEMAModules:
+        slot = SEMAModules(config(d_model=SHAPE["embed_dim"], **keys), layer).double()
+        randomize(slot)
+        for _ in range(adapters - 1):
+            slot.end_of_cycle()
+            slot.expand()
+            randomize(slot.newest)
+        return slot
+
+    return make
 
 
 class TinyTasks:

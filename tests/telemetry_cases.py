@@ -41,7 +41,7 @@ def batch() -> Tensor:  # (B, N, D)
 
 def watch(nested: nn.Module, h: Tensor, measured: Telemetry | None = None) -> dict[str, Any]:
     """One measurement around a forward pass that trains nothing."""
-    measured = measured or Telemetry([(0, 0, nested)])
+    measured = measured or Telemetry([(0, 0, nested, nested)])
     measured.arm()
     nested(h)
     (entry,) = measured.measure()

@@ -131,7 +131,7 @@ def test_parameters_trained_in_a_task_and_the_cost_of_an_image_are_exact(run: Ca
     tokens, width = 5, 32
     block = tokens * (4 * width * width + 2 * 4 * width * width) + 2 * tokens * tokens * width
     adapters = 2 * 2 * 3 * width * tokens
-    routers = 2 * width
+    routers = 2 * (width + width)  # two layers mix one adapter each: the logit, and the weighted output bias
     patches = 4 * width * 3 * 64
     assert first["multiply_adds"] == patches + 3 * (block + adapters) + routers + 6 * width
 

@@ -107,18 +107,18 @@ class SEMAVitNet(nn.Module):
         nested, before = self.nested_adapters(), self.active_branches
         try:
             self.active_branches = active
-            for _, _, adapter in nested:
+            for _, _, adapter, _ in nested:
                 adapter.active = active
             yield
         finally:
             self.active_branches = before
-            for _, _, adapter in nested:
+            for _, _, adapter, _ in nested:
                 adapter.active = before
 
-    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter]]:
-        """Layer, index in it, and module of every nested adapter."""
-        functional = [(s.layer, index, a.functional) for s in self.slots for index, a in enumerate(s.adapters)]
-        return [(layer, index, a) for layer, index, a in functional if isinstance(a, NestedLoRAAdapter)]
+    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter, SEMAModules]]:
+        """Layer, index in it, and module of every nested adapter, and the slot that takes its input and runs it."""
+        functional = [(s.layer, index, a.functional, s) for s in self.slots for index, a in enumerate(s.adapters)]
+        return [(layer, index, a, s) for layer, index, a, s in functional if isinstance(a, NestedLoRAAdapter)]
 
     @property
     def slots(self) -> list[SEMAModules]:

@@ -7,7 +7,7 @@ Shapes: B batch, I images kept of it, N tokens, D embedding width, R rank of a b
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class _Watched:
     layer: int
     adapter: int
     nested: nn.Module
+    entrance: nn.Module
     last: dict[str, dict[str, Tensor]]
     h: Tensor | None = None
 
@@ -39,21 +40,24 @@ class Telemetry:
     Of the watched batch only the first `images` images are used (a training batch is shuffled), with all their tokens.
 
     Args:
-        adapters: Layer, index of the adapter in it, and the nested module: `slow` and `fast`, each with Linears
-            `down_proj` and `up_proj` and without randomness in its forward, summed in the module's own forward.
+        adapters: Layer, index of the adapter in it, the nested module, and the module whose forward takes its input
+            first (it may run the adapters of a layer all at once, without calling them). The nested module: `slow` and
+            `fast`, each with Linears `down_proj` and `up_proj` and without randomness in its forward, whose sum it is.
         images: I, how many images of the watched batch are used.
     """
 
-    def __init__(self, adapters: Iterable[tuple[int, int, nn.Module]], images: int = 8) -> None:
+    def __init__(self, adapters: Iterable[tuple[int, int, nn.Module, nn.Module]], images: int = 8) -> None:
         self.images = images
-        self._watched = [_Watched(layer, index, nested, _values(nested)) for layer, index, nested in adapters]
-        self._hooks: dict[int, RemovableHandle] = {}
+        self._watched = [
+            _Watched(layer, index, nested, entrance, _values(nested)) for layer, index, nested, entrance in adapters
+        ]
+        self._hooks: dict[nn.Module, RemovableHandle] = {}
 
     def arm(self) -> None:
         """Keep a copy of every adapter's input in the next forward pass; each hook goes when it has served once."""
         self.disarm()
-        for place, watched in enumerate(self._watched):
-            self._hooks[place] = watched.nested.register_forward_pre_hook(self._keeper(place))
+        for entrance in dict.fromkeys(watched.entrance for watched in self._watched):
+            self._hooks[entrance] = entrance.register_forward_pre_hook(self._keep)
 
     def disarm(self) -> None:
         """Remove what hooks there are and forget the inputs: for a step that was armed and is not measured."""
@@ -105,13 +109,13 @@ class Telemetry:
                 for branch, values in last.items()
             }
 
-    def _keeper(self, place: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            # A copy: a view would hold the whole batch in memory, and change if the step changed it in place.
-            self._watched[place].h = inputs[0].detach()[: self.images].clone()
-            self._hooks.pop(place).remove()
-
-        return keep
+    def _keep(self, entrance: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # A copy: a view would hold the whole batch in memory, and change if the step changed it in place.
+        h = inputs[0].detach()[: self.images].clone()
+        for watched in self._watched:
+            if watched.entrance is entrance:
+                watched.h = h
+        self._hooks.pop(entrance).remove()
 
 
 def _values(nested: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -23,8 +23,9 @@ from telemetry_cases import (
     train,
     watch,
 )
-from torch import nn
+from torch import Tensor, nn
 
+from backbone.sema_block import SEMAModules
 from backbone.sema_components import NestedLoRAAdapter
 from utils.telemetry import Telemetry
 
@@ -33,7 +34,7 @@ from utils.telemetry import Telemetry
 def test_every_number_is_numpys_now_and_since_the_previous_measurement(dtype: torch.dtype, rel: float) -> None:
     nested, h = Nested().to(dtype), batch().to(dtype)
     born = arrays(nested)
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     train(nested, h, 2)  # not watched, and yet part of the first update
     measured.arm()
     train(nested, h)
@@ -47,7 +48,7 @@ def test_every_number_is_numpys_now_and_since_the_previous_measurement(dtype: to
 
 def test_adapters_keep_their_order_and_their_own_inputs() -> None:
     first, second = Nested().double(), Nested(slow_rank=R + 2).double()
-    measured = Telemetry([(3, 0, first), (5, 1, second)])
+    measured = Telemetry([(3, 0, first, first), (5, 1, second, second)])
     measured.arm()
     inputs = batch(), batch()
     second(inputs[1])
@@ -57,6 +58,20 @@ def test_adapters_keep_their_order_and_their_own_inputs() -> None:
     for entry, nested, h in zip(entries, (first, second), inputs, strict=True):
         slow, fast = (norm(apply(arrays(nested)[branch], h[:8].numpy())) for branch in BRANCHES)
         assert entry["share"] == pytest.approx({"slow": slow / (slow + fast), "fast": fast / (slow + fast)})
+
+
+def test_adapters_that_a_slot_runs_at_once_are_measured_as_if_each_were_called(
+    make_slot: Callable[..., SEMAModules], real_h: Tensor
+) -> None:
+    slot = make_slot(3, ffn_adapter_type="nested_lora")
+    adapters = [adapter.functional for adapter in slot.adapters]
+    measured = Telemetry([(1, index, adapter, slot) for index, adapter in enumerate(adapters)])
+    measured.arm()
+    assert sum(len(module._forward_pre_hooks) for module in slot.modules()) == 1
+    slot(real_h)
+    slot(2 * real_h)
+    for index, (entry, adapter) in enumerate(zip(measured.measure(), adapters, strict=True)):
+        assert entry == {**watch(adapter, real_h), "layer": 1, "adapter": index}
 
 
 def test_frozen_tensors_keep_their_norms() -> None:
@@ -72,19 +87,19 @@ def test_only_the_first_images_count_and_as_they_were_in_the_forward() -> None:
     plain = watch(nested, h)
     h[8:] += 5
     assert watch(nested, h) == plain
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     measured.arm()
     nested(h)
     h.zero_()
     assert measured.measure()[0] == plain
     h = batch()
-    measured = Telemetry([(0, 0, nested)], images=2)
+    measured = Telemetry([(0, 0, nested, nested)], images=2)
     assert watch(nested, h, measured)["share"] == watch(nested, h[:2])["share"] != watch(nested, h)["share"]
 
 
 def test_of_several_forwards_of_a_step_the_first_counts() -> None:
     nested, h = Nested().double(), batch()
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     measured.arm()
     nested(h)
     nested(batch())
@@ -94,7 +109,7 @@ def test_of_several_forwards_of_a_step_the_first_counts() -> None:
 def test_coarser_inputs_are_measured_in_the_precision_of_the_parameters() -> None:
     nested, h = Nested(), batch().bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        measured = Telemetry([(0, 0, nested)])
+        measured = Telemetry([(0, 0, nested, nested)])
         measured.arm()
         nested(h)
     assert measured.measure()[0] == watch(nested, h.float())
@@ -128,7 +143,7 @@ def test_a_branch_that_gives_nothing_leaves_the_other_the_whole_share() -> None:
 
 def test_a_branch_that_stood_still_has_no_update_cosine() -> None:
     nested, h = Nested().double(), batch()
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     with torch.no_grad():
         nested.fast.up_proj.bias += 2
     entry = watch(nested, h, measured)
@@ -139,7 +154,7 @@ def test_a_branch_that_stood_still_has_no_update_cosine() -> None:
 def test_opposite_and_equal_branches_have_cosines_of_minus_and_plus_one() -> None:
     nested, h = Nested(), batch().float()
     nested.slow.load_state_dict(nested.fast.state_dict())
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     with torch.no_grad():
         nested.slow.up_proj.weight *= -1
         nested.slow.up_proj.bias *= -1
@@ -156,7 +171,7 @@ def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_g
     )
     nested, h = NestedLoRAAdapter(config, "0.0").double(), batch()
     train(nested, h, 3)
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     nested.consolidate(0.5)
     entry = watch(nested, h, measured)
     assert entry["update_norms"]["slow"] is None

@@ -43,7 +43,7 @@ def hooks(nested: nn.Module) -> int:
 
 def test_a_hook_is_there_from_arm_to_the_first_forward_only() -> None:
     nested, h = Nested().double(), batch()
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     assert hooks(nested) == 0
     measured.arm()
     measured.arm()
@@ -62,7 +62,7 @@ def test_a_hook_is_there_from_arm_to_the_first_forward_only() -> None:
 
 def test_measuring_twice_for_one_forward_is_refused() -> None:
     nested = Nested().double()
-    measured = Telemetry([(2, 1, nested)])
+    measured = Telemetry([(2, 1, nested, nested)])
     watch(nested, batch(), measured)
     with pytest.raises(RuntimeError, match=r"no forward pass since arm\(\) at layer 2 adapter 1"):
         measured.measure()
@@ -72,7 +72,7 @@ def test_a_step_is_bitwise_the_same_with_telemetry() -> None:
     def run(measures: bool) -> list[Tensor]:
         torch.manual_seed(5)
         nested = Nested()
-        measured = Telemetry([(0, 0, nested)])
+        measured = Telemetry([(0, 0, nested, nested)])
         optimizer = optim.AdamW(nested.parameters(), lr=0.1)
         seen: list[Tensor] = []
         for _ in range(3):
@@ -97,7 +97,7 @@ def test_a_step_is_bitwise_the_same_with_telemetry() -> None:
 
 def test_the_kept_input_holds_neither_graph_nor_batch() -> None:
     nested = Nested().double()
-    measured = Telemetry([(0, 0, nested)])
+    measured = Telemetry([(0, 0, nested, nested)])
     measured.arm()
     nested(batch().requires_grad_())
     (kept,) = (watched.h for watched in measured._watched)
@@ -121,7 +121,7 @@ def test_no_value_is_read_before_the_one_transfer(monkeypatch: pytest.MonkeyPatc
     with torch.device("meta"):
         nested, grown, h = Nested(), Nested(slow_rank=2 * R), torch.randn(BATCH, TOKENS, D)
     monkeypatch.setattr(telemetry, "to_host", stop)
-    measured = Telemetry([(0, 0, nested), (1, 0, grown)])
+    measured = Telemetry([(0, 0, nested, nested), (1, 0, grown, grown)])
     measured.arm()
     nested(h), grown(h)
     with pytest.raises(ReachedError):

@@ -1,0 +1,63 @@
+"""All adapters of a slot at once: one product down and one up, however many there are.
+
+Shapes: B batch, N tokens, D embedding width, A adapters, R hidden units of all of them together.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from backbone.sema_components import Adapter
+
+Summands = Sequence[Adapter]  # whose sum is one adapter of the slot; none: the zero map
+
+
+def summed(summands: Summands, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+    """The sum of `summand(h)` over the summands."""
+    if not summands:
+        return torch.zeros_like(h)
+    return linear(_hidden(summands, h), _up(summands), _output_bias(summands))
+
+
+def mixed(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  # (B, A), (B, N, D) -> (B, N, D)
+    """The sum over a of `weights[:, a] * summed(adapters[a], h)`.
+
+    A weight is the same for all tokens of a sample, so it scales the adapter's hidden units instead of its output: the
+    outputs of the single adapters, (B, A, N, D), are never made.
+    """
+    units = [summand for summands in adapters for summand in summands]
+    zero = h.new_zeros(h.shape[-1])
+    biases = torch.stack([_output_bias(summands) if summands else zero for summands in adapters])  # (A, D)
+    offset = (weights @ biases)[:, None]  # (B, 1, D)
+    if not units:
+        return torch.zeros_like(h) + offset
+    ranks = [sum(summand.rank for summand in summands) for summands in adapters]
+    hidden = _hidden(units, h) * _for_each_unit(weights, ranks)[:, None]  # (B, N, R)
+    return linear(hidden, _up(units)) + offset
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The concatenation; one tensor alone is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
+
+
+def _hidden(units: Summands, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, R)
+    weight = joined([unit.down_proj.weight for unit in units], dim=0)
+    return torch.relu(linear(h, weight, joined([unit.down_proj.bias for unit in units], dim=0)))
+
+
+def _up(units: Summands) -> Tensor:  # -> (D, R)
+    return joined([unit.up_proj.weight for unit in units], dim=1)
+
+
+def _output_bias(summands: Summands) -> Tensor:  # -> (D,)
+    first, *others = (summand.up_proj.bias for summand in summands)
+    return sum(others, first)
+
+
+def _for_each_unit(weights: Tensor, ranks: Sequence[int]) -> Tensor:  # (B, A) -> (B, R)
+    """Every adapter's weight once for each of its hidden units."""
+    columns = zip(weights.split(1, dim=1), ranks, strict=True)
+    return joined([column.expand(-1, rank) for column, rank in columns], dim=1)

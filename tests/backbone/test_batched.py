@@ -1,0 +1,158 @@
+"""A slot's products over all adapters at once, against one adapter after the other."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from backbone.sema_block import SEMAModules
+from backbone.sema_components import Adapter, NestedLoRAAdapter
+
+BRANCHES = [("slow", "fast"), ("slow",), ("fast",), ()]
+CASES = [{"ffn_adapter_type": "adaptmlp"}, {"ffn_adapter_type": "nested_lora"}]
+RANKS = (4, 7, 3, 1, 5)
+
+
+@pytest.fixture
+def mixed_ranks(randomize: Callable[[nn.Module], nn.Module]) -> Callable[[SEMAModules], SEMAModules]:
+    """Give the adapters of a slot different inner widths, as consolidation in mode "function" does with slow."""
+
+    def change(slot: SEMAModules) -> SEMAModules:
+        for adapter, rank in zip(slot.adapters, RANKS, strict=False):
+            grown: Adapter = getattr(adapter.functional, "slow", adapter.functional)
+            learns = grown.down_proj.weight.requires_grad
+            grown.resize(rank)
+            randomize(grown.double().requires_grad_(learns))
+        return slot
+
+    return change
+
+
+def one_after_the_other(slot: SEMAModules, h: Tensor) -> Tensor:
+    """Every adapter's own forward, weighted by the softmax of every column."""
+    if not slot.expandable:
+        return slot.adapters[0](h)
+    routers = [router for router in (slot.router, slot.new_router) if router is not None]
+    logits = torch.cat([router(h.mean(dim=1)) for router in routers], dim=1)
+    shares = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    return sum(shares[:, index, None, None] * adapter(h) for index, adapter in enumerate(slot.adapters))
+
+
+def outcome(slot: SEMAModules, forward: Callable[[Tensor], Tensor], h: Tensor) -> dict[str, Tensor | None]:
+    """Output, and gradients of the input and of every parameter by name, of a loss that weighs every number."""
+    slot.zero_grad(set_to_none=True)
+    h = h.clone().requires_grad_()
+    output = forward(h)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    if output.requires_grad:  # the zero map of a layer that does not mix has nothing to learn
+        (output.square() * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in slot.named_parameters()}
+    return {"output": output.detach(), "input": h.grad, **gradients}
+
+
+def assert_as_one_after_the_other(slot: SEMAModules, h: Tensor) -> dict[str, Tensor | None]:
+    wanted = outcome(slot, lambda x: one_after_the_other(slot, x), h)
+    got = outcome(slot, slot, h)
+    assert {name for name, value in got.items() if value is None} == {n for n, v in wanted.items() if v is None}
+    for name, value in got.items():
+        if value is not None:
+            torch.testing.assert_close(value, wanted[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+    return got
+
+
+@pytest.mark.parametrize("keys", CASES)
+@pytest.mark.parametrize("adapters", [1, 2, 5])
+@pytest.mark.parametrize("widths", ["equal", "mixed"])
+def test_frozen_adapters_and_a_new_one(make_slot, mixed_ranks, real_h, keys, adapters, widths):
+    slot = make_slot(adapters, **keys)
+    got = assert_as_one_after_the_other(mixed_ranks(slot) if widths == "mixed" else slot, real_h)
+    learns = {name for name, value in got.items() if value is not None} - {"output", "input"}
+    assert learns == {name for name, p in slot.named_parameters() if p.requires_grad and ".rd." not in name}
+    assert {name.split(".functional.")[0] for name in learns if ".functional." in name} == {f"adapters.{adapters - 1}"}
+
+
+@pytest.mark.parametrize("keys", CASES)
+@pytest.mark.parametrize("adapters", [1, 2, 5])
+def test_adapters_that_all_learn(make_slot, mixed_ranks, real_h, keys, adapters):
+    slot = mixed_ranks(make_slot(adapters, **keys))
+    slot.end_of_cycle()
+    slot.requires_grad_(True)
+    got = assert_as_one_after_the_other(slot, real_h)
+    assert all((value is None) == (".rd." in name) for name, value in got.items())
+
+
+@pytest.mark.parametrize("keys", CASES)
+def test_adapters_that_are_all_frozen_still_pass_the_gradient_on(make_slot, real_h, keys):
+    slot = make_slot(3, **keys)
+    slot.end_of_cycle()
+    got = assert_as_one_after_the_other(slot, real_h)
+    assert {name for name, value in got.items() if value is not None} == {"output", "input"}
+
+
+@pytest.mark.parametrize("active", BRANCHES)
+@pytest.mark.parametrize(("adapters", "layer"), [(1, 0), (1, 1), (2, 1), (5, 1)])
+def test_nested_adapters_with_some_branches(make_slot, mixed_ranks, real_h, adapters, layer, active):
+    slot = mixed_ranks(make_slot(adapters, layer, ffn_adapter_type="nested_lora"))
+    for adapter in slot.adapters:
+        adapter.functional.active = active
+    got = assert_as_one_after_the_other(slot, real_h)
+    assert bool(got["output"].any()) == bool(active)
+    newest = {name.split(".")[3] for name, v in got.items() if ".functional." in name and v is not None}
+    assert newest == set(active)
+
+
+def test_branches_may_differ_from_adapter_to_adapter(make_slot, real_h):
+    slot = make_slot(4, ffn_adapter_type="nested_lora")
+    for adapter, active in zip(slot.adapters, BRANCHES, strict=True):
+        adapter.functional.active = active
+    assert_as_one_after_the_other(slot, real_h)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_slow_that_consolidation_has_grown(make_slot, real_h, layer):
+    slot = make_slot(1 + layer, layer, ffn_adapter_type="nested_lora", nested_lora_consolidation_mode="function")
+    slot.begin_func_phase()
+    slot(real_h)  # what it has seen before must not matter
+    slot.consolidate_nested_lora(0.5)
+    assert slot.newest.functional.slow.rank == 6
+    assert_as_one_after_the_other(slot, real_h)
+
+
+def test_other_values_in_frozen_adapters_are_seen_at_once(make_slot, randomize, real_h):
+    slot, other = make_slot(3), make_slot(3)
+    slot.end_of_cycle(), other.end_of_cycle()
+    before = slot(real_h)
+    slot.load_state_dict(other.state_dict(), strict=False)
+    torch.testing.assert_close(slot(real_h), one_after_the_other(other, real_h), rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(slot(real_h), before)
+
+
+class Sizes(TorchDispatchMode):
+    """Keeps the largest number of elements any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("keys", CASES)
+def test_no_tensor_is_larger_than_the_output_or_the_hidden_units(make_slot, real_h, keys):
+    slot = make_slot(5, **keys)
+    units = sum(summand.rank for adapter in slot.adapters for summand in adapter.functional.summands())
+    with Sizes() as sizes:
+        slot(real_h.requires_grad_()).sum().backward()
+    assert sizes.largest == max(units, real_h.shape[2]) * real_h.shape[0] * real_h.shape[1] < 2 * real_h.numel()
+
+
+def test_summands_are_the_adapter_itself_or_its_active_branches(config):
+    adapter, nested = Adapter(config(d_model=8), "0.0"), NestedLoRAAdapter(config(d_model=8), "0.0")
+    assert adapter.summands() == (adapter,)
+    assert nested.summands() == (nested.slow, nested.fast)
+    nested.active = ("fast",)
+    assert nested.summands() == (nested.fast,)
