@@ -67,6 +67,7 @@ def consolidation(task: int, rng: random.Random) -> dict[str, Any]:
             **{"slow_norm_before": 1.0, "fast_norm_before": 2.5, "slow_rank_before": 3.2},
             **{"slow_norm_after": 1.2, "fast_norm_after": 0.0, "slow_rank_after": 3.4},
             "drift": rng.uniform(0.1, 0.6),
+            **{"z_mean_before": 6.5, "z_std_before": 2.0, "z_mean_after": 0.75, "z_std_after": 0.5},
         }
         for layer in LAYERS
     ]

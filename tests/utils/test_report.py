@@ -109,7 +109,7 @@ def test_numbers_are_those_of_the_runs(page):
     assert {"89", "80", "71", "62", "76"} <= set(cells)  # means over two seeds, half to even
     steps = section(page, "cadence")
     assert "<td>3</td><td>120</td><td>24</td><td>24</td><td>yes</td>" in steps
-    assert "61.25 → 60.50" in section(page, "consolidation")
+    assert "<td>6.5 → 0.75</td><td>2 → 0.5</td><td>61.25 → 60.50</td>" in section(page, "consolidation")
     assert "Dashed: the threshold, 1.5. 8 batches were scanned; 1 of them" in section(page, "expansion")
 
 
@@ -122,6 +122,17 @@ def test_a_failed_cadence_says_so(tmp_path):
     assert "NO: 1 of 2 phases differ" in shown
     assert "<td>5, 10</td><td>5, 11</td><td>NO</td>" in shown
     assert "<td>not stated</td><td>5, 10</td><td>not judged</td>" in shown
+
+
+def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
+    run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
+    record(run, tasks=3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for receipt in (receipt for line in lines for receipt in line.get("receipts", [])):
+        for key in [key for key in receipt if key.startswith("z_")]:
+            del receipt[key]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<td>-</td><td>-</td><td>61.25 → 60.50</td>" in section(write_page([run]), "consolidation")
 
 
 def test_sections_without_events_say_so_in_a_sentence(tmp_path):
