@@ -10,7 +10,7 @@ import torch
 from models import get_model
 from models.base import EventSink
 from models.sema import Learner
-from utils.audit import judge, refuse_failed
+from utils.cadence import judge, refuse_failed
 from utils.config import Config
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager

@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.comparison import Group
 from utils.metrics import AccuracyMatrix
-from utils.run_reader import Run, RunError, read_events
+from utils.run_reader import Run, RunError
+from utils.run_record import read_events
 
 T = TypeVar("T")
 BRANCHES = ("slow+fast", "slow", "fast", "neither")

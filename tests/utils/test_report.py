@@ -115,13 +115,20 @@ def test_numbers_are_those_of_the_runs(page):
 
 def test_a_failed_cadence_says_so(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(cadence(0, 12, 5, observed=[5, 11])) + "\n")
-        file.write(json.dumps({**cadence(1, 12, 5), "expected": None}) + "\n")
-    shown = section(write_page([run]), "cadence")
+    free = write_run(tmp_path, "free", 1, ROWS[0], **NESTED, nested_lora_slow_update="zero_grad")
+    for path, event in (
+        (run, cadence(0, 12, 5, observed=[5, 11])),
+        (run, cadence(1, 12, 5)),
+        (free, {**cadence(1, 12, 5), "expected": None}),
+    ):
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+    page = write_page([run, free])
+    shown = section(page, "cadence")
     assert "NO: 1 of 2 phases differ" in shown
     assert "<td>5, 10</td><td>5, 11</td><td>NO</td>" in shown
     assert "<td>not stated</td><td>5, 10</td><td>not judged</td>" in shown
+    assert "metrics.jsonl: the cadence audit failed in task 0 cycle 0" in section(page, "summary")
 
 
 def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
@@ -162,7 +169,7 @@ def test_everything_shown_is_escaped(tmp_path):
     keys = {"prefix": HOSTILE, "environment": {"command": HOSTILE, "commit": HOSTILE}}
     run = write_run(folder, HOSTILE, 1, ROWS[0], **keys)
     other = write_run(folder, "_other</svg>", 1, ROWS[0], backbone_type=f"vit{HOSTILE}")
-    record(run, tasks=2)
+    record(run, tasks=2, interval=1)
     page = write_page([run, other], "--baseline", str(other))
     elements = Elements(page)
     assert not {"script", "iframe", "object", "img", "embed"} & {tag for tag, _ in elements.tags}
