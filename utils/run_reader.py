@@ -98,11 +98,20 @@ def read_run(path: Path) -> Run:
     )
 
 
+def foreign_folder(path: Path) -> str:
+    """Why a folder without any file of a run is left out of a comparison; empty for a run, a damaged one too."""
+    if not path.is_dir() or any((path / name).exists() for name in FILES):
+        return ""
+    return f"{path}: left out, as it is no run directory{_runs_within(path)}"
+
+
+def _runs_within(path: Path) -> str:
+    return f"; runs lie in it: name them, as in {path}/*-s*" if any(path.glob(f"*/{FILES[0]}")) else ""
+
+
 def _require_files(path: Path) -> None:
     if not (path / FILES[0]).exists():
-        inner = sorted(path.glob(f"*/{FILES[0]}"))
-        hint = f"; runs lie in it: name them, as in {path}/*" if inner else ""
-        raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{hint}")
+        raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{_runs_within(path)}")
     for name in reversed(FILES):
         if not (path / name).exists():
             state = "the run is unfinished" if name == RESULTS else "the run directory is damaged"

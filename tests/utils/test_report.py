@@ -164,6 +164,12 @@ def test_a_log_file_takes_part(tmp_path):
     assert "seed 1" in section(page, "runs")
 
 
+def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])
+    assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
+
+
 def test_everything_shown_is_escaped(tmp_path):
     folder = tmp_path / HOSTILE
     keys = {"prefix": HOSTILE, "environment": {"command": HOSTILE, "commit": HOSTILE}}
