@@ -16,8 +16,6 @@ def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: 
         events += scans(task, rng) if task else []
         events += [telemetry(task, epoch, epochs, rng) for epoch in range(epochs)]
         events += [cadence(task, 40, interval), consolidation(task, rng)]
-    with (path / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(event) + "\n" for event in events)
     results = json.loads((path / "results.json").read_text())
     whole = results["accuracy"]
     shares = {"slow+fast": 1.0, "slow": 0.8, "fast": 0.7, "neither": 0.4}
@@ -26,6 +24,11 @@ def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: 
         for name, share in shares.items()
     }
     (path / "results.json").write_text(json.dumps(results))
+    for task in range(tasks):
+        correct = {name: matrix["correct"][task] for name, matrix in results["branches"].items()}
+        events.append({"kind": "branches", "task": task, "when": "after_task", "correct": correct})
+    with (path / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
 
 
 def telemetry(task: int, epoch: int, epochs: int, rng: random.Random) -> dict[str, Any]:

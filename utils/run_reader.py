@@ -80,7 +80,7 @@ def read_run(path: Path) -> Run:
     _require_files(path)
     config, environment, results = (_read(path / name) for name in (FILES[0], FILES[1], RESULTS))
     matrix = _matrix(path / RESULTS, results)
-    remarks = check_events(path / "metrics.jsonl", config, matrix)
+    remarks = check_events(path / "metrics.jsonl", config, results, matrix)
     name = RUN_NAME.fullmatch(path.resolve().name)
     seed = _seed(path / FILES[0], config)
     return Run(

@@ -34,13 +34,16 @@ def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]
             yield event
 
 
-def check_events(file: Path, config: Mapping[str, Any], matrix: AccuracyMatrix) -> list[str]:
+def check_events(
+    file: Path, config: Mapping[str, Any], results: Mapping[str, Any], matrix: AccuracyMatrix
+) -> list[str]:
     """Hold a run's events against its configuration and its results.
 
     Args:
         file: Its metrics.jsonl.
         config: Its config.json.
-        matrix: The accuracies in its results.json.
+        results: Its results.json.
+        matrix: The accuracies in there.
 
     Returns:
         What a reader of a comparison must know: the func phases whose cadence audit failed.
@@ -51,23 +54,65 @@ def check_events(file: Path, config: Mapping[str, Any], matrix: AccuracyMatrix) 
     by_kind: dict[str, list[Event]] = {}
     for event in read_events(file):
         by_kind.setdefault(str(event.get("kind")), []).append(event)
-    _check_tasks(file, by_kind.get("task", []), matrix)
-    cadences = by_kind.get("cadence", [])
-    judged = [_judged(file, event, config) for event in cadences]
+    _check_tasks(file, by_kind.get("task", []), results, matrix)
+    after_task = [event for event in by_kind.get("branches", []) if event.get("when") == "after_task"]
+    _check_branches(file, after_task, results, matrix)
+    judged = [_judged(file, event, config) for event in by_kind.get("cadence", [])]
+    _check_phases(file, by_kind.get("phase", []), judged)
     return [_failure(file, event) for event in judged if not event["passed"]]
 
 
-def _check_tasks(file: Path, events: Sequence[Event], matrix: AccuracyMatrix) -> None:
-    """Hold the accuracies logged after every task against the final matrix."""
-    rows = matrix.matrix
-    for event in events:
-        task = event.get("task")
-        row = plain(rows[task, : task + 1]) if isinstance(task, int) and 0 <= task < len(rows) else None
-        if row is None or not close(event.get("task_accuracy"), row):
-            logged = shown(event.get("task_accuracy"))
+def _check_tasks(file: Path, events: Sequence[Event], results: Mapping[str, Any], matrix: AccuracyMatrix) -> None:
+    """Hold what was logged after every task against the counts, and against what the results say of the task."""
+    _require_tasks(file, "task", events, len(matrix.count))
+    for task, event in enumerate(events):
+        end = task + 1
+        until = AccuracyMatrix(matrix.task_sizes[:end], matrix.count[:end], matrix.correct[:end])
+        for key, value in {**plain(until.summary()), **results["tasks"][task]}.items():
+            if key in event and not close(event[key], value):
+                raise RunError(
+                    f"{file}: task {task}: {key} = {shown(event[key])}, but {RESULTS} gives {shown(value)}; "
+                    "a file was edited"
+                )
+
+
+def _check_branches(file: Path, events: Sequence[Event], results: Mapping[str, Any], matrix: AccuracyMatrix) -> None:
+    """Hold the matrices of the branches against each other and against the right answers logged after every task."""
+    measured = _branches(file.with_name(RESULTS), results.get("branches", {}), matrix)
+    _require_tasks(file, "branches", events, len(matrix.count) if measured else 0)
+    for task, event in enumerate(events):
+        hits = {name: branch.correct[task] for name, branch in measured.items()}
+        if event.get("correct") != hits:
             raise RunError(
-                f"{file}: task {task}: accuracies {logged}, but {RESULTS} gives {shown(row)}; a file was edited"
+                f"{file}: task {task}: right answers by branch {shown(event.get('correct'))}, but {RESULTS} gives "
+                f"{shown(hits)}; a file was edited"
             )
+
+
+def _branches(file: Path, values: object, whole: AccuracyMatrix) -> dict[str, AccuracyMatrix]:
+    """The branches in results.json, once they are of the same images as the whole, and both branches are the whole."""
+    if not isinstance(values, dict):
+        raise RunError(f"{file}: branches = {shown(values)}; expected an accuracy matrix for each branch")
+    try:
+        found = {name: AccuracyMatrix.from_json(matrix) for name, matrix in values.items()}
+    except ValueError as error:
+        raise RunError(f"{file}: branches: {error}") from None
+    for name, matrix in found.items():
+        if (matrix.task_sizes, matrix.count) != (whole.task_sizes, whole.count):
+            raise RunError(f"{file}: branches: {name} is not of the images that accuracy is of; the file was edited")
+    if found.get("slow+fast", whole) != whole:
+        raise RunError(f"{file}: branches: slow+fast differs from accuracy; the file was edited")
+    return found
+
+
+def _require_tasks(file: Path, kind: str, events: Sequence[Event], nb_tasks: int) -> None:
+    """One event for each task, in order."""
+    found, wanted = [event.get("task") for event in events], [*range(nb_tasks)]
+    if found != wanted:
+        raise RunError(
+            f"{file}: {kind} events of tasks {shown(found)}, but {RESULTS} asks for those of {shown(wanted)}; a file "
+            "was edited or is damaged"
+        )
 
 
 # ---- cadence
@@ -86,6 +131,16 @@ def _judged(file: Path, event: Event, config: Mapping[str, Any]) -> Event:
                 f"observed and config.json give {shown(again[key])}; a file was edited"
             )
     return event
+
+
+def _check_phases(file: Path, phases: Sequence[Event], cadences: Sequence[Event]) -> None:
+    """Every func phase with a slow group has its audit."""
+    audited = {_phase(event) for event in cadences}
+    for phase in phases:
+        groups = phase.get("groups")
+        names = [group.get("name") for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
+        if "slow" in names and _phase(phase) not in audited:
+            raise RunError(f"{file}: {_phase(phase)}: slow trained, but there is no cadence event; a line was removed")
 
 
 def _failure(file: Path, event: Event) -> str:
@@ -107,6 +162,8 @@ def close(a: object, b: object) -> bool:
     match a, b:
         case [list(), list()]:
             return len(a) == len(b) and all(map(close, a, b))
+        case [dict(), dict()]:
+            return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
         case [int() | float(), int() | float()]:
             return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
         case _:

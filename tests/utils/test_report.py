@@ -175,7 +175,7 @@ def test_everything_shown_is_escaped(tmp_path):
     keys = {"prefix": HOSTILE, "environment": {"command": HOSTILE, "commit": HOSTILE}}
     run = write_run(folder, HOSTILE, 1, ROWS[0], **keys)
     other = write_run(folder, "_other</svg>", 1, ROWS[0], backbone_type=f"vit{HOSTILE}")
-    record(run, tasks=2, interval=1)
+    record(run, tasks=3, interval=1)
     page = write_page([run, other], "--baseline", str(other))
     elements = Elements(page)
     assert not {"script", "iframe", "object", "img", "embed"} & {tag for tag, _ in elements.tags}

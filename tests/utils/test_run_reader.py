@@ -72,7 +72,7 @@ def test_a_measure_edited_by_hand_is_caught(run, key, value):
 def test_counts_edited_with_everything_that_follows_from_them_contradict_the_events(run, tmp_path):
     better = write_run(tmp_path / "other", "nested", 7, [[90], [80, 70], [60, 65, 76]], batch_size=64)
     (run / "results.json").write_text((better / "results.json").read_text())
-    with pytest.raises(UserError, match=r"metrics\.jsonl: task 2: accuracies .*a file was edited"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: task 2: task_accuracy = .*a file was edited"):
         read_run(run)
 
 
