@@ -18,6 +18,7 @@ from utils.devices import device_name, prepare_device
 from utils.metrics import AccuracyMatrix, format_table
 from utils.param_groups import check_interval, steps_of
 from utils.runlog import RunLog, refuse_finished, run_name
+from utils.tracking import require_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def train(config: Config, name: str) -> None:
     Raises:
         UserError: Device, data, backbone or output directory do not work out; before any training.
     """
+    require_trackers(config)
     device = prepare_device(config.device, config.num_threads)
     names = {seed: run_name(config, name, seed) for seed in config.seed}
     refuse_finished(config.output_dir, names.values(), config.overwrite)
@@ -45,25 +47,25 @@ def train_seed(config: Config, run: str, data: ImageData, device: torch.device) 
     tasks = make_tasks(config, data)
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
-    with RunLog.create(Path(config.output_dir), run, config.overwrite) as log:
-        learner.events = audited(log, config)
+    with RunLog.create(Path(config.output_dir), run, config.overwrite) as log, tracked(log, config) as record:
+        learner.events = audited(record, config)
         log.write_config(config.model_dump(mode="json"))
         log.write_environment(device_name(device), learner.provenance)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         log.results(Run(config, tasks, learner, log).to_end())
 
 
-def audited(log: RunLog, config: Config) -> EventSink:
-    """Where a run's events go: into its directory, the cadence of slow judged by the configuration the run was given.
+def audited(record: EventSink, config: Config) -> EventSink:
+    """Where a run's events go: on record, the cadence of slow judged by the configuration the run was given.
 
     The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
     """
 
     def sink(kind: str, **fields: Any) -> None:
         if kind != "cadence":
-            return log.event(kind, **fields)
+            return record(kind, **fields)
         judged = judge(fields, config)
-        log.event(kind, **judged)
+        record(kind, **judged)
         refuse_failed(judged)
 
     return sink
@@ -132,7 +134,7 @@ class Run:
             self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(state)
-        self.log.event("task", **state, **self.matrix.summary())
+        self.learner.events("task", **state, **self.matrix.summary())
         self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
         self.learner.after_task()
         logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))

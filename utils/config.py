@@ -224,6 +224,10 @@ class Config(BaseModel):
         0, "with nested_lora: measure the branches at every so many steps of a func phase; 0: once an epoch", ge=0
     )
     eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
+    tensorboard: bool = _run(False, "write TensorBoard files into the run's directory; needs the package tensorboard")
+    wandb: Text | None = _run(
+        None, "project of Weights & Biases to show the run in, with TensorBoard files; needs tensorboard and wandb"
+    )
     output_dir: Text = _run("logs", "folder that holds a directory for each run")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")

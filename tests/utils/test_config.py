@@ -25,6 +25,7 @@ NESTED_DEFAULTS = {
     "nested_lora_fast_reset": "zero", "nested_lora_lifetime": "expansion",
 }  # fmt: skip
 NO_INFLUENCE = {
+    "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
@@ -391,6 +392,7 @@ OTHER_VALUES = {
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
+    "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8,
 }  # fmt: skip
