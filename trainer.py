@@ -10,7 +10,7 @@ import torch
 from models import get_model
 from models.base import EventSink
 from models.sema import Learner
-from utils.audit import judge, refuse_failed
+from utils.cadence import judge, refuse_failed
 from utils.config import Config
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
@@ -23,6 +23,7 @@ from utils.run_dir import STATES, RunPlan, plan_runs
 from utils.runlog import RunClock, RunLog
 from utils.saved_state import SavedStates, StateError
 from utils.stopping import StateKeeper, StopRequest, stop_requests
+from utils.tracking import require_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def train(config: Config, name: str) -> None:
         UserError: Device, data, backbone or output directory do not work out; before any training.
         StoppedError: The process was asked to stop; the run's state is saved.
     """
+    require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root))
@@ -51,26 +53,27 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     with RunLog.opened(plan) as log, stop_requests() as request:
-        learner.events = audited(log, config)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         run = Run(config, tasks, learner, log, request)
         if not run.resume():
             log.write_config(config.model_dump(mode="json"))
             log.write_environment(device_name(device), learner.provenance)
-        log.results(run.to_end())
+        with tracked(log, config) as record:
+            learner.events = audited(record, config)
+            log.results(run.to_end())
 
 
-def audited(log: RunLog, config: Config) -> EventSink:
-    """Where a run's events go: into its directory, the cadence of slow judged by the configuration the run was given.
+def audited(record: EventSink, config: Config) -> EventSink:
+    """Where a run's events go: on record, the cadence of slow judged by the configuration the run was given.
 
     The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
     """
 
     def sink(kind: str, **fields: Any) -> None:
         if kind != "cadence":
-            return log.event(kind, **fields)
+            return record(kind, **fields)
         judged = judge(fields, config)
-        log.event(kind, **judged)
+        record(kind, **judged)
         refuse_failed(judged)
 
     return sink
@@ -149,7 +152,7 @@ class Run:
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(plain(state))
-        self.log.event("task", **state, **self.matrix.summary())
+        self.learner.events("task", **state, **self.matrix.summary())
         self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
         self.learner.after_task()
         logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))

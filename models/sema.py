@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbone.sema_block import SEMAModules
 from models.base import EventSink, Predictions, Tasks, no_events
-from models.evidence import hits_by_task, mean_weights, predict_branches, router_weights
+from models.evidence import NO_Z, Refill, hits_by_task, mean_weights, predict_branches, router_weights
 from models.phases import PhaseLearner, Position
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.param_groups import count_parameters
@@ -161,7 +161,8 @@ class Learner(PhaseLearner):
         probe = self._probe() if consolidates else {}
         receipts = [receipt for slot in self._network.slots for receipt in self._close(slot, probe.get(slot.layer))]
         if consolidates:
-            self._refill_records()
+            z = self._refill_records()
+            receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
             self._report_consolidation(receipts, before, self.eval_task()[0])
         self.position.stage = "done"
 
@@ -177,17 +178,20 @@ class Learner(PhaseLearner):
         self._network.eval()
         return self._network.slot_inputs(images, self._layers([s for s in self._network.slots if s.trained]))
 
-    def _refill_records(self) -> None:
-        """Take the records of the adapters added in this task anew, from the features as they are now."""
+    def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
+        """Take the records of the adapters added in this task anew, from the features as they are now.
+
+        Returns:
+            By layer and adapter, what that did to the z-scores of the task's training images.
+        """
         slots = [slot for slot in self._network.expandable if slot.added]
         if not slots:
-            return
-        fresh = [slot.newest for slot in slots]
-        for adapter in fresh:
-            adapter.records.clear()
+            return {}
+        refills = [Refill(slot) for slot in slots]
         for means in self._pass("refill", slots):
-            for slot, adapter in zip(slots, fresh, strict=True):
-                adapter.observe(means[slot.layer])
+            for refill in refills:
+                refill.observe(means[refill.layer])
+        return {(refill.layer, refill.adapter): refill.z_statistics() for refill in refills}
 
     @torch.no_grad()
     def _pass(self, purpose: str, slots: list[SEMAModules]) -> Iterator[dict[int, Tensor]]:

@@ -261,6 +261,10 @@ class Config(BaseModel):
         False,
         "go on with the newest unfinished run of this configuration and seed, if there is one; leave finished ones",
     )
+    tensorboard: bool = _run(False, "write TensorBoard files into the run's directory; needs the package tensorboard")
+    wandb: Text | None = _run(
+        None, "project of Weights & Biases to show the run in, with TensorBoard files; needs tensorboard and wandb"
+    )
     output_dir: Text = _run("logs", "folder that holds a directory for each run")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")

@@ -9,6 +9,10 @@ class ConfigError(UserError, ValueError):
     """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
 
 
+class RunError(UserError):
+    """A run that is not there, not finished or damaged; the message names the file."""
+
+
 class AuditError(RuntimeError):
     """The run did not do what its configuration says: an error of ours, which makes its numbers worthless."""
 

@@ -10,7 +10,7 @@ FEW = 3  # seeds; fewer give no deviation worth the name
 
 def warnings(comparison: Comparison) -> list[str]:
     """All warnings, one sentence each."""
-    return [*comparison.repeated, *(text for check in CHECKS for text in check(comparison))]
+    return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
 
 
 def _few_seeds(comparison: Comparison) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
     python -m utils.verify logs/RUN [logs/RUN ...]
 
-For each run, one line a check: checksums, the directory's name, the accuracy matrix against predictions, metrics.jsonl
-and the checkpoints, the configuration against what metrics.jsonl says was done, and the cadence audit.
+For each run, one line a check: whether results.json, metrics.jsonl and config.json agree, checksums, the directory's
+name and the cadence audit, the accuracy matrix against predictions and checkpoints, and the configuration against what
+metrics.jsonl says was done.
 A checksum guards against accidents; who edits a run can also edit its checksums, but not easily all that must agree.
 
 Exit codes: 0 all agree, 1 something does not, 2 not a finished run.
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.audit import expected_steps
 from utils.checkpoint import CheckpointError, read_meta
 from utils.checksums import checksums, results_checksum
 from utils.config import counted
@@ -23,7 +23,8 @@ from utils.errors import UserError
 from utils.metrics import AccuracyMatrix, count_hits
 from utils.predictions import WHOLE, PredictionsError, predictions_file, read_predictions
 from utils.run_dir import CONFIG, RESULTS
-from utils.run_reader import Run, read_events, read_run
+from utils.run_reader import Run, read_run, require_files
+from utils.run_record import read_events
 
 METRICS = "metrics.jsonl"
 
@@ -47,8 +48,8 @@ def check_files(run: Run) -> Iterator[str]:
             yield f"{run.path / name}: another than when the run ended"
 
 
-def check_name(run: Run) -> Iterator[str]:
-    """The directory's name says which configuration and seed it is."""
+def check_notes(run: Run) -> Iterator[str]:
+    """The directory's name says which configuration and seed it is, and slow moved when the configuration says."""
     yield from run.notes
 
 
@@ -112,16 +113,6 @@ def _other_thresholds(file: Path, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"task {event['task']} scan {event['scan']}: threshold {event['threshold']}, declared {declared}"
 
 
-def check_cadence(run: Run) -> Iterator[str]:
-    """In every func phase slow moved when the configuration says, whatever the verdict on record."""
-    interval, mode = (run.config[f"nested_lora_{key}"] for key in ("update_interval_slow", "slow_update"))
-    for event in read_events(run.path / METRICS, "cadence"):
-        expected = expected_steps(event["steps"], interval, mode)
-        if expected is not None and event["observed"] != expected:
-            where = f"{run.path / METRICS}: {_place(event)}"
-            yield f"{where}: slow moved at steps {event['observed']}, declared {expected}"
-
-
 def _place(event: Mapping[str, Any]) -> str:
     return f"task {event['task']} cycle {event['cycle']} {event['phase']} phase"
 
@@ -143,22 +134,28 @@ def check_checkpoints(run: Run) -> Iterator[str]:
 
 CHECKS: dict[str, Callable[[Run], Iterator[str]]] = {
     "files are as they were written": check_files,
-    "directory is named for what it holds": check_name,
+    "name and cadence are those of the configuration": check_notes,
     "accuracy is the count of the predictions": check_predictions,
     "metrics.jsonl does what the configuration says": check_configuration,
-    "slow moved when the configuration says": check_cadence,
     "checkpoints belong to the run": check_checkpoints,
 }
 
 
+AGREEMENT = "files agree with each other"
+
+
 def verify(path: Path) -> dict[str, list[str]]:
-    """For every check what it found wrong with a run.
+    """For every check what it found wrong with a run; where its files contradict each other, that alone.
 
     Raises:
-        RunError: The path is no finished run, or its files contradict each other (as `read_run`).
+        RunError: The path is no finished run.
     """
-    run = read_run(path)
-    return {name: _found(check, run) for name, check in CHECKS.items()}
+    require_files(path)
+    try:
+        run = read_run(path)
+    except UserError as error:
+        return {AGREEMENT: [str(error)]}
+    return {AGREEMENT: []} | {name: _found(check, run) for name, check in CHECKS.items()}
 
 
 def _found(check: Callable[[Run], Iterator[str]], run: Run) -> list[str]:

@@ -25,6 +25,7 @@ NESTED_DEFAULTS = {
     "nested_lora_fast_reset": "zero", "nested_lora_lifetime": "expansion",
 }  # fmt: skip
 NO_INFLUENCE = {
+    "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "resume", "auto_resume", "checkpoint_every", "on_nan",
@@ -394,6 +395,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
+    "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8,
 }  # fmt: skip

@@ -1,7 +1,9 @@
+import json
 from pathlib import Path
 
 import pytest
 from finished_runs import PilotRun, write_run
+from recorded_events import cadence
 
 from utils.comparison import compare
 from utils.fairness import warnings
@@ -107,3 +109,15 @@ def test_the_notes_on_a_log_name_file_and_seed(tmp_path):
     (tmp_path / "x.log").write_text(text.replace("CNN top5 curve: [100.0]", "CNN top5 curve: [50.0]"))
     found = [line for line in warnings(compare([tmp_path / "x.log"])) if "top-5" in line]
     assert found[0].startswith(f"{tmp_path / 'x.log'}, seed 5: line ")
+
+
+def test_a_failed_cadence_audit_is_a_warning_that_names_run_and_phase(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3], nested_lora_update_interval_slow=5)
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps(event) + "\n" for event in (cadence(0, 12, 5), cadence(1, 12, 5, observed=[5, 11, 12]))
+        )
+    assert warnings(compare(paths)) == [
+        f"{paths[1]}: metrics.jsonl: the cadence audit failed in task 1 cycle 0: slow moved at 3 of 12 steps, "
+        "the configuration says 2"
+    ]
