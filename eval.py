@@ -26,7 +26,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: Device, data, backbone or checkpoint do not work out.
     """
     device = prepare_device(config.device, config.num_threads)
-    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
+    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     meta = learner.load_checkpoint(config.checkpt_path)
     if meta and meta["class_order"] != tasks.class_order:

@@ -35,7 +35,7 @@ def train(config: Config, name: str) -> None:
     device = prepare_device(config.device, config.num_threads)
     names = {seed: run_name(config, name, seed) for seed in config.seed}
     refuse_finished(config.output_dir, names.values(), config.overwrite)
-    data = load_dataset(config.dataset, Path(config.data_root))
+    data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for seed, run in names.items():
         train_seed(config.model_copy(update={"seed": [seed]}), run, data, device)
 
@@ -49,6 +49,7 @@ def train_seed(config: Config, run: str, data: ImageData, device: torch.device) 
         learner.events = audited(log, config)
         log.write_config(config.model_dump(mode="json"))
         log.write_environment(device_name(device), learner.provenance)
+        logger.info("%s", data.summary)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         log.results(Run(config, tasks, learner, log).to_end())
 

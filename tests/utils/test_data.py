@@ -213,6 +213,76 @@ def test_the_size_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert "3 classes, 6 training and 3 test images" in caplog.text
 
 
+# ---- files that are no images
+
+
+def cut_off(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:45])  # enough for its size, and for none of its pixels
+    return path
+
+
+@pytest.fixture
+def with_bad(tmp_path: Path) -> list[Path]:
+    """The folders with three bad files, in the order in which they are read."""
+    make_folders(tmp_path)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "1.png").write_bytes(b"<html>404</html>")
+    return [
+        tmp_path / "train" / "cat" / "1.png",
+        cut_off(tmp_path / "train" / "dog" / "0.png"),
+        tmp_path / "test" / "cat" / "1.png",
+    ]
+
+
+def test_what_is_no_image_by_its_first_bytes_is_refused_with_all_others_of_its_kind(tmp_path: Path, with_bad):
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagefolder", tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines[:-1]] == [str(with_bad[0]), str(with_bad[2])]
+    assert "on_bad_image" in lines[-1]
+
+
+def test_a_long_list_of_bad_files_is_cut(tmp_path: Path):
+    make_folders(tmp_path, {"cat": 12})
+    for number in range(11):
+        (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"and 3 more files\nmend or remove them") as caught:
+        load_dataset("imagefolder", tmp_path)
+    assert len(str(caught.value).splitlines()) == 10
+
+
+def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: Path, with_bad, caplog):
+    data = load_dataset("imagefolder", tmp_path, "skip")
+    assert relative(data, tmp_path) == ["train/cat/0.png", "train/dog/1.png", "train/dog/2.png", "train/emu/0.png"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 1, 2], [0, 1, 2])
+    assert data.left_out == tuple(with_bad)
+    assert [caplog.text.count(f"{path}: not a readable image: ") for path in with_bad] == [1, 1, 1]
+    assert data.summary == (
+        "3 classes, 4 training and 3 test images; left out, as they cannot be read, 3: "
+        f"{with_bad[0]}, {with_bad[1]}, {with_bad[2]}"
+    )
+
+
+def test_a_class_whose_training_images_are_all_bad_cannot_be_learnt(tmp_path: Path):
+    make_folders(tmp_path)
+    cut_off(tmp_path / "train" / "emu" / "0.png")
+    with pytest.raises(DataError, match=r"no training image of emu\nexpected layout"):
+        load_dataset("imagefolder", tmp_path, "skip")
+
+
+def test_without_bad_files_leaving_them_out_changes_nothing(tmp_path: Path):
+    make_folders(tmp_path)
+    skipped, plain = (load_dataset("imagefolder", tmp_path, choice) for choice in ("skip", "error"))
+    assert relative(skipped, tmp_path) == relative(plain, tmp_path)
+    np.testing.assert_array_equal(skipped.train.labels, plain.train.labels)
+    assert skipped.left_out == ()
+
+
+def test_arrays_have_no_files_to_leave_out(tmp_path: Path):
+    data = load_dataset("npz", save_arrays(tmp_path / "a.npz"), "skip")
+    np.testing.assert_array_equal(data.train.images, make_arrays()["x_train"])
+
+
 # ---- arrays
 
 
@@ -355,6 +425,14 @@ def test_the_command_says_how_large_a_data_set_is(tmp_path: Path, capsys: pytest
     make_folders(tmp_path)
     assert main(["imagefolder", "--data_root", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "imagefolder: 3 classes, 6 training and 3 test images\n"
+
+
+def test_the_command_names_every_bad_file(
+    tmp_path: Path, with_bad, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    assert main(["imagefolder", "--data_root", str(tmp_path), "--on_bad_image", "skip"]) == 0
+    assert "4 training and 3 test images; left out, as they cannot be read, 3: " in capsys.readouterr().out
+    assert all(str(path) in caplog.text for path in with_bad)
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
