@@ -26,7 +26,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: Device, data, backbone or checkpoint do not work out.
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
-    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
+    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
     once = {"eval_cache_gib": 0.0}  # there is no later evaluation to keep anything for
     learner = get_model(config.model_name, {**learner_args(config, tasks, device), **once})
     meta = learner.load_checkpoint(config.checkpt_path)

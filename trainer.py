@@ -42,7 +42,7 @@ def train(config: Config, name: str) -> None:
     require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     plans = plan_runs(config, name)
-    data = load_dataset(config.dataset, Path(config.data_root))
+    data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for plan in plans:
         train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
 
@@ -53,6 +53,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
     with RunLog.opened(plan) as log, stop_requests() as request:
+        logger.info("%s", data.summary)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         run = Run(config, tasks, learner, log, request)
         if not run.resume():

@@ -144,6 +144,11 @@ class Config(BaseModel):
     init_cls: int = _data(10, "classes in the first task", ge=1)
     increment: int = _data(10, "classes in each later task; the last takes what remains", ge=1)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: all", ge=1)
+    on_bad_image: Literal["error", "skip"] = _data(
+        "error",
+        "a file that cannot be read as an image: error stops and names it; skip names it, leaves it out and goes on "
+        "with the others, for which every image is decoded once before anything trains",
+    )
     num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, changes_results=False)
 
     model_name: Literal["sema"] = _model("sema", "learner")

@@ -388,7 +388,8 @@ def test_with_defaults_shares_nothing_between_calls():
 
 
 OTHER_VALUES = {
-    "dataset": "vtab", "model_name": None, "shuffle": False, "optimizer": "adam", "ffn_adapter_type": "nested_lora",
+    "dataset": "vtab", "model_name": None, "shuffle": False, "on_bad_image": "skip", "optimizer": "adam",
+    "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
