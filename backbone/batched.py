@@ -1,6 +1,6 @@
-"""All adapters of a slot at once: one product down and one up, however many there are.
+"""All adapters of a slot at once, and all its descriptors: two products each, however many there are.
 
-Shapes: B batch, N tokens, D embedding width, A adapters, R hidden units of all of them together.
+Shapes: B batch, N tokens, D embedding width, A adapters, R hidden units of all of them together, E `rd_dim`.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from backbone.sema_components import Adapter
+from backbone.sema_components import AE, Adapter, Records
 
 Summands = Sequence[Adapter]  # whose sum is one adapter of the slot; none: the zero map
 
@@ -36,6 +36,23 @@ def mixed(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  
     ranks = [sum(summand.rank for summand in summands) for summands in adapters]
     hidden = _hidden(units, h) * _for_each_unit(weights, ranks)[:, None]  # (B, N, R)
     return linear(hidden, _up(units)) + offset
+
+
+def reconstruction_losses(descriptors: Sequence[AE], mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
+    """The losses `descriptor.loss(mean)` of the descriptors, which are of one size."""
+    encoders, decoders = [rd.encoder for rd in descriptors], [rd.decoder for rd in descriptors]
+    weight = joined([encoder.weight for encoder in encoders], dim=0)  # (A * E, D)
+    codes = linear(mean, weight, joined([encoder.bias for encoder in encoders], dim=0))  # (B, A * E)
+    codes = codes.unflatten(1, (len(encoders), -1)).transpose(0, 1)  # (A, B, E)
+    up = torch.stack([decoder.weight for decoder in decoders]).mT  # (A, E, D)
+    rebuilt = torch.baddbmm(torch.stack([decoder.bias for decoder in decoders])[:, None], codes, up)  # (A, B, D)
+    return (rebuilt - mean).square().mean(dim=-1)
+
+
+def z_scores(records: Sequence[Records], losses: Tensor) -> Tensor:  # (A, B) -> (A, B)
+    """`record.z_scores(loss)` of each descriptor's losses."""
+    mean, std = torch.stack([record.moments for record in records]).mT[:, :, None]  # (A, 1) each
+    return (losses - mean).abs() / std
 
 
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:

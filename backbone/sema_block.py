@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbone.batched import mixed, summed
+from backbone.batched import mixed, reconstruction_losses, summed, z_scores
 from backbone.sema_components import AdapterModule, NestedLoRAAdapter, Role, linear
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,12 @@ class SEMAModules(nn.Module):
         """The newest descriptor's training loss, a batch mean; its records see the batch."""
         return self.newest.observe(mean).mean()
 
+    @torch.no_grad()
     def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
         """Every adapter's z-scores of a batch, see `Records.z_scores`."""
-        return torch.stack([self._adapter(index).z_scores(mean) for index in range(self.num_adapters)])
+        modules = [self._adapter(index) for index in range(self.num_adapters)]
+        losses = reconstruction_losses([module.rd for module in modules], mean)
+        return z_scores([module.records for module in modules], losses)
 
     def roles(self) -> Iterator[Role]:
         """Every parameter of the slot with what it is."""

@@ -220,6 +220,10 @@ class Records(nn.Module):
         super().__init__()
         self.size = size
         self.register_buffer("losses", torch.empty(0))
+        self._measured: tuple[Tensor, int, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_measured": None}  # a copy's losses count their versions anew
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -234,11 +238,26 @@ class Records(nn.Module):
         """Forget everything."""
         self.losses = self.losses[:0]
 
+    @property
+    def moments(self) -> Tensor:  # (2,)
+        """Mean and unbiased standard deviation of the records; 0 and infinity while there are two or fewer.
+
+        Computed once for these losses: whoever changes them gives another tensor or counts up this one's version.
+        """
+        if self._measured is None or self._measured[0] is not self.losses or self._measured[1] != self.losses._version:
+            self._measured = (self.losses, self.losses._version, self._moments())
+        return self._measured[2]
+
+    @torch.no_grad()
+    def _moments(self) -> Tensor:  # (2,)
+        if len(self.losses) <= 2:
+            return self.losses.new_tensor([0.0, math.inf])
+        return torch.stack([self.losses.mean(), self.losses.std()])
+
     def z_scores(self, losses: Tensor) -> Tensor:  # (B,) -> (B,)
         """|loss - mean| / unbiased std of the records; 0 while there are two records or fewer."""
-        if len(self.losses) <= 2:
-            return torch.zeros_like(losses)
-        return (losses - self.losses.mean()).abs() / self.losses.std()
+        mean, std = self.moments
+        return (losses - mean).abs() / std
 
 
 class AdapterModule(nn.Module):

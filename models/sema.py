@@ -27,6 +27,7 @@ from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.param_groups import count_parameters
 from utils.runlog import progress
 from utils.streams import seeded
+from utils.telemetry import to_host
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class Learner(PhaseLearner):
 
     def _first_asking(self, means: dict[int, Tensor]) -> SEMAModules | None:
         """The shallowest layer, not yet expanded in this task, all of whose descriptors find the batch strange."""
-        z = {slot.layer: slot.z_scores(means[slot.layer]).mean(dim=1).tolist() for slot in self._network.expandable}
+        found = {str(slot.layer): slot.z_scores(means[slot.layer]).mean(dim=1) for slot in self._network.expandable}
+        z = {int(layer): values.tolist() for layer, values in to_host([found])[0].items()}
         asking = [s for s in self._network.expandable if not s.added and min(z[s.layer]) > self.args.exp_threshold]
         self.events(
             "scan",

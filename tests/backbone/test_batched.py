@@ -1,12 +1,15 @@
 """A slot's products over all adapters at once, against one adapter after the other."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backbone.batched import reconstruction_losses
 from backbone.sema_block import SEMAModules
 from backbone.sema_components import Adapter, NestedLoRAAdapter
 
@@ -156,3 +159,75 @@ def test_summands_are_the_adapter_itself_or_its_active_branches(config):
     assert nested.summands() == (nested.slow, nested.fast)
     nested.active = ("fast",)
     assert nested.summands() == (nested.fast,)
+
+
+# ---- descriptors
+
+
+def remember(slot: SEMAModules, lengths: Sequence[int]) -> None:
+    """Give the descriptors records of these lengths."""
+    for adapter, length in zip(slot.adapters, lengths, strict=True):
+        adapter.records.clear()
+        adapter.records.add(torch.rand(length, dtype=torch.float64))
+
+
+def z_one_by_one(slot: SEMAModules, means: Tensor) -> np.ndarray:  # (A, B)
+    """Adapter after adapter, sample after sample, number after number."""
+    z = np.zeros((slot.num_adapters, len(means)))
+    for row, adapter in zip(z, slot.adapters, strict=True):
+        encode, code, decode, shift = (parameter.detach().numpy() for parameter in adapter.rd.parameters())
+        past = adapter.records.losses.tolist()
+        for index, mean in enumerate(means.numpy()):
+            rebuilt = decode @ (encode @ mean + code) + shift
+            loss = sum((a - b) ** 2 for a, b in zip(rebuilt, mean, strict=True)) / len(mean)
+            row[index] = abs(loss - statistics.fmean(past)) / statistics.stdev(past) if len(past) > 2 else 0.0
+    return z
+
+
+@pytest.mark.parametrize("lengths", [[20], [2], [], [3, 20], [0, 1, 2, 3, 20], [20] * 5])
+def test_z_scores_of_all_descriptors(make_slot, real_h, lengths):
+    slot, means = make_slot(max(1, len(lengths))), real_h.mean(dim=1)
+    remember(slot, lengths or [0])
+    z = slot.z_scores(means)
+    np.testing.assert_allclose(z.numpy(), z_one_by_one(slot, means), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(z, torch.stack([a.z_scores(means) for a in slot.adapters]), rtol=1e-9, atol=1e-12)
+    assert not z.requires_grad
+
+
+@pytest.mark.parametrize("adapters", [1, 2, 5])
+def test_losses_of_all_descriptors_and_their_gradients(make_slot, real_h, adapters):
+    slot, means = make_slot(adapters), real_h.mean(dim=1)
+    descriptors = [adapter.rd for adapter in slot.adapters]
+    batched = reconstruction_losses(descriptors, means)
+    batched.square().sum().backward()
+    got = [[parameter.grad for parameter in rd.parameters()] for rd in descriptors]
+    for rd in descriptors:
+        rd.zero_grad(set_to_none=True)
+    plain = torch.stack([rd.loss(means) for rd in descriptors])
+    plain.square().sum().backward()
+    torch.testing.assert_close(batched, plain, rtol=1e-11, atol=1e-12)
+    for gradients, rd in zip(got, descriptors, strict=True):
+        for gradient, parameter in zip(gradients, rd.parameters(), strict=True):
+            assert (gradient is None) == (parameter.grad is None) == (not parameter.requires_grad)
+            if gradient is not None:
+                torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_z_scores_read_no_value(make_slot):
+    """On the meta device, where there are no values, all of it works: no layer of a scan waits for the device."""
+    slot = make_slot(3)
+    remember(slot, [2, 5, 9])
+    assert slot.to("meta").z_scores(torch.empty(6, 32, dtype=torch.float64, device="meta")).shape == (3, 6)
+
+
+def test_moments_are_computed_once_for_records_that_rest(make_slot, real_h, monkeypatch):
+    slot, means = make_slot(3), real_h.mean(dim=1)
+    remember(slot, [5, 6, 7])
+    slot.z_scores(means)
+    computed, std = [], Tensor.std
+    monkeypatch.setattr(Tensor, "std", lambda losses: computed.append(len(losses)) or std(losses))
+    slot.z_scores(means), slot.z_scores(2 * means)
+    assert computed == []
+    slot.newest.observe(means)
+    slot.z_scores(means), slot.z_scores(means)
+    assert computed == [12]

@@ -379,6 +379,43 @@ def test_z_scores_are_zero_with_two_records_or_fewer(past):
     assert torch.equal(recorded(50, [past]).z_scores(torch.tensor([7.0, 9.0])), torch.zeros(2))
 
 
+def filled() -> Records:
+    records = recorded(5, [[1.0, 2.0, 4.0, 8.0, 16.0]])
+    records.moments  # noqa: B018  as it was asked for before the change
+    return records
+
+
+def _copy_takes_other_values(records: Records) -> Records:
+    records.losses.mul_(1).mul_(1)  # a version that the copy's tensor starts below
+    records.moments  # noqa: B018
+    copied = deepcopy(records)
+    copied.load_state_dict({"losses": torch.arange(5.0)})
+    return copied
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: records.add(torch.tensor([7.0, 9.0])),
+        lambda records: records.clear(),
+        lambda records: records.load_state_dict({"losses": torch.arange(5.0)}),
+        lambda records: records.losses.mul_(3),
+        lambda records: setattr(records, "losses", torch.arange(4.0)),
+        lambda records: records.float(),
+        _copy_takes_other_values,
+    ],
+)
+def test_moments_are_those_of_the_records_as_they_are(change):
+    records = filled()
+    after = change(records)
+    records = after if isinstance(after, Records) else records
+    losses = records.losses.double().numpy()
+    expected = [losses.mean(), losses.std(ddof=1)] if len(losses) > 2 else [0, np.inf]
+    np.testing.assert_allclose(records.moments.numpy(), expected, rtol=1e-6)
+    assert records.moments.dtype == records.losses.dtype
+    assert records.state_dict().keys() == {"losses"}
+
+
 def test_observing_records_and_teaches_while_scoring_does_neither(config):
     module = AdapterModule(config(d_model=D), "0.0", described=True)
     means = torch.randn(6, D)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import models.phases
+import models.sema
 from backbone.sema_block import SEMAModules
 from backbone.sema_components import ADAPTER_TYPES, AE, Adapter
 from models import get_model
@@ -278,6 +279,14 @@ def test_a_layers_score_is_the_batch_mean(make, tasks, monkeypatch, events, no_t
     monkeypatch.setattr(SEMAModules, "z_scores", z_scores)
     learn(learner, data)
     assert [slot.num_adapters for slot in learner._network.slots] == [1, 1, 2, 1]
+
+
+def test_a_look_brings_the_scores_of_all_layers_to_the_host_at_once(make, tasks, monkeypatch, no_training):
+    learner, data, transfers, to_host = make(exp_threshold=1e9), tasks([2, 2, 2]), [], models.sema.to_host
+    learn(learner, data)
+    monkeypatch.setattr(models.sema, "to_host", lambda groups: transfers.append(len(groups[0])) or to_host(groups))
+    learn(learner, data)
+    assert transfers == [len(LAYERS)] * 3  # 12 images in batches of 5
 
 
 @pytest.mark.parametrize("triggers", [[], [0], [0, 1], [2]])

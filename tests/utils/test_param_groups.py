@@ -84,6 +84,7 @@ def test_the_optimizer_holds_the_filled_groups_with_their_rates(caplog, kind, op
     assert type(held) is optimizer
     assert [(group["name"], group["lr"]) for group in held.param_groups] == [("fast", 0.01), ("other", 0.005)]
     assert {group["weight_decay"] for group in held.param_groups} == {0.1}
+    assert {group["fused"] for group in held.param_groups} == {True}
     if kind == "sgd":
         assert {group["momentum"] for group in held.param_groups} == {0.9}
     for name, rate, tensors, numbers in (("slow", 0.001, 0, 0), ("fast", 0.01, 1, 2), ("other", 0.005, 3, 12)):
@@ -249,11 +250,8 @@ class Phase:
 
     def __init__(self, gradients: np.ndarray, interval: int, mode: str, kind: str, decay: float) -> None:
         slow, fast = parameter(), parameter()
-        groups = [{"params": [slow], "lr": self.RATE}, {"params": [fast], "lr": self.RATE}]
-        if kind == "sgd":
-            optimizer: optim.Optimizer = optim.SGD(groups, lr=1.0, momentum=self.MOMENTUM, weight_decay=decay)
-        else:
-            optimizer = optim.AdamW(groups, lr=1.0, weight_decay=decay)
+        groups = [{"name": name, "params": [p], "lr": self.RATE} for name, p in (("slow", slow), ("fast", fast))]
+        optimizer = make_optimizer(groups, args(optimizer=kind, weight_decay=decay))
         self.gate = SlowGate([slow], interval, mode)
         self.slow, self.fast = [slow.detach().numpy().copy()], [fast.detach().numpy().copy()]
         self.said = []
