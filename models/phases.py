@@ -1,79 +1,30 @@
-"""How one phase trains: its optimizer, groups and slow gate, its epochs, its losses, its reports.
+"""How one phase trains: its epochs, its losses, its reports.
 
-Shapes: B batch, S image side, C classes.
+Shapes: B batch, S image side, D embedding width, C classes.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
-from backbone.sema_block import SEMAModules
 from backbone.sema_components import Records
-from models.base import BaseLearner, EventSink, no_events
 from models.epoch import EpochSums
-from utils.audit import CadenceWatch
+from models.steps import Phase, StepLearner
 from utils.errors import DivergenceError
 from utils.loader import Batch
-from utils.param_groups import (
-    SlowGate,
-    check_interval,
-    describe,
-    func_groups,
-    make_optimizer,
-    rd_groups,
-    steps_of,
-    verify_gate,
-    verify_groups,
-    verify_kind,
-)
+from utils.param_groups import check_interval, steps_of
 from utils.runlog import progress
-from utils.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["func", "rd"]
 CHECK_EVERY = 50  # batches between two looks at the losses, each of which waits for the device
 
 
-@dataclass
-class Position:
-    """Where in a task the learner stands.
-
-    Attributes:
-        stage: What to do next.
-        cycle: Adapters added in this task so far, which is also the number of the current training cycle.
-        epoch: Epochs of the current phase that are complete.
-        scan: Number of the current scan.
-        batch: Batches of the current scan that were looked at.
-        added: Whether the current scan added an adapter.
-        begun: Whether the current phase has its optimizer.
-    """
-
-    stage: Literal["scan", "func", "rd", "end", "done"]
-    cycle: int = 0
-    epoch: int = 0
-    scan: int = 0
-    batch: int = 0
-    added: bool = False
-    begun: bool = False
-
-
-class PhaseLearner(BaseLearner):
+class PhaseLearner(StepLearner):
     """Trains the func and the rd phase of whatever is trainable."""
-
-    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
-        super().__init__(args, events)
-        self.position = Position("done")
-        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: what it is, and its size then
-
-    @property
-    def nested(self) -> bool:
-        """Whether the adapters are nested."""
-        return bool(self.args.ffn_adapter_type == "nested_lora")
 
     def _init_train(self, phase: Phase) -> None:
         """Train one phase, from where the position says, to its end, with an optimizer of its own."""
@@ -103,61 +54,14 @@ class PhaseLearner(BaseLearner):
         self._report_phase(phase)
         self.position.begun = True
 
-    def _epochs(self, phase: Phase) -> int:
-        return int({"func": self.args.func_epoch, "rd": self.args.rd_epoch}[phase])
-
-    def update_optimizer_and_scheduler(self, phase: Phase, epochs: int) -> None:
-        """Make the phase's optimizer, its cosine schedule to `min_lr` over `epochs`, and the slow gate."""
-        make_groups = {"func": func_groups, "rd": rd_groups}[phase]
-        groups = make_groups(self._network.roles(), self.args)
-        logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, phase)
-        self.optimizer = make_optimizer(groups, self.args)
-        self._note_trained()
-        self.scheduler = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, epochs), self.args.min_lr)
-        slow = [parameter for group in groups if group["name"] == "slow" for parameter in group["params"]]
-        self.gate = SlowGate(slow, self.args.nested_lora_update_interval_slow, self.args.nested_lora_slow_update)
-        self.watch = CadenceWatch(self._trainable("slow") if phase == "func" else ())
-        self.telemetry = Telemetry(self._network.nested_adapters() if self.watch.parameters else ())
-        self.sums = EpochSums.empty(self.device)
-
-    def phase_state(self) -> dict[str, Any]:
-        """Everything a phase in progress has beside the network, for `restore_phase`."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "gate": self.gate.state(),
-            "watch": self.watch.moved(),
-            "telemetry": self.telemetry.state(),
-            "sums": self.sums.state(),
-        }
-
-    def restore_phase(self, phase: Phase, state: Mapping[str, Any]) -> None:
-        """Go on with a phase of the network as it is now."""
-        self.update_optimizer_and_scheduler(phase, self._epochs(phase))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.gate.restore(state["gate"])
-        self.watch.restore(state["watch"])
-        self.telemetry.restore(state["telemetry"])
-        self.sums = EpochSums.restore(state["sums"], self.device)
-
-    def _trainable(self, role: str) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self._network.roles() if name == role and parameter.requires_grad]
-
-    def _note_trained(self) -> None:
-        """Remember what the optimizer holds, for the account of what this task trained."""
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        roles = {id(parameter): role for role, parameter in self._network.roles()}
-        named = [(name, p) for name, p in self._network.named_parameters() if id(p) in held]
-        self.trained |= {name: (roles[id(parameter)], parameter.numel()) for name, parameter in named}
-
     def _train_epoch(self, phase: Phase, epochs: int) -> None:
         """One pass over the task's images, or what is left of it, and its report."""
         self._network.train(phase == "func")
+        self._recall_views(phase)
         last = self.train_loader.batches(self.args.batch_size)
         what = f"task {self.cur_task} cycle {self.position.cycle} {phase} {self.position.epoch + 1}/{epochs}"
-        for _, images, labels in progress(self._batches(phase), what, last, done=self.sums.batches):
-            self._train_batch(phase, images, labels, self.sums.batches + 1 == last)
+        for batch in progress(self._batches(phase), what, last, done=self.sums.batches):
+            self._train_batch(phase, batch, self.sums.batches + 1 == last)
             if self.sums.batches % CHECK_EVERY == 0:
                 self._refuse_divergence()
             self.keep("step" if self.sums.batches < last else "last step")
@@ -167,23 +71,45 @@ class PhaseLearner(BaseLearner):
 
     def _batches(self, phase: Phase) -> Iterator[Batch]:
         """The batches of the current epoch that are still to come."""
-        size, place = self.args.batch_size, self.position
-        stream = (phase, self.cur_task, place.cycle, place.epoch)
-        return self.train_loader.epoch(*stream, batch_size=size, shuffle=True, start=self.sums.batches)
+        if phase == "rd" and 0 < self.args.rd_views <= self.position.epoch:
+            return self._batches_without_images()
+        return self._load(phase, self.position.epoch, start=self.sums.batches)
 
-    def _train_batch(self, phase: Phase, images: Tensor, labels: Tensor, last: bool) -> None:
+    def _load(self, phase: Phase, epoch: int, start: int) -> Iterator[Batch]:
+        stream = (phase, self.cur_task, self.position.cycle, epoch)
+        return self.train_loader.epoch(*stream, batch_size=self.args.batch_size, shuffle=True, start=start)
+
+    def _batches_without_images(self) -> Iterator[Batch]:
+        """Which images the batches hold, for an epoch whose token means are kept."""
+        stream = ("rd", self.cur_task, self.position.cycle, self.position.epoch)
+        order = torch.tensor(self.train_loader.order(*stream, shuffle=True))
+        nothing = torch.empty(0, device=self.device)
+        for indices in order.split(self.args.batch_size)[self.sums.batches :]:
+            yield indices, nothing, nothing
+
+    def _recall_views(self, phase: Phase) -> None:
+        """Compute again the token means that a run going on in the middle of an rd phase had kept."""
+        if phase == "func" or not self.args.rd_views:
+            return
+        epoch, whole = self.position.epoch, self.train_loader.batches(self.args.batch_size)
+        for view in range(min(epoch + 1, self.args.rd_views)):
+            have, need = self.views.batches(view), whole if view < epoch else self.sums.batches
+            for indices, images, _ in islice(self._load("rd", view, start=have), need - have) if have < need else ():
+                self._keep_view(view, indices, self._network.token_means(images, self._described()))
+
+    def _train_batch(self, phase: Phase, batch: Batch, last: bool) -> None:
         records = [(slot.newest.records, slot.newest.records.losses) for slot in self._network.expandable]
         measures = self._measures(last)
         if measures:
             self.telemetry.arm()
-        loss, hits = {"func": self._func_loss, "rd": self._rd_loss}[phase](images, labels)
+        loss, hits = {"func": self._func_loss, "rd": self._rd_loss}[phase](batch)
         # Only to skip a step does the host have to know the loss before it.
         if self.args.on_nan == "skip" and not bool(loss.isfinite()):
             return self._skip_batch(float(loss.detach()), records)
         moved = self._step(loss)
         if measures:
             self._report_telemetry()
-        self.sums.add(loss, hits, len(labels), moved)
+        self.sums.add(loss, hits, len(batch[0]), moved)
 
     def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
         """Leave a batch out: no step, and nothing of it in the records."""
@@ -193,64 +119,36 @@ class PhaseLearner(BaseLearner):
         self.sums.skip()
         logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self._place(), self.sums.batches, loss)
 
-    def _refuse_divergence(self) -> None:
-        """Stop where a loss or a parameter is not finite.
-
-        Raises:
-            DivergenceError: Names phase, task, epoch, batch and rates.
-        """
-        rates = ", ".join(f"{group['name']} {group['lr']:g}" for group in self.optimizer.param_groups)
-        place = self._place()
-        if bad := self.sums.first_not_finite():
-            raise DivergenceError(f"{place}, batch {bad[0]}: the loss is {bad[1]} (rates: {rates})")
-        held = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        if not bool(torch.stack([parameter.detach().isfinite().all() for parameter in held]).all()):
-            raise DivergenceError(f"{place}, by batch {self.sums.batches}: a parameter is not finite (rates: {rates})")
-
-    def _place(self) -> str:
-        phase = "rd" if self.position.stage == "rd" else "func"
-        return f"task {self.cur_task} cycle {self.position.cycle} {phase} phase, epoch {self.position.epoch + 1}"
-
-    def _func_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _func_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy over the task's own classes (all others count as -inf), and the number of hits."""
+        _, images, labels = batch
         logits = self._network(images)["logits"][:, self.known_classes : self.total_classes]
         own = labels - self.known_classes
         return nn.functional.cross_entropy(logits, own), (logits.argmax(dim=1) == own).sum()
 
-    def _rd_loss(self, images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    def _rd_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over layers of the descriptor losses of what this cycle added; the backbone gets no gradient."""
+        means = self._means(batch)
         slots = [slot for slot in self._network.expandable if slot.describing]
-        means = self._network.token_means(images, self._layers(slots))
-        return torch.stack([slot.rd_loss(means[slot.layer]) for slot in slots]).sum(), torch.zeros(
-            (), device=self.device
-        )
+        nothing = torch.zeros((), device=self.device)
+        return torch.stack([slot.rd_loss(means[slot.layer]) for slot in slots]).sum(), nothing
 
-    def _step(self, loss: Tensor) -> list[int]:
-        """One optimizer step; its number, if slow moved in it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        moves = self.gate.before_step()
-        self.optimizer.step()
-        self.watch.after_step()
-        if self.gate.steps == 1 and self.optimizer.param_groups[0]["name"] != "descriptor":
-            verify_kind(self._network.roles(), self.args)
-            verify_groups(self.optimizer, self._network.roles(), self.args)
-            verify_gate(self.gate, self._network.roles(), self.args)
-        return [self.gate.steps] if moves else []
+    def _described(self) -> list[int]:
+        return self._layers([slot for slot in self._network.expandable if slot.describing])
 
-    def _where(self, phase: Phase) -> dict[str, Any]:
-        return {"task": self.cur_task, "cycle": self.position.cycle, "phase": phase}
+    def _means(self, batch: Batch) -> dict[int, Tensor]:
+        """Token means (B, D) of a batch of the rd phase, by layer: computed, or with `rd_views` those that are kept."""
+        indices, images, _ = batch
+        epoch, views = self.position.epoch, self.args.rd_views
+        if 0 < views <= epoch:
+            return self.views.get(epoch % views, indices, self._described())
+        means = self._network.token_means(images, self._described())
+        if views:
+            self._keep_view(epoch, indices, means)
+        return means
 
-    @staticmethod
-    def _layers(slots: list[SEMAModules]) -> list[int]:
-        return [slot.layer for slot in slots]
-
-    def _report_phase(self, phase: Phase) -> None:
-        names = [group["name"] for group in self.optimizer.param_groups]
-        if phase == "func" and self.nested and names == ["other"]:
-            logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
-        held = [describe(group) for group in self.optimizer.param_groups]
-        self.events("phase", **self._where(phase), groups=held)
+    def _keep_view(self, view: int, indices: Tensor, means: dict[int, Tensor]) -> None:
+        self.views.put(view, indices, means, len(self.train_loader))
 
     def _report_epoch(self, phase: Phase) -> None:
         sums, epoch = self.sums, self.position.epoch
@@ -263,26 +161,6 @@ class PhaseLearner(BaseLearner):
         self.events("epoch", **self._where(phase), epoch=epoch, loss=loss, lr=rates, **fields)
         shown = f", train accuracy {accuracy['train_accuracy']:.2f}" if phase == "func" else ""
         logger.info("task %d %s epoch %d: loss %.4f%s", self.cur_task, phase, epoch + 1, loss, shown)
-
-    def _report_pending(self) -> None:
-        if self.gate.parameters and self.gate.pending:
-            kept = " with their gradients" if self.gate.mode == "accumulate" else ""
-            logger.info("the last %d steps, an unfinished slow interval, are dropped%s", self.gate.pending, kept)
-
-    def _measures(self, last: bool) -> bool:
-        """Whether telemetry is due in the coming step: every so many, or (0) in the last of an epoch."""
-        every = self.args.telemetry_every
-        due = (self.gate.steps + 1) % every == 0 if every else last
-        return due and bool(self.watch.parameters)
-
-    def _report_telemetry(self) -> None:
-        place = {"task": self.cur_task, "cycle": self.position.cycle, "epoch": self.position.epoch}
-        self.events("telemetry", **place, step=self.gate.steps, layers=self.telemetry.measure())
-
-    def _report_cadence(self) -> None:
-        if self.watch.parameters:
-            sizes = {"steps": self.watch.steps, "tensors": len(self.watch.parameters)}
-            self.events("cadence", **self._where("func"), **sizes, observed=self.watch.observed())
 
     def _score_if_asked(self, phase: Phase) -> None:
         every = self.args.eval_every

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbone.sema_block import SEMAModules
 from models.base import EventSink, Predictions, Tasks, no_events
 from models.evidence import NO_Z, Refill, hits_by_task, mean_weights, predict_branches, router_weights
-from models.phases import PhaseLearner, Position
+from models.phases import PhaseLearner
+from models.steps import Position
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.param_groups import count_parameters
 from utils.runlog import progress

@@ -120,6 +120,7 @@ _adapter = partial(_key, "Adapters")
 _training = partial(_key, "Training")
 _expansion = partial(_key, "Expansion")
 _nested = partial(_key, "Nested LoRA")
+_speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
 _unused = partial(_key, "Without effect", meaning="accepted because SEMA's files hold it", changes_results=False)
 
@@ -226,6 +227,44 @@ class Config(BaseModel):
         "expansion: an adapter is frozen after the task that added it; continual: every task trains all",
     )
 
+    precision: Literal["fp32", "bf16"] = _speed(
+        "fp32",
+        "fp32: everything in float32; bf16: the matrix products in bfloat16, while weights, losses, records, routers, "
+        "descriptors and head stay float32",
+    )
+    rd_views: int = _speed(
+        0,
+        "views of every image that the descriptors' epochs see, in turn: those of the first epochs, whose token means "
+        "are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
+        ge=0,
+    )
+    compile: bool = _speed(
+        False,
+        "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); rounding differs",
+    )
+    grad_checkpointing: bool = _speed(
+        False,
+        "for a small GPU: compute the frozen parts of the blocks again in the backward pass instead of keeping them",
+        changes_results=False,
+    )
+    eval_cache_gib: float = _speed(
+        4.0,
+        "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "
+        "adapt_start_layer on alone; 0: nothing is kept",
+        ge=0,
+        changes_results=False,
+    )
+    eval_cache_on: Literal["memory", "disk"] = _speed(
+        "memory",
+        "where they are kept; disk: in the system's temporary folder, which TMPDIR names",
+        changes_results=False,
+    )
+    eval_cache_bf16: bool = _speed(
+        False,
+        "keep them in bfloat16: half the room, and accuracies that can differ in rare images",
+        changes_results=True,
+    )
+
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
@@ -237,20 +276,6 @@ class Config(BaseModel):
         "one ends the run (on the CPU runs repeat bit by bit without it)",
     )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
-    eval_cache_gib: float = _run(
-        4.0,
-        "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "
-        "adapt_start_layer on alone; 0: nothing is kept",
-        ge=0,
-    )
-    eval_cache_on: Literal["memory", "disk"] = _run(
-        "memory", "where they are kept; disk: in the system's temporary folder, which TMPDIR names"
-    )
-    eval_cache_bf16: bool = _run(
-        False,
-        "keep them in bfloat16: half the room, and accuracies that can differ in rare images",
-        changes_results=True,
-    )
     branch_eval: bool = _run(
         True, "with nested_lora: after every task score slow + fast, slow only, fast only and neither"
     )

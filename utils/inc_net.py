@@ -78,6 +78,12 @@ class SEMAVitNet(nn.Module):
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
         nn.init.zeros_(self.fc.bias)
         self.active_branches: tuple[str, ...] = ("slow", "fast")
+        self.reduced = args["precision"] == "bf16"
+        for block in sema_blocks(self.backbone):
+            if args["compile"]:
+                block.compile_frozen()
+            if args["grad_checkpointing"]:
+                block.recompute_frozen()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
         """`features`, the final-norm class token, and `logits`."""
@@ -85,12 +91,19 @@ class SEMAVitNet(nn.Module):
 
     def forward_to(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
         """The first half of a forward pass: what block `layer` gets as its input."""
-        return enter(self.backbone, images, layer)
+        with self._at_precision():
+            return enter(self.backbone, images, layer)
 
     def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
-        """The second half of it: features and logits from the input of block `layer`."""
-        features = leave(self.backbone, x, layer)
+        """The second half of it: features and logits from the input of block `layer`; the head is float32 always."""
+        with self._at_precision():
+            features = leave(self.backbone, x, layer)
+        features = features.to(self.fc.weight.dtype)
         return {"features": features, "logits": self.fc(features)}
+
+    def _at_precision(self) -> torch.autocast:
+        """The key `precision`: products in bfloat16, weights and the residual stream as they are."""
+        return torch.autocast(self.fc.weight.device.type, torch.bfloat16, enabled=self.reduced)
 
     def train(self, mode: bool = True) -> "SEMAVitNet":
         """Training mode is the slots' matter: the frozen backbone always runs as in evaluation."""
@@ -151,8 +164,11 @@ class SEMAVitNet(nn.Module):
     def slot_inputs(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
         """The slots' inputs `h`, (B, N, D) for each of `layers`; computes nothing beyond the deepest."""
         wanted = set(layers)
-        inputs = slot_inputs(self.backbone, images, max(wanted)) if wanted else ()
-        return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
+        if not wanted:
+            return {}
+        with self._at_precision():
+            inputs = slot_inputs(self.backbone, images, max(wanted))
+            return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
 
     def learned_state(self) -> dict[str, Tensor]:
         """Everything a run changes, under its public names: adapters, routers, descriptors with their records, head."""

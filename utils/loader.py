@@ -101,14 +101,15 @@ class StreamLoader:
             LoadingError: A worker was killed.
             RuntimeError: Another pass has begun, or the loader was closed, before this one was complete.
         """
-        this = self._begin((self.seed, "augment", *stream), self._order(stream, shuffle), batch_size, start)
+        this = self._begin((self.seed, "augment", *stream), self.order(*stream, shuffle=shuffle), batch_size, start)
         while self._pass is this:
             if (batch := self._running.next()) is None:
                 return
             yield self._on_device(batch)
         raise RuntimeError(f"the pass {stream} was cut off: its loader began another one or was closed")
 
-    def _order(self, stream: Stream, shuffle: bool) -> list[int]:
+    def order(self, *stream: int | str, shuffle: bool) -> list[int]:
+        """The indices of the images in the order of a pass, see `epoch`."""
         if not shuffle:
             return list(range(len(self)))
         return torch.randperm(len(self), generator=generator(self.seed, "order", *stream)).tolist()

@@ -28,7 +28,7 @@ NO_INFLUENCE = {
     "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
-    "eval_cache_gib", "eval_cache_on", "resume", "auto_resume", "checkpoint_every", "on_nan",
+    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -394,6 +394,7 @@ OTHER_VALUES = {
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
+    "precision": "bf16", "compile": True, "grad_checkpointing": True,
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
