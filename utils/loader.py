@@ -3,8 +3,10 @@
 Shapes: B batch, S image side.
 """
 
+import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.config import UserError
+from utils.stopping import SIGNALS
 from utils.streams import generator, seeded
 
 Stream = tuple[int | str, ...]
@@ -102,7 +105,8 @@ class StreamLoader:
         self._requests[:] = [(stream, order[first : first + size]) for first in range(start * size, len(order), size)]
         if self._running.loader is None:
             self._running.loader = self._new_loader()
-        self._running.batches, self._pass = iter(self._running.loader), object()
+        with deaf_children():
+            self._running.batches, self._pass = iter(self._running.loader), object()
         return self._pass
 
     def _on_device(self, batch: Batch | UserError) -> Batch:
@@ -110,6 +114,19 @@ class StreamLoader:
             raise batch
         indices, images, labels = batch
         return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started inside never notice what asks a run to stop.
+
+    Ctrl-C and a cluster's SIGTERM reach them too, and this process needs them to finish its step; then it ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which children inherit; here they wait until after
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Running:

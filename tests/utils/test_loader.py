@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -208,6 +209,21 @@ def test_workers_end_with_the_loader(make):
     mine = loading_processes() - before
     del loader
     assert len(mine) == 2
+    assert gone(mine)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_hear_what_asks_the_run_to_stop(make, number: signal.Signals):
+    before, mask = loading_processes(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader, got = make(workers=2), []
+    for batch in loader.epoch("func", batch_size=2, shuffle=True):
+        got.append(batch)
+        for worker in (mine := loading_processes() - before):
+            os.kill(worker, number)
+    assert_same(got, whole(make(), "func", size=2))
+    assert len(mine) == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    loader.close()
     assert gone(mine)
 
 
