@@ -127,6 +127,7 @@ def test_how_often_a_state_is_saved_and_by_whom_images_are_loaded_changes_nothin
     assert (results(cut), events(cut)) == (results(whole), events(whole))
 
 
+@pytest.mark.usefixtures("handlers_kept")
 def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
     expected: Callable[..., Path],
     images: Path,  # noqa: F811
