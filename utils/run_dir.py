@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +37,13 @@ class RunPlan:
         seed: Its seed.
         path: Its directory.
         resumes: Whether it goes on from what lies there.
+        replaces: Whether it may replace what lies there.
     """
 
     seed: int
     path: Path
     resumes: bool = False
+    replaces: bool = False
 
 
 def run_name(config: Config, config_name: str, seed: int) -> str:
@@ -86,7 +88,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
 def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
     path = Path(config.output_dir) / run_name(config, config_name, seed)
     if not config.auto_resume:
-        return RunPlan(seed, path)
+        return RunPlan(seed, path, replaces=config.overwrite)
     equal = list(Path(config.output_dir).glob(f"*-{result_hash(config)}-s{seed}"))
     for there in [path for path in equal if is_finished(path)]:
         return RunPlan(seed, there)
@@ -95,7 +97,11 @@ def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
 
 
 def _last_saved(path: Path) -> float:
-    return max(state.stat().st_mtime for state in (path / STATES).glob("*.state"))
+    times = [0.0]
+    for state in (path / STATES).glob("*.state"):
+        with suppress(FileNotFoundError):  # a process at work there replaces its states
+            times.append(state.stat().st_mtime)
+    return max(times)
 
 
 def _refuse(paths: list[Path]) -> None:
@@ -178,6 +184,14 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _refuse_outdated(plan: RunPlan) -> None:
+    """Ask again what the plan was made by: until the directory was locked, another process could come before."""
+    if plan.resumes and is_finished(plan.path):
+        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to go on with")
+    if not plan.resumes and not plan.replaces:
+        _refuse([plan.path])
+
+
 def clear(plan: RunPlan) -> str:
     """Make a run's directory ready, under its lock: nothing but the lock stays, or all that the run goes on from.
 
@@ -185,8 +199,9 @@ def clear(plan: RunPlan) -> str:
         What became of an earlier run, for the log; empty if there was none.
 
     Raises:
-        RunDirError: Something cannot be removed.
+        RunDirError: Something cannot be removed, or another process was at work here after the plan was made.
     """
+    _refuse_outdated(plan)
     there = [entry for entry in plan.path.iterdir() if entry.name != LOCK]
     earlier = "a finished run" if is_finished(plan.path) else "an unfinished run" if there else ""
     # What goes on keeps all but what a killed process had not finished writing.

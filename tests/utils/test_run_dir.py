@@ -1,6 +1,7 @@
 """Which directory a run writes, and what of an earlier run is kept."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +133,35 @@ def test_what_is_begun_anew_is_emptied_and_what_goes_on_is_swept(tmp_path):
     (path / ".lock").touch()
     assert clear(RunPlan(1, path, resumes=True)) == "goes on with an unfinished run"
     assert sorted(file.name for file in path.rglob("*") if file.is_file()) == [".lock", "000000.state", "config.json"]
-    assert clear(RunPlan(1, path)) == "replaces an unfinished run"
+    assert clear(RunPlan(1, path, replaces=True)) == "replaces an unfinished run"
     assert [entry.name for entry in path.iterdir()] == [".lock"]
     assert clear(RunPlan(1, path)) == ""
-    assert clear(RunPlan(1, directory(tmp_path, "done", finished=True))) == "replaces a finished run"
+    done = directory(tmp_path, "done", finished=True)
+    assert clear(RunPlan(1, done, replaces=True)) == "replaces a finished run"
+
+
+@pytest.mark.parametrize(
+    ("keys", "before", "since", "refusal"),
+    [
+        ({}, {}, {"states": 1}, "begun already"),
+        ({"auto_resume": True}, {}, {"states": 1}, "begun already"),
+        ({}, {}, {"finished": True}, "finished already"),
+        ({"auto_resume": True}, {"states": 1}, {"finished": True}, "another process has finished this run"),
+    ],
+)
+def test_what_another_process_has_done_since_the_plan_was_made_is_not_lost(tmp_path, keys, before, since, refusal):
+    if before:
+        directory(tmp_path, **before)
+    (plan,) = plan_runs(config(tmp_path, **keys), "x")
+    shutil.rmtree(plan.path, ignore_errors=True)
+    path = directory(tmp_path, **since)
+    there = sorted(path.rglob("*"))
+    with pytest.raises(RunDirError, match=refusal):
+        clear(plan)
+    assert sorted(path.rglob("*")) == there
+
+
+def test_a_state_that_is_gone_when_it_is_looked_at_is_no_error(tmp_path):
+    path = directory(tmp_path, states=1)
+    (path / "resume" / "000001.state").symlink_to("gone")
+    assert plan_runs(config(tmp_path, auto_resume=True), "x") == [RunPlan(1, path, resumes=True)]
