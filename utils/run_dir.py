@@ -6,6 +6,7 @@ A directory with a results.json is a finished run, one without an unfinished run
 where the user says so.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -13,11 +14,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from utils.config import Config, counted, result_hash
 from utils.config_text import shown
 from utils.errors import UserError
+from utils.files import naming
 from utils.json_file import read_object
 
 logger = logging.getLogger(__name__)
@@ -167,21 +170,27 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / LOCK).open("a+")
+        file = (path / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise RunDirError(f"run directory {str(path)!r} cannot be made: {error}") from error
     with file:
-        try:
-            # Unlike flock's, no child inherits this lock; but it ends when this process closes the file anywhere.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise RunDirError(f"{path}: {owner} is at work on this run; wait for it, or end it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        _lock(file, path)
+        with naming(path / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    try:
+        # Unlike flock's, no child inherits this lock; but it ends when this process closes the file anywhere.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise RunDirError(f"run directory {str(path)!r} cannot be locked: {error}") from error
+        file.seek(0)
+        owner = file.read().decode(errors="replace").strip() or "another process"
+        raise RunDirError(f"{path}: {owner} is at work on this run; wait for it, or end it") from None
 
 
 def _refuse_outdated(plan: RunPlan) -> None:

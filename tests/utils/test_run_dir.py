@@ -1,5 +1,7 @@
 """Which directory a run writes, and what of an earlier run is kept."""
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -113,6 +115,15 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     script = LOCKED + "\n    import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == -9
     with locked(tmp_path):
+        pass
+
+
+def test_where_files_cannot_be_locked_nobody_is_said_to_be_at_work(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with pytest.raises(RunDirError, match=r"cannot be locked: .*No locks available"), locked(tmp_path):
         pass
 
 
