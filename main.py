@@ -21,6 +21,10 @@ AFTER_DIVERGENCE = (
     "out batches whose loss is not finite"
 )
 
+AFTER_A_FAILED_FILE = (
+    "what the run had written is still there; once that is put right, the same command with --auto_resume goes on"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except OSError as error:
-        print(f"{error}; what the run had written is still there", file=sys.stderr)
+        print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

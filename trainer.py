@@ -11,7 +11,7 @@ from models import get_model
 from models.base import EventSink
 from models.sema import Learner
 from utils.cadence import judge, refuse_failed
-from utils.config import Config
+from utils.config import Config, result_hash
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
 from utils.devices import device_name, prepare_device
@@ -168,18 +168,28 @@ class Run:
         Raises:
             StateError: There are states, and none of them can be used.
         """
-        written = self.log.events_written()
-        for state in self.states.newest_first():
-            if state["events"] <= written:
-                self._restore(state)
-                return True
-        if self.states:
+        state = self.states.newest(self._check)
+        if state is not None:
+            self._restore(state)
+        elif self.states:
             raise StateError(f"{self.states.folder}: no state can be used; --overwrite begins the run anew")
-        return False
+        return state is not None
+
+    @property
+    def _name(self) -> str:
+        """What tells the run from every other, wherever its directory is."""
+        return f"{result_hash(self.config)}-s{self.config.seed[0]}"
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if state["run"] != self._name:
+            raise StateError(f"of another run, {state['run']}, where this one is {self._name}")
+        if state["events"] > self.log.events_written():
+            raise StateError("of a time whose events the metrics have lost")
 
     def _save(self) -> None:
         self.states.save(
             {
+                "run": self._name,
                 "learner": self.learner.state(),
                 "accuracy": self.matrix.to_json(),
                 "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
@@ -190,8 +200,8 @@ class Run:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["learner"])  # first: it may refuse, and then nothing is to be changed
         self.log.forget_events_after(state["events"])
-        self.learner.restore(state["learner"])
         self.matrix = AccuracyMatrix.from_json(state["accuracy"])
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]

@@ -14,7 +14,7 @@ from test_trainer import configuration, events, images, results, run  # noqa: F4
 
 import trainer
 from models.sema import Learner
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import CheckpointError, read_checkpoint
 from utils.config import Config
 from utils.errors import DivergenceError, StoppedError
 from utils.run_dir import RunDirError
@@ -128,6 +128,7 @@ def test_how_often_a_state_is_saved_and_by_whom_images_are_loaded_changes_nothin
     assert (results(cut), events(cut)) == (results(whole), events(whole))
 
 
+@pytest.mark.usefixtures("handlers_kept")
 def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
     expected: Callable[..., Path],
     images: Path,  # noqa: F811
@@ -209,7 +210,28 @@ def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_
     metrics = begun / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-1])
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    assert "of a time whose events the metrics have lost; going back" in (begun / "log.txt").read_text()
     assert events(begun) == events(expected())
+
+
+def test_a_state_of_another_run_or_network_is_refused_and_nothing_changes(
+    begun: Path,
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = (begun / "metrics.jsonl").read_bytes() + b"since the newest state\n"
+    (begun / "metrics.jsonl").write_bytes(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Run, "_name", "another-s4")
+        with pytest.raises(StateError, match="no state can be used"):
+            trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+        assert "of another run" in (begun / "log.txt").read_text()
+    monkeypatch.setattr("utils.inc_net.weights_hash", lambda vit: "0" * 64)
+    with pytest.raises(CheckpointError, match="the checkpoint was made on"):
+        trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    assert (begun / "metrics.jsonl").read_bytes() == before
+    assert len(states(begun)) == 2
 
 
 def test_a_run_goes_on_only_as_it_was_begun(begun: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811

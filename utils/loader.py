@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.config import UserError
+from utils.stopping import SIGNALS
 from utils.streams import generator, seeded
 
 Stream = tuple[int | str, ...]
@@ -128,6 +129,19 @@ class StreamLoader:
         return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started inside never notice what asks a run to stop.
+
+    Ctrl-C and a cluster's SIGTERM reach them too, and this process needs them to finish its step; then it ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which children inherit; here they wait until after
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Running:
     """What keeps workers alive: they end with the last reference to their DataLoader and its iterator."""
 
@@ -141,7 +155,7 @@ class _Running:
 
     def begin(self, new_loader: "Callable[[], DataLoader[Batch | UserError]]") -> None:
         """Begin a pass, with the workers there are; at first they are started."""
-        with self._watched(), _children_end_silently():
+        with self._watched(), _children_end_silently(), deaf_children():
             self.loader = self.loader or new_loader()
             others = active_children()
             self.batches = iter(self.loader)

@@ -6,18 +6,21 @@ A directory with a results.json is a finished run, one without an unfinished run
 where the user says so.
 """
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from utils.config import Config, counted, result_hash
 from utils.config_text import shown
 from utils.errors import UserError
+from utils.files import naming
 from utils.json_file import read_object
 
 logger = logging.getLogger(__name__)
@@ -37,11 +40,13 @@ class RunPlan:
         seed: Its seed.
         path: Its directory.
         resumes: Whether it goes on from what lies there.
+        replaces: Whether it may replace what lies there.
     """
 
     seed: int
     path: Path
     resumes: bool = False
+    replaces: bool = False
 
 
 def run_name(config: Config, config_name: str, seed: int) -> str:
@@ -86,7 +91,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
 def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
     path = Path(config.output_dir) / run_name(config, config_name, seed)
     if not config.auto_resume:
-        return RunPlan(seed, path)
+        return RunPlan(seed, path, replaces=config.overwrite)
     equal = list(Path(config.output_dir).glob(f"*-{result_hash(config)}-s{seed}"))
     for there in [path for path in equal if is_finished(path)]:
         return RunPlan(seed, there)
@@ -95,7 +100,11 @@ def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
 
 
 def _last_saved(path: Path) -> float:
-    return max(state.stat().st_mtime for state in (path / STATES).glob("*.state"))
+    times = [0.0]
+    for state in (path / STATES).glob("*.state"):
+        with suppress(FileNotFoundError):  # a process at work there replaces its states
+            times.append(state.stat().st_mtime)
+    return max(times)
 
 
 def _refuse(paths: list[Path]) -> None:
@@ -161,21 +170,35 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = (path / LOCK).open("a+")
+        file = (path / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise RunDirError(f"run directory {str(path)!r} cannot be made: {error}") from error
     with file:
-        try:
-            # Unlike flock's, no child inherits this lock; but it ends when this process closes the file anywhere.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise RunDirError(f"{path}: {owner} is at work on this run; wait for it, or end it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        _lock(file, path)
+        with naming(path / LOCK):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    try:
+        # Unlike flock's, no child inherits this lock; but it ends when this process closes the file anywhere.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise RunDirError(f"run directory {str(path)!r} cannot be locked: {error}") from error
+        file.seek(0)
+        owner = file.read().decode(errors="replace").strip() or "another process"
+        raise RunDirError(f"{path}: {owner} is at work on this run; wait for it, or end it") from None
+
+
+def _refuse_outdated(plan: RunPlan) -> None:
+    """Ask again what the plan was made by: until the directory was locked, another process could come before."""
+    if plan.resumes and is_finished(plan.path):
+        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to go on with")
+    if not plan.resumes and not plan.replaces:
+        _refuse([plan.path])
 
 
 def clear(plan: RunPlan) -> str:
@@ -185,8 +208,9 @@ def clear(plan: RunPlan) -> str:
         What became of an earlier run, for the log; empty if there was none.
 
     Raises:
-        RunDirError: Something cannot be removed.
+        RunDirError: Something cannot be removed, or another process was at work here after the plan was made.
     """
+    _refuse_outdated(plan)
     there = [entry for entry in plan.path.iterdir() if entry.name != LOCK]
     earlier = "a finished run" if is_finished(plan.path) else "an unfinished run" if there else ""
     # What goes on keeps all but what a killed process had not finished writing.

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from utils import run_dir
 from utils.checksums import checksums, results_checksum
 from utils.environment import environment, reproduce_line
-from utils.files import json_line, plain, write_json
+from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.run_dir import CONFIG, RESULTS, STATES, RunPlan
 
@@ -108,7 +108,8 @@ class RunLog:
             kind: What happened.
             fields: JSON values, arrays or tensors; what differs between two equal runs belongs under `run`.
         """
-        with (self.path / METRICS).open("a", encoding="utf-8", newline="\n") as file:
+        path = self.path / METRICS
+        with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json_line({"kind": kind, **fields}))
 
     def events_written(self) -> int:
@@ -116,7 +117,7 @@ class RunLog:
         file = self.path / METRICS
         if not file.exists():
             return 0
-        with file.open("rb") as opened:
+        with naming(file), file.open("rb") as opened:
             os.fsync(opened.fileno())
             return os.fstat(opened.fileno()).st_size
 
@@ -212,7 +213,8 @@ class FullDiskHandler(logging.FileHandler):
         """Raise what went wrong."""
         error = sys.exception()
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, self.baseFilename) from None
+            with naming(Path(self.baseFilename)):
+                raise error
         super().handleError(record)
 
     def last_words(self, message: str, error: BaseException) -> None:

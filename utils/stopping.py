@@ -1,11 +1,13 @@
 """When a run saves its state, and how it ends when the process is asked to stop."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from utils.errors import StoppedError
 
@@ -25,15 +27,25 @@ class StopRequest:
         self.signal: signal.Signals | None = None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:  # asked again: at once
-            raise KeyboardInterrupt
+        if self.signal is not None:
+            _end_at_once(number)
         self.signal = signal.Signals(number)
         logger.warning("%s: stopping at the next step; once more stops at once", self.signal.name)
 
 
+def _end_at_once(number: int) -> NoReturn:
+    """End as a killed process does, after which a run can go on; an exception might wait for a worker that hangs."""
+    with suppress(OSError):
+        os.write(2, f"{signal.Signals(number).name} again: ended at once; what was saved is still there\n".encode())
+    os._exit(128 + number)
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take note of Ctrl-C and SIGTERM instead of ending at once; outside the main thread, which gets none, nothing."""
+    """Take note of Ctrl-C and SIGTERM instead of ending at once; outside the main thread, which gets none, nothing.
+
+    After a first one the process is to end, so that to the second, whenever it comes, the answer stays the same.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -42,7 +54,7 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if request.signal is None else ():
             signal.signal(number, handler)
 
 

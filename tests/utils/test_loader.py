@@ -214,6 +214,21 @@ def test_workers_end_with_the_loader(make):
     assert gone(mine)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_hear_what_asks_the_run_to_stop(make, number: signal.Signals):
+    before, mask = loading_processes(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader, got = make(workers=2), []
+    for batch in loader.epoch("func", batch_size=2, shuffle=True):
+        got.append(batch)
+        for worker in (mine := loading_processes() - before):
+            os.kill(worker, number)
+    assert_same(got, whole(make(), "func", size=2))
+    assert len(mine) == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    loader.close()
+    assert gone(mine)
+
+
 class Deadly(Noise):
     """Its images end the process that loads number 6."""
 

@@ -1,6 +1,9 @@
 """Which directory a run writes, and what of an earlier run is kept."""
 
+import errno
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +118,15 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         pass
 
 
+def test_where_files_cannot_be_locked_nobody_is_said_to_be_at_work(tmp_path, monkeypatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with pytest.raises(RunDirError, match=r"cannot be locked: .*No locks available"), locked(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("blocked", ["logs", "logs/x-s1"])
 def test_a_file_in_the_way_is_an_error_of_the_users(tmp_path, blocked):
     path = tmp_path / blocked
@@ -132,7 +144,35 @@ def test_what_is_begun_anew_is_emptied_and_what_goes_on_is_swept(tmp_path):
     (path / ".lock").touch()
     assert clear(RunPlan(1, path, resumes=True)) == "goes on with an unfinished run"
     assert sorted(file.name for file in path.rglob("*") if file.is_file()) == [".lock", "000000.state", "config.json"]
-    assert clear(RunPlan(1, path)) == "replaces an unfinished run"
+    assert clear(RunPlan(1, path, replaces=True)) == "replaces an unfinished run"
     assert [entry.name for entry in path.iterdir()] == [".lock"]
     assert clear(RunPlan(1, path)) == ""
-    assert clear(RunPlan(1, directory(tmp_path, "done", finished=True))) == "replaces a finished run"
+    done = directory(tmp_path, "done", finished=True)
+    assert clear(RunPlan(1, done, replaces=True)) == "replaces a finished run"
+
+
+@pytest.mark.parametrize(
+    ("keys", "before", "since", "refusal"),
+    [
+        ({}, {}, {"states": 1}, "begun already"),
+        ({"auto_resume": True}, {}, {"states": 1}, "begun already"),
+        ({}, {}, {"finished": True}, "finished already"),
+        ({"auto_resume": True}, {"states": 1}, {"finished": True}, "another process has finished this run"),
+    ],
+)
+def test_what_another_process_has_done_since_the_plan_was_made_is_not_lost(tmp_path, keys, before, since, refusal):
+    if before:
+        directory(tmp_path, **before)
+    (plan,) = plan_runs(config(tmp_path, **keys), "x")
+    shutil.rmtree(plan.path, ignore_errors=True)
+    path = directory(tmp_path, **since)
+    there = sorted(path.rglob("*"))
+    with pytest.raises(RunDirError, match=refusal):
+        clear(plan)
+    assert sorted(path.rglob("*")) == there
+
+
+def test_a_state_that_is_gone_when_it_is_looked_at_is_no_error(tmp_path):
+    path = directory(tmp_path, states=1)
+    (path / "resume" / "000001.state").symlink_to("gone")
+    assert plan_runs(config(tmp_path, auto_resume=True), "x") == [RunPlan(1, path, resumes=True)]

@@ -2,12 +2,36 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from utils.errors import StoppedError
-from utils.stopping import StateKeeper, StopRequest, stop_requests
+from utils.stopping import SIGNALS, StateKeeper, StopRequest, stop_requests
+
+ROOT = Path(__file__).parents[2]
+ASKED_TWICE = """
+import os, signal, sys, time
+from utils.stopping import stop_requests
+
+def again():
+    try:
+        os.kill(os.getpid(), int(sys.argv[2]))
+        time.sleep(60)
+    except BaseException:
+        print("caught")
+    finally:
+        print("late")
+
+with stop_requests():
+    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.argv[1] == "inside":
+        again()
+again()
+"""
 
 EPOCH = ["step", "step", "last step", "epoch"]
 TASK = [*EPOCH, *EPOCH, "stage", *EPOCH, "stage", "wait", "stage", "wait", "task"]
@@ -51,14 +75,28 @@ def test_an_evaluation_after_unsaved_steps_is_finished_first():
     assert saved(0, ["step", "wait"], stop_at=1) == []
 
 
-def test_the_first_signal_asks_and_the_second_ends_at_once():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.usefixtures("handlers_kept")
+def test_the_first_signal_asks():
     with stop_requests() as request:
+        assert request.signal is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.signal == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_a_signal_the_handlers_are_as_before():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stop_requests():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("where", ["inside", "after"])
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_second_ends_the_process_at_once_whatever_it_is_doing(where, second):
+    command = [sys.executable, "-c", ASKED_TWICE, where, str(int(second))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stdout) == (128 + second, "")
+    assert done.stderr.splitlines()[-1] == f"{second.name} again: ended at once; what was saved is still there"
 
 
 def test_outside_the_main_thread_there_is_nothing_to_note():
