@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from fault_record import fault
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
+from utils import data_manager
+from utils.images import open_image
 
 KEYS: dict[str, Any] = {
     "dataset": "imagefolder",
@@ -183,6 +187,27 @@ def test_a_class_whose_images_are_all_bad(call, images):
     code, message = call(images, on_bad_image="skip")
     assert code == 2
     assert "no training image of b" in message
+
+
+# ---- processes that load
+
+
+@fault("a killed worker", "the process that loads the second task's images sends itself SIGKILL")
+def test_a_killed_worker(call, images, monkeypatch):
+    def deadly(path: Path) -> Image.Image:
+        if path.parts[-2:] == ("c", "0.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return open_image(path)
+
+    monkeypatch.setattr(data_manager, "open_image", deadly)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # seconds, instead of 5
+    code, message = call(images, num_workers=2)
+    assert code == 2
+    assert message.splitlines()[-1] == (
+        "a process that loads images was ended by SIGKILL, as the system does when memory runs out; "
+        "lower num_workers (now 2, 0: the main process loads) or the batch sizes"
+    )
+    assert any('"task": 0' in line for line in events(images.parent / "logs"))
 
 
 # ---- images of other kinds
