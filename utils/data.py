@@ -204,6 +204,10 @@ def _list_images(path: Path, names: Sequence[str]) -> Split:
 
 
 def _read_cifar100(path: Path, source: Source) -> ImageData:
+    """CIFAR-100's files are pickles; torchvision unpickles none that has not the MD5 of the published one.
+
+    That keeps strangers' files out: nobody can make another file of a given MD5, only two of their own with the same.
+    """
     if not path.is_dir():
         raise _missing(path, source)
     try:

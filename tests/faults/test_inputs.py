@@ -1,9 +1,11 @@
 """Whole runs on images that are damaged, strange or few: they end with one clear message, or as they should."""
 
+import io
 import json
 import os
 import signal
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
-from utils import data_manager
+from utils import data_manager, npz
 from utils.images import open_image
 
 KEYS: dict[str, Any] = {
@@ -187,6 +189,52 @@ def test_a_class_whose_images_are_all_bad(call, images):
     code, message = call(images, on_bad_image="skip")
     assert code == 2
     assert "no training image of b" in message
+
+
+# ---- arrays
+
+
+def save_archive(path: Path, **members: bytes) -> Path:
+    """An .npz of two classes, with any content in place of some arrays, compressed."""
+    pixels, labels = np.zeros((2, 16, 16), np.uint8), np.array([0, 1])
+    np.savez(path, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents |= {f"{name}.npy": content for name, content in members.items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_header(*shape: int) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@fault("an array that claims terabytes", "an .npz of 1 kB whose header says (10 million, 1000, 1000) pixels")
+def test_an_array_that_claims_terabytes(call, tmp_path):
+    path = save_archive(tmp_path / "a.npz", x_train=npy_header(10**7, 1000, 1000))
+    code, message = call(path, dataset="npz")
+    assert (code, "10,000,000,000,000 bytes; stored are 0" in message) == (2, True)
+
+
+@fault("a zip bomb", "an .npz of 20 kB that unpacks to 20 MB, on a machine said to have 10 MB")
+def test_a_zip_bomb(call, tmp_path, monkeypatch):
+    path = save_archive(tmp_path / "a.npz", x_train=npy_header(20, 1000, 1000) + bytes(20 * 10**6))
+    assert path.stat().st_size < 30_000
+    monkeypatch.setattr(npz, "memory", lambda: 10**7)
+    code, message = call(path, dataset="npz")
+    assert (code, "bytes, more than the memory here, 10,000,000" in message) == (2, True)
+
+
+@fault("a truncated file of arrays", "an .npz cut to half its length")
+def test_a_truncated_file_of_arrays(call, tmp_path):
+    path = save_archive(tmp_path / "a.npz")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    code, message = call(path, dataset="npz")
+    assert (code, message.startswith(f"{path}: not a readable .npz file: ")) == (2, True)
 
 
 # ---- processes that load

@@ -1,8 +1,11 @@
 """Every data set read from disk, and every way it can be wrong."""
 
 import contextlib
+import io
 import logging
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +349,66 @@ def test_wrong_arrays_are_named(tmp_path: Path, message: str):
     assert f"{path}: {message}" in str(caught.value)
 
 
+def save_members(path: Path, members: dict[str, bytes]) -> Path:
+    """An archive with members of any content in place of some arrays."""
+    save_arrays(path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()} | members
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_bytes(shape: tuple[int, ...], descr: str = "|u1", content: bytes = b"") -> bytes:
+    """An array's header with whatever claims, and its content."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x_train",
+            npy_bytes((10**6, 1000, 1000, 3)),
+            r"uint8 of shape \(1000000, 1000, 1000, 3\), 3,000,000,000,000 b",
+        ),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 59), r"60 bytes; stored are 59"),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 61), r"60 bytes; stored are 61"),
+        ("x_test", npy_bytes((-3, -4, 5), content=b"0" * 60), r"shape \(-3, -4, 5\), 60 bytes; stored are 60"),
+        ("class_names", npy_bytes((10**15,), "<U0"), r"<U0 of shape \(1000000000000000,\), 0 bytes; stored are 0"),
+    ],
+)
+def test_what_an_array_claims_is_held_against_what_is_stored(tmp_path: Path, name: str, content: bytes, message: str):
+    path = save_members(tmp_path / "a.npz", {f"{name}.npy": content})
+    with pytest.raises(DataError, match=rf"a\.npz: {name} says it is .*{message}"):
+        load_dataset("npz", path)
+
+
+def test_arrays_that_only_compression_makes_small_are_refused_where_memory_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_members(tmp_path / "a.npz", {"x_test.npy": npy_bytes((3, 1000, 1000), content=bytes(3 * 10**6))})
+    assert path.stat().st_size < 10_000
+    assert load_dataset("npz", path).test.images.shape == (3, 1000, 1000)  # type: ignore[union-attr]
+    monkeypatch.setattr("utils.npz.memory", lambda: 2 * 10**6)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(DataError, match=r"its arrays would take 3,000,\d+ bytes, more than the memory here, 2,000,000"):
+        load_dataset("npz", path)
+
+
+def test_a_member_that_is_no_array_is_none(tmp_path: Path):
+    path = save_members(tmp_path / "a.npz", {"y_test.npy": b"plain bytes"})
+    with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz file: "):
+        load_dataset("npz", path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train", b"no ending")
+    with pytest.raises(DataError, match="no array x_train; it holds nothing"):
+        load_dataset("npz", path)
+
+
 def test_a_folder_must_hold_one_file_of_arrays(tmp_path: Path):
     with pytest.raises(DataError, match=r"expected one \.npz file in this folder, found none\nexpected layout"):
         load_dataset("npz", tmp_path)
@@ -416,6 +479,23 @@ def test_cifar_with_wrong_checksums_is_never_unpickled(tmp_path: Path):
     make_cifar(tmp_path)
     with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged\nexpected layout"):
         load_dataset("cifar224", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_no_pickle_of_a_stranger_under_cifar_s_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Each of the three files, where the others have the checksums of the published ones."""
+
+    class Stranger:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    make_cifar(tmp_path)
+    (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(Stranger()))
+    check = cifar.check_integrity
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).name != name or check(path, md5))
+    with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged"):
+        load_dataset("cifar224", tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- the command
