@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from easydict import EasyDict
@@ -29,9 +30,10 @@ from backbone.vit_sema import (
     timm_name,
     weights_hash,
 )
-from utils.checkpoint import CheckpointError, adapter_type, differences, structure
+from utils.checkpoint import CheckpointError, SlotShape, adapter_type, differences, structure
 from utils.config import ConfigError
 from utils.data import InputSpec
+from utils.tensor_file import refuse_packed
 
 
 def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:
@@ -46,6 +48,7 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
         local = config.backbone_checkpoint
         vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs)
         if local is not None:
+            _refuse_packed(Path(local))
             load_weights(vit, Path(local))
         config.d_model = vit.embed_dim
         provenance = {"timm_name": name, "weights": _origin(config), "sha256": weights_hash(vit)}
@@ -53,6 +56,13 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
+
+
+def _refuse_packed(path: Path) -> None:
+    try:
+        refuse_packed(path)
+    except (ValueError, OSError, BadZipFile) as error:
+        raise ConfigError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
 
 
 def _origin(config: EasyDict) -> str:
@@ -185,11 +195,11 @@ class SEMAVitNet(nn.Module):
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
         self._refuse_other_network(tensors, backbone)
-        slots = copy.deepcopy(self.slots)
-        for layer, shape in structure(tensors).items():
-            slots[layer].restore_structure(*shape)
-        if unlike := differences(_public_names(slots, self.fc), tensors):
+        with torch.device("meta"):  # shapes alone: what a file claims takes no memory before it is believed
+            sketch = self._restored(tensors, torch.device("meta"))
+        if unlike := differences(_public_names(sketch, self.fc), tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
+        slots = self._restored(tensors, self.fc.weight.device)
         for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
             block.adapter_module = slot
         self.load_state_dict(dict(tensors), strict=False)
@@ -218,6 +228,13 @@ class SEMAVitNet(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trainable)
 
+    def _restored(self, tensors: Mapping[str, Tensor], device: torch.device) -> list[SEMAModules]:
+        """Slots of a checkpoint's structure, their values undefined."""
+        slots = [slot.to(device) for slot in copy.deepcopy(self.slots)]
+        for layer, shape in structure(tensors).items():
+            slots[layer].restore_structure(*shape)
+        return slots
+
     def _refuse_other_network(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None) -> None:
         mine, theirs = self.slots[0].config.ffn_adapter_type, adapter_type(tensors)
         if mine != theirs:
@@ -227,11 +244,21 @@ class SEMAVitNet(nn.Module):
                 f"the checkpoint was made on {backbone['timm_name']} with weights {backbone['sha256'][:16]} "
                 f"({backbone['weights']}), here is {self.provenance['timm_name']} with {self.provenance['sha256'][:16]}"
             )
-        layers = set(structure(tensors))
-        if layers != set(range(len(self.slots))):
+        self._refuse_other_structure(structure(tensors))
+
+    def _refuse_other_structure(self, found: Mapping[int, SlotShape]) -> None:
+        """Refuse what no run can have made; an adapter a task is the most that a layer can get."""
+        if set(found) != set(range(len(self.slots))):
             raise CheckpointError(
-                f"the checkpoint has {len(layers)} blocks with adapters, the backbone {len(self.slots)}"
+                f"the checkpoint has {len(found)} blocks with adapters, the backbone {len(self.slots)}"
             )
+        most = self.fc.out_features
+        for layer, (ranks, records, _) in found.items():
+            if len(ranks) > most or min(ranks) < 1 or len(records) > len(ranks):
+                raise CheckpointError(
+                    f"the checkpoint has {len(ranks)} adapters and {len(records)} records at layer {layer}; expected "
+                    f"at most an adapter for each of {most} classes, of rank 1 at least, and as many records at most"
+                )
 
 
 def _public_names(slots: list[SEMAModules], fc: nn.Linear) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -151,15 +150,12 @@ class _Running:
     def end(self) -> None:
         self.loader: DataLoader[Batch | UserError] | None = None
         self.batches: Iterator[Batch | UserError] = iter(())
-        self.workers: list[BaseProcess] = []
 
     def begin(self, new_loader: "Callable[[], DataLoader[Batch | UserError]]") -> None:
         """Begin a pass, with the workers there are; at first they are started."""
         with self._watched(), _children_end_silently(), deaf_children():
             self.loader = self.loader or new_loader()
-            others = active_children()
             self.batches = iter(self.loader)
-            self.workers += [child for child in active_children() if child not in others]
 
     def next(self) -> Batch | UserError | None:
         """The next batch of the pass; None at its end."""
@@ -174,15 +170,22 @@ class _Running:
         except (RuntimeError, OSError, EOFError) as error:
             if not (ended := self._ended()):
                 raise
-            message = f"{_how(ended[0])}; lower num_workers (now {len(self.workers)}, 0: the main process loads)"
+            message = f"{_how(ended[0])}; lower num_workers (now {len(self._workers)}, 0: the main process loads)"
             self.end()
             raise LoadingError(f"{message} or the batch sizes") from error
 
     def _ended(self) -> list[int]:
-        """Exit codes of the workers that have ended."""
-        if self.workers:
-            wait([worker.sentinel for worker in self.workers], timeout=1)  # one just killed takes a moment to end
-        return [worker.exitcode for worker in self.workers if worker.exitcode is not None]
+        """Exit codes of the workers that have ended; one that was just killed takes a moment to."""
+        ending = wait([worker.sentinel for worker in self._workers], timeout=1) if self._workers else []
+        for worker in self._workers:
+            if worker.sentinel in ending:
+                worker.join()  # its files are closed before it has an exit code
+        return [worker.exitcode for worker in self._workers if worker.exitcode is not None]
+
+    @property
+    def _workers(self) -> list[BaseProcess]:
+        """The processes; torch alone knows those that ended so soon that multiprocessing has forgotten them."""
+        return getattr(self.batches, "_workers", [])
 
 
 def _how(exit_code: int) -> str:
