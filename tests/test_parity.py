@@ -1,4 +1,4 @@
-"""Our learner against recorded runs of the public SEMA implementation."""
+"""Our learner, and the plain one of the benchmarks, against recorded runs of the public SEMA implementation."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from parity_cases import NAMES, Record, RecordedTasks, backbone_weights, kaiming_uniform_, uniform_
 from safetensors.torch import save_file
 
+from benchmarks.reference import Reference
 from models.sema import Learner
 
 
@@ -16,10 +17,15 @@ def recorded_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.init, "uniform_", uniform_)
 
 
-def learner_for(record: Record, weights: Path) -> Learner:
+@pytest.fixture(params=[Learner, Reference])
+def kind(request: pytest.FixtureRequest) -> type[Learner]:
+    return request.param
+
+
+def learner_for(kind: type[Learner], record: Record, weights: Path) -> Learner:
     save_file(backbone_weights(record.shape), weights)
     ours = {"seed": 0, "device": [torch.device("cpu")], "num_workers": 0}
-    return Learner({**record.config, **ours, "backbone_kwargs": record.shape, "backbone_checkpoint": str(weights)})
+    return kind({**record.config, **ours, "backbone_kwargs": record.shape, "backbone_checkpoint": str(weights)})
 
 
 @torch.no_grad()
@@ -28,9 +34,9 @@ def logits_of(learner: Learner, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_task_of_a_recorded_run(name: str, tmp_path: Path) -> None:
+def test_every_task_of_a_recorded_run(kind: type[Learner], name: str, tmp_path: Path) -> None:
     record = Record(name)
-    learner, tasks = learner_for(record, tmp_path / "vit.safetensors"), RecordedTasks(record)
+    learner, tasks = learner_for(kind, record, tmp_path / "vit.safetensors"), RecordedTasks(record)
     for task, expected in enumerate(record.tasks):
         learner.incremental_train(tasks)
         accuracy, _ = learner.eval_task()
@@ -44,9 +50,9 @@ def test_every_task_of_a_recorded_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_public_checkpoint_gives_the_recorded_logits(name: str, tmp_path: Path) -> None:
+def test_a_public_checkpoint_gives_the_recorded_logits(kind: type[Learner], name: str, tmp_path: Path) -> None:
     record = Record(name)
-    learner = learner_for(record, tmp_path / "vit.safetensors")
+    learner = learner_for(kind, record, tmp_path / "vit.safetensors")
     learner.load_checkpoint(record.checkpoint)
     logits = logits_of(learner, RecordedTasks(record).test_images())
     torch.testing.assert_close(logits, torch.from_numpy(record.logits[-1]), rtol=0, atol=record.tolerance)
