@@ -42,7 +42,7 @@ class PlainSlot(SEMAModules):
         self.mean = h.mean(dim=1)
         if self.training and self.describing:
             with torch.no_grad():
-                self.rd_loss(self.mean)
+                self.rd_loss(self.mean.detach())
         return self.mix(h, self.mean)
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
