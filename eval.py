@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: the same network, the same metrics, the same table as the trainer's."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from trainer import learner_args, make_tasks
 from utils.checkpoint import CheckpointError
 from utils.config import Config
 from utils.data import load_dataset
+from utils.data_manager import DataManager
 from utils.devices import prepare_device
 from utils.metrics import AccuracyMatrix, format_table
 
@@ -25,17 +27,37 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint do not work out.
     """
-    device = prepare_device(config.device, config.num_threads)
-    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
-    learner = get_model(config.model_name, learner_args(config, tasks, device))
+    device = prepare_device(config.device, config.num_threads, config.deterministic)
+    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
+    once = {"eval_cache_gib": 0.0}  # there is no later evaluation to keep anything for
+    learner = get_model(config.model_name, {**learner_args(config, tasks, device), **once})
     meta = learner.load_checkpoint(config.checkpt_path)
-    if meta and meta["class_order"] != tasks.class_order:
-        raise CheckpointError("the checkpoint was trained with another class order: dataset, seed or shuffle differ")
-    if not meta:
+    if meta:
+        refuse_other_tasks(meta, tasks)
+    else:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)
     accuracy, predictions = learner.eval_task()
     matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if meta else AccuracyMatrix()
-    matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
+    try:
+        matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
+    except ValueError as error:
+        raise CheckpointError(f"the checkpoint's accuracies are of other tasks or test images: {error}") from None
     print(format_table(matrix))
     return {"accuracy": accuracy, **matrix.summary()}
+
+
+def refuse_other_tasks(meta: Mapping[str, Any], tasks: DataManager) -> None:
+    """Refuse a checkpoint that does not say what it was trained on, or was trained on something else.
+
+    Raises:
+        CheckpointError: What is missing or differs.
+    """
+    if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
+        raise CheckpointError(f"the checkpoint does not say its {', '.join(missing)}, as one of a run does")
+    if meta["class_order"] != tasks.class_order:
+        raise CheckpointError(
+            "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
+        )
+    if sum(meta["task_sizes"]) > tasks.nb_classes:
+        raise CheckpointError(f"the checkpoint knows {sum(meta['task_sizes'])} classes, there are {tasks.nb_classes}")

@@ -1,10 +1,11 @@
 """Command line: train the runs of one configuration, or evaluate a checkpoint.
 
     python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
+    python main.py --resume logs/RUN
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
 Exit codes: 0 done, 1 a file could not be written or read, 2 something for the user to put right,
-3 the run's own audit failed, 130 interrupted.
+3 the run's own audit failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 import sys
@@ -12,8 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.config import Config, UserError, load, resolve
-from utils.errors import AuditError
+from utils.errors import AuditError, DivergenceError, StoppedError
 from utils.flags import parse
+
+AFTER_DIVERGENCE = (
+    "the state before is saved. Begin anew with lower rates, or go on with --resume and --on_nan skip, which leaves "
+    "out batches whose loss is not finite"
+)
+
+AFTER_A_FAILED_FILE = (
+    "what the run had written is still there; once that is put right, the same command with --auto_resume goes on"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AuditError as error:
         print(error, file=sys.stderr)
         return 3
+    except DivergenceError as error:
+        print(f"{error}; {AFTER_DIVERGENCE}", file=sys.stderr)
+        return 4
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except OSError as error:
-        print(f"{error}; what the run had written is still there", file=sys.stderr)
+        print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -38,11 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
-    """The configuration of file and flags; to evaluate without a file, that of the checkpoint and flags.
+    """The configuration of flags and file, or of the run to go on with, or of the checkpoint to evaluate.
 
     Raises:
-        UserError: file, checkpoint or flags are wrong.
+        UserError: file, run directory, checkpoint or flags are wrong.
     """
+    begun = flags.get("resume")
+    if path is None and isinstance(begun, str):
+        from utils.run_dir import begun_config
+
+        return resolve(begun_config(Path(begun)), begun, flags)
     checkpoint = flags.get("checkpt_path")
     if path is None and flags.get("eval") is True and isinstance(checkpoint, str):
         from utils import checkpoint as checkpoints

@@ -1,7 +1,7 @@
 """One training run per seed: data, learner, tasks, evaluation, files. The only file that knows the order of a run."""
 
 import logging
-import time
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import torch
 from models import get_model
 from models.base import EventSink
 from models.sema import Learner
-from utils.audit import judge, refuse_failed
-from utils.config import Config
+from utils.cadence import judge, refuse_failed
+from utils.config import Config, result_hash
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
 from utils.devices import device_name, prepare_device
+from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
 from utils.param_groups import check_interval, steps_of
-from utils.runlog import RunLog, refuse_finished, run_name
+from utils.predictions import WHOLE, predictions_file, save_predictions
+from utils.run_dir import STATES, RunPlan, plan_runs
+from utils.runlog import RunClock, RunLog
+from utils.saved_state import SavedStates, StateError
+from utils.stopping import StateKeeper, StopRequest, stop_requests
+from utils.tracking import require_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -31,39 +37,44 @@ def train(config: Config, name: str) -> None:
 
     Raises:
         UserError: Device, data, backbone or output directory do not work out; before any training.
+        StoppedError: The process was asked to stop; the run's state is saved.
     """
-    device = prepare_device(config.device, config.num_threads)
-    names = {seed: run_name(config, name, seed) for seed in config.seed}
-    refuse_finished(config.output_dir, names.values(), config.overwrite)
-    data = load_dataset(config.dataset, Path(config.data_root))
-    for seed, run in names.items():
-        train_seed(config.model_copy(update={"seed": [seed]}), run, data, device)
+    require_trackers(config)
+    device = prepare_device(config.device, config.num_threads, config.deterministic)
+    plans = plan_runs(config, name)
+    data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
+    for plan in plans:
+        train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
 
 
-def train_seed(config: Config, run: str, data: ImageData, device: torch.device) -> None:
+def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
     """Train one seed and write its run directory."""
     tasks = make_tasks(config, data)
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
-    with RunLog.create(Path(config.output_dir), run, config.overwrite) as log:
-        learner.events = audited(log, config)
-        log.write_config(config.model_dump(mode="json"))
-        log.write_environment(device_name(device), learner.provenance)
+    with RunLog.opened(plan) as log, stop_requests() as request:
+        logger.info("%s", data.summary)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
-        log.results(Run(config, tasks, learner, log).to_end())
+        run = Run(config, tasks, learner, log, request)
+        if not run.resume():
+            log.write_config(config.model_dump(mode="json"))
+            log.write_environment(device_name(device), learner.provenance)
+        with tracked(log, config) as record:
+            learner.events = audited(record, config)
+            log.results(run.to_end())
 
 
-def audited(log: RunLog, config: Config) -> EventSink:
-    """Where a run's events go: into its directory, the cadence of slow judged by the configuration the run was given.
+def audited(record: EventSink, config: Config) -> EventSink:
+    """Where a run's events go: on record, the cadence of slow judged by the configuration the run was given.
 
     The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
     """
 
     def sink(kind: str, **fields: Any) -> None:
         if kind != "cadence":
-            return log.event(kind, **fields)
+            return record(kind, **fields)
         judged = judge(fields, config)
-        log.event(kind, **judged)
+        record(kind, **judged)
         refuse_failed(judged)
 
     return sink
@@ -74,7 +85,7 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
     return DataManager(
         data,
         shuffle=config.shuffle,
-        seed=config.seed[0],
+        seed=config.seed[0] if config.class_order_seed is None else config.class_order_seed,
         init_cls=config.init_cls,
         increment=config.increment,
         max_tasks=config.max_tasks,
@@ -100,44 +111,103 @@ def check_steps(config: Config, tasks: DataManager) -> None:
 
 
 class Run:
-    """A run in progress: what is measured after every task."""
+    """A run in progress: what is measured after every task, and the state from which it can go on."""
 
-    def __init__(self, config: Config, tasks: DataManager, learner: Learner, log: RunLog) -> None:
+    def __init__(self, config: Config, tasks: DataManager, learner: Learner, log: RunLog, request: StopRequest) -> None:
         self.config, self.tasks, self.learner, self.log = config, tasks, learner, log
         self.matrix = AccuracyMatrix()
         self.branches: dict[str, AccuracyMatrix] = {}
         self.per_task: list[dict[str, Any]] = []
-        self.seconds: list[float] = []
+        self.clock = RunClock()
+        self.states = SavedStates(log.path / STATES)
+        how = f"go on with: python main.py --resume {shlex.quote(str(log.path))}"
+        self.keep = StateKeeper(config.checkpoint_every, self._save, request, how)
+        learner.keep = self.keep
 
     def to_end(self) -> dict[str, Any]:
-        """Learn all tasks; what results.json holds."""
-        for task in range(self.tasks.nb_tasks):
-            started = time.perf_counter()
-            self._one_task(task)
-            self.seconds.append(time.perf_counter() - started)
+        """Learn all tasks that are not learned yet; what results.json holds."""
+        while (task := len(self.per_task)) < self.tasks.nb_tasks:
+            if self.learner.cur_task < task:
+                self.learner.incremental_train(self.tasks)
+            else:
+                self.learner.continue_training(self.tasks)
+            self._account_for(task)
+            self.clock.end_task()
+            self.keep("task")
         logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
         return {
             "accuracy": self.matrix.to_json(),
             **self.matrix.summary(),
             "tasks": self.per_task,
             "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
-            "run": {"seconds_per_task": self.seconds},
+            "run": self.clock.report(),
         }
 
-    def _one_task(self, task: int) -> None:
-        self.learner.incremental_train(self.tasks)
+    def _account_for(self, task: int) -> None:
         accuracy, predictions = self.learner.eval_and_report_router()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
-        for name, alone in self.learner.report_branches("after_task", predictions).items():
+        branches = self.learner.report_branches("after_task", predictions)
+        for name, alone in branches.items():
             self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
+        save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
-        self.per_task.append(state)
-        self.log.event("task", **state, **self.matrix.summary())
+        self.per_task.append(plain(state))
+        self.learner.events("task", **state, **self.matrix.summary())
         self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
         self.learner.after_task()
         logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
+
+    # ---- the state between two processes
+
+    def resume(self) -> bool:
+        """Go on from the newest saved state that is whole; whether there was one.
+
+        Raises:
+            StateError: There are states, and none of them can be used.
+        """
+        state = self.states.newest(self._check)
+        if state is not None:
+            self._restore(state)
+        elif self.states:
+            raise StateError(f"{self.states.folder}: no state can be used; --overwrite begins the run anew")
+        return state is not None
+
+    @property
+    def _name(self) -> str:
+        """What tells the run from every other, wherever its directory is."""
+        return f"{result_hash(self.config)}-s{self.config.seed[0]}"
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if state["run"] != self._name:
+            raise StateError(f"of another run, {state['run']}, where this one is {self._name}")
+        if state["events"] > self.log.events_written():
+            raise StateError("of a time whose events the metrics have lost")
+
+    def _save(self) -> None:
+        self.states.save(
+            {
+                "run": self._name,
+                "learner": self.learner.state(),
+                "accuracy": self.matrix.to_json(),
+                "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
+                "tasks": self.per_task,
+                "clock": self.clock.state(),
+                "events": self.log.events_written(),
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.learner.restore(state["learner"])  # first: it may refuse, and then nothing is to be changed
+        self.log.forget_events_after(state["events"])
+        self.matrix = AccuracyMatrix.from_json(state["accuracy"])
+        self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
+        self.per_task = state["tasks"]
+        self.clock = RunClock.restore(state["clock"])
+        place = self.learner.position
+        logger.info("goes on in task %d: stage %s, epoch %d", self.learner.cur_task, place.stage, place.epoch + 1)
 
     def _meta(self) -> dict[str, Any]:
         return {

@@ -34,8 +34,9 @@ def mixed(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  
     if not units:
         return torch.zeros_like(h) + offset
     ranks = [sum(summand.rank for summand in summands) for summands in adapters]
-    hidden = _hidden(units, h) * _for_each_unit(weights, ranks)[:, None]  # (B, N, R)
-    return linear(hidden, _up(units)) + offset
+    hidden = _hidden(units, h)  # (B, N, R)
+    scaled = hidden * _for_each_unit(weights, ranks)[:, None].to(hidden.dtype)
+    return linear(scaled, _up(units)) + offset
 
 
 def reconstruction_losses(descriptors: Sequence[AE], mean: Tensor) -> Tensor:  # (B, D) -> (A, B)

@@ -5,11 +5,12 @@ Shapes: B batch, N tokens, D embedding width, A adapters at this layer.
 """
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbone.batched import mixed, reconstruction_losses, summed, z_scores
 from backbone.sema_components import AdapterModule, NestedLoRAAdapter, Role, linear
@@ -61,7 +62,7 @@ class SEMAModules(nn.Module):
             return summed(self._adapter(0).functional.summands(), h)
         mean = h.mean(dim=1)
         if self.training and self.describing:
-            with torch.no_grad():
+            with torch.no_grad(), at_full_precision(h):
                 self.newest.observe(mean.detach())  # torch's flop counter follows what asks for a gradient even here
         return self.mix(h, mean)
 
@@ -72,10 +73,11 @@ class SEMAModules(nn.Module):
 
     def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
         """Softmax of the router's logits; the columns of a new adapter come from `new_router` until its cycle ends."""
-        logits = self.router(mean)
-        if self.new_router is not None:
-            logits = torch.cat([logits, self.new_router(mean)], dim=1)
-        return logits.softmax(dim=1)
+        with at_full_precision(mean):
+            logits = self.router(mean)
+            if self.new_router is not None:
+                logits = torch.cat([logits, self.new_router(mean)], dim=1)
+            return logits.softmax(dim=1)
 
     def rd_loss(self, mean: Tensor) -> Tensor:  # (B, D) -> ()
         """The newest descriptor's training loss, a batch mean; its records see the batch."""
@@ -164,18 +166,19 @@ class SEMAModules(nn.Module):
         """
         return [self._consolidate(index, alpha, h) for index in sorted(self.trained)]
 
-    def restore_structure(self, ranks: list[int], records: list[int]) -> None:
-        """Take the structure of a checkpoint, values undefined until loaded.
+    def restore_structure(self, ranks: list[int], records: list[int], expanding: bool = False) -> None:
+        """Take the structure of a checkpoint, values undefined until loaded; everything is frozen then.
 
         Args:
             ranks: For each adapter its inner width; only slow's, which consolidation may have grown, is taken.
             records: For each descriptor the number of recorded losses; empty in a layer without descriptors.
+            expanding: Whether the newest adapter still has a router of its own.
         """
         while self.num_adapters < len(ranks):
             self._add_adapter()
         del self.adapters[len(ranks) :]
-        self.router = nn.Linear(self.config.d_model, len(ranks))
-        self.new_router = None
+        self.router = nn.Linear(self.config.d_model, len(ranks) - expanding)
+        self.new_router = nn.Linear(self.config.d_model, 1) if expanding else None
         for index, rank in enumerate(ranks):
             functional = self._adapter(index).functional
             if isinstance(functional, NestedLoRAAdapter):
@@ -184,6 +187,14 @@ class SEMAModules(nn.Module):
             self._adapter(index).records.losses = torch.empty(length)
         self.added = 0
         self.requires_grad_(False)
+
+    def books(self) -> dict[str, Any]:
+        """What the task in progress has noted here, for `restore_books`."""
+        return {"added": self.added, "trained": sorted(self.trained)}
+
+    def restore_books(self, books: dict[str, Any]) -> None:
+        """Go on with the notes of a task in progress."""
+        self.added, self.trained = books["added"], set(books["trained"])
 
     def _adapter(self, index: int) -> AdapterModule:
         module = self.adapters[index]
@@ -248,6 +259,24 @@ def relative_change(before: Tensor, after: Tensor) -> float:
     return 0.0 if change == 0 else change / scale if scale > 0 else float("inf")
 
 
+def at_full_precision(h: Tensor) -> torch.autocast:
+    """Where a forward pass in bfloat16 computes in float32 all the same: routers and descriptors, which are small.
+
+    `h` is float32 in either precision, as the residual stream is.
+    """
+    return torch.autocast(h.device.type, enabled=False)
+
+
+def directly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Call it."""
+    return function(x)
+
+
+def recomputing(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Call it, and again in the backward pass instead of keeping what it makes on the way (arXiv 1604.06174)."""
+    return cast(Tensor, checkpoint(function, x, use_reentrant=False))
+
+
 class SEMABlock(nn.Module):
     """A timm Block with a slot beside its MLP; the Block's own modules under their own names.
 
@@ -272,6 +301,16 @@ class SEMABlock(nn.Module):
         for name, module in block.named_children():
             self.add_module(name, module)
         self.adapter_module = slot
+        self.run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = directly
+
+    def compile_frozen(self) -> None:
+        """Compile what no expansion changes: the block but for its slot. Blocks of one shape share the code."""
+        self.attend = torch.compile(self.attend)  # type: ignore[method-assign]
+        self.transform = torch.compile(self.transform)  # type: ignore[method-assign]
+
+    def recompute_frozen(self) -> None:
+        """Keep no activations of the frozen parts for the backward pass. The slot, which notes records, runs once."""
+        self.run = recomputing
 
     def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """`h`, the input of the slot."""
@@ -279,7 +318,11 @@ class SEMABlock(nn.Module):
 
     def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """The block's output for its `h`."""
-        return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h)))) + self.adapter_module(h)
+        return self.run(self.transform, h) + self.adapter_module(h)
+
+    def transform(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """The block's output for its `h`, but for the adapters' part."""
+        return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        return self.complete(self.attend(x))
+        return self.complete(self.run(self.attend, x))

@@ -164,6 +164,21 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> 
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
 
+def enter(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
+    """What block `layer` gets as its input."""
+    x = embed(vit, images)
+    for block in sema_blocks(vit)[:layer]:
+        x = block(x)
+    return x
+
+
+def leave(vit: VisionTransformer, x: Tensor, layer: int) -> Tensor:  # (B, N, D) -> (B, D)
+    """The class token after the final norm, from the input of block `layer`; timm's own forward pass from there."""
+    for block in sema_blocks(vit)[layer:]:
+        x = block(x)
+    return vit.forward_head(vit.norm(x))
+
+
 def slot_inputs(vit: VisionTransformer, images: Tensor, last: int) -> Iterator[Tensor]:
     """Yield every slot's input `h`, (B, N, D), from block 0 to `last`; nothing beyond the last `h` is computed."""
     x = embed(vit, images)

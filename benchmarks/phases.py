@@ -34,6 +34,7 @@ GROUPS: tuple[list[Subject], ...] = (
         ("func step", "nested"),
     ],
     [
+        *(("evaluation, seen before", variant) for variant in BOTH),
         *((f"{step}, one expansion", variant) for step in ("func step", "rd step") for variant in BOTH),
         *(("func step, no expansion", variant) for variant in BOTH),
         ("func step, 1 adapter a layer", "exact"),

@@ -15,7 +15,7 @@ from benchmarks.references import references
 from trainer import train
 from utils.config import Config, load
 from utils.generated import markdown_table, replace_part
-from utils.runlog import RESULTS, run_name
+from utils.run_dir import RESULTS, run_name
 
 DOCUMENT = Path("docs/quickstart.md")
 RANDOM = {"pretrained": False, "backbone_checkpoint": None}
@@ -48,13 +48,18 @@ def main() -> None:
 
 
 def results_of(name: str, flags: dict[str, Any]) -> list[dict[str, Any]]:
-    """The results of every seed of a configuration, trained now where they are missing."""
+    """The results of every seed of a configuration."""
+    return [json.loads((path / RESULTS).read_text(encoding="utf-8")) for path in runs_of(name, flags)]
+
+
+def runs_of(name: str, flags: dict[str, Any]) -> list[Path]:
+    """The run directories of every seed of a configuration, trained now where they are missing."""
     config = load(Path("exps") / f"{name}.json", flags)
-    files = {seed: Path(config.output_dir) / run_name(config, name, seed) / RESULTS for seed in config.seed}
-    missing = [seed for seed, file in files.items() if not file.exists()]
+    paths = {seed: Path(config.output_dir) / run_name(config, name, seed) for seed in config.seed}
+    missing = [seed for seed, path in paths.items() if not (path / RESULTS).exists()]
     if missing:
         train(config.model_copy(update={"seed": missing}), name)
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files.values()]
+    return list(paths.values())
 
 
 def row(title: str, results: list[dict[str, Any]]) -> list[str]:

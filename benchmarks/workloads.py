@@ -11,18 +11,17 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from backbone.vit_sema import SUFFIX
 from benchmarks.measure import Work
 from benchmarks.reference import Reference
-from models.phases import Phase
 from models.sema import Learner
+from models.steps import Phase
 from utils.config import with_defaults
+from utils.loader import Batch
 from utils.streams import seeded
 
-Batch = tuple[Tensor, Tensor]  # images (B, 3, S, S), labels (B,)
 Subject = tuple[str, str]  # a phase and a variant
 SEED = 0
 CLASSES = 10  # of a task
@@ -115,8 +114,7 @@ class Noise:
 
     def get_dataset(self, indices: Iterable[int], source: str, mode: str, **_: object) -> Dataset:
         """The batch, whatever is asked for."""
-        images, labels = self.batch
-        return TensorDataset(torch.arange(len(labels)), images.cpu(), labels.cpu())
+        return TensorDataset(*(tensor.cpu() for tensor in self.batch))
 
 
 # ---- where a learner stands
@@ -125,6 +123,7 @@ class Noise:
 def at_first_task(learner: Learner, data: Noise) -> None:
     """Everything of task 0 is trainable."""
     learner.begin_data(data)
+    learner._begin_task()
 
 
 def at_later_task(learner: Learner, data: Noise) -> None:
@@ -134,7 +133,7 @@ def at_later_task(learner: Learner, data: Noise) -> None:
         slot.end_of_cycle()
         slot.end_of_task_training()
     learner.after_task()
-    learner.begin_data(data)
+    at_first_task(learner, data)
 
 
 def at_expansion(learner: Learner, data: Noise) -> None:
@@ -164,13 +163,13 @@ def with_adapters(number: int) -> Callable[[Learner, Noise], None]:
 def func_step(learner: Learner, batch: Batch) -> Work:
     """One step of the func phase."""
     _begin(learner, "func")
-    return lambda: learner._step(learner._func_loss(*batch)[0])
+    return lambda: learner._step(learner._func_loss(batch)[0])
 
 
 def rd_step(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase."""
     _begin(learner, "rd")
-    return lambda: learner._step(learner._rd_loss(*batch)[0])
+    return lambda: learner._step(learner._rd_loss(batch)[0])
 
 
 def _begin(learner: Learner, phase: Phase) -> None:
@@ -182,27 +181,37 @@ def scan(learner: Learner, batch: Batch) -> Work:
     """One look of a scan."""
     network = learner._network.eval()
     layers = [slot.layer for slot in network.expandable]
-    return lambda: learner._first_asking(network.token_means(batch[0], layers))
+    return lambda: learner._first_asking(network.token_means(batch[1], layers))
 
 
 def evaluation(learner: Learner, batch: Batch) -> Work:
-    """One batch of the test images."""
-    learner._network.eval()
-    return torch.no_grad()(lambda: learner._score(*batch))
+    """One batch of test images that are seen for the first time."""
+    network, layer = learner._network.eval(), learner.settled_layers()
+    return torch.no_grad()(lambda: learner._score(network.forward_to(batch[1], layer), batch[2]))
+
+
+def evaluation_again(learner: Learner, batch: Batch) -> Work:
+    """One batch of test images that are seen again; a learner that keeps what can no longer change begins there."""
+    network, layer = learner._network.eval(), learner.settled_layers()
+    if not layer:
+        return evaluation(learner, batch)
+    x = torch.no_grad()(network.forward_to)(batch[1], layer)
+    return torch.no_grad()(lambda: learner._score(x, batch[2]))
 
 
 def forward(learner: Learner, batch: Batch) -> Work:
     """One pass without gradients."""
     network = learner._network.eval()
-    return torch.no_grad()(lambda: network(batch[0]))
+    return torch.no_grad()(lambda: network(batch[1]))
 
 
 PHASES: dict[str, tuple[Callable[[Learner, Noise], None], Callable[[Learner, Batch], Work]]] = {
     "forward": (at_first_task, forward),
+    "evaluation": (at_first_task, evaluation),
+    "scan": (at_first_task, scan),
     "func step": (at_first_task, func_step),
     "rd step": (at_first_task, rd_step),
-    "scan": (at_first_task, scan),
-    "evaluation": (at_first_task, evaluation),
+    "evaluation, seen before": (at_later_task, evaluation_again),
     "func step, one expansion": (at_expansion, func_step),
     "rd step, one expansion": (at_expansion, rd_step),
     "func step, no expansion": (at_later_task, func_step),
@@ -218,14 +227,15 @@ class Workshop:
         self.setting = setting
         side = setting.sketch.patch_embed.img_size[0]
         images = torch.rand(setting.batch, 3, side, side, device=setting.device)
-        self.batch = images, torch.arange(setting.batch, device=setting.device) % CLASSES
+        indices = torch.arange(setting.batch)
+        self.batch: Batch = indices, images, indices.to(setting.device) % CLASSES
         self._learners: dict[str, Learner] = {}
 
     def work(self, subject: Subject) -> Work:
         """The work of that phase and variant, on a learner of its own."""
         if subject == TIMM:
             network = self.setting.timms().to(self.setting.device)
-            return torch.no_grad()(lambda: network(self.batch[0]))
+            return torch.no_grad()(lambda: network(self.batch[1]))
         phase, variant = subject
         place, work = PHASES[phase]
         learner = self._learner(variant)
@@ -243,4 +253,5 @@ class Workshop:
         return copy.deepcopy(self._learners[name], frozen)
 
     def _of_task(self, learner: Learner) -> Batch:
-        return self.batch[0], self.batch[1] + learner.known_classes
+        indices, images, labels = self.batch
+        return indices, images, labels + learner.known_classes

@@ -1,17 +1,18 @@
 """What every class-incremental learner does: count tasks and classes, hold the data of a task, evaluate.
 
-Shapes: B batch, S image side, C classes.
+Shapes: B batch, S image side, N tokens, D embedding width, C classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from models.activations import ActivationCache
 from utils.config import with_defaults
 from utils.inc_net import SEMAVitNet
 from utils.loader import StreamLoader
@@ -28,6 +29,24 @@ class EventSink(Protocol):
 
 def no_events(kind: str, **fields: Any) -> None:
     """Where events go when nobody keeps them."""
+
+
+Point = Literal["step", "last step", "epoch", "stage", "wait"]
+
+
+class Keeper(Protocol):
+    """Is told where a learner stands, and may then save its state, or stop it by an exception.
+
+    "step" is after an optimizer step or a scanned batch, "epoch" after an epoch, "stage" between two stages of a task.
+    "last step" is after the last step of an epoch, which is kept as a whole. "wait" is within something that is done
+    anew when a run goes on, such as an evaluation. At these two there is nothing to save.
+    """
+
+    def __call__(self, point: Point) -> None: ...
+
+
+def keep_nothing(point: Point) -> None:
+    """Where nobody keeps a learner's state."""
 
 
 class Tasks(Protocol):
@@ -65,6 +84,7 @@ class BaseLearner:
     def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
         self.args = with_defaults(args)
         self.events = events
+        self.keep: Keeper = keep_nothing
         self.device = torch.device(self.args.device[0])
         self.seed: int = self.args.seed
         self.cur_task = -1
@@ -72,6 +92,8 @@ class BaseLearner:
         self.task_sizes: list[int] = []
         with seeded(self.seed, "network"):
             self._network = SEMAVitNet(self.args).to(self.device)
+        kept_as = torch.bfloat16 if self.args.eval_cache_bf16 else None
+        self.cache = ActivationCache(self.args.eval_cache_gib, self.args.eval_cache_on, kept_as)
         self.spec = self._network.input_spec(self.args.normalize)
 
     @property
@@ -96,9 +118,13 @@ class BaseLearner:
         self.known_classes = sum(task_sizes[:-1])
 
     def begin_data(self, data_manager: Tasks) -> None:
-        """Move on to the next task: its classes, and loaders of its training and of all seen test images."""
+        """Move on to the next task: its classes, and its data."""
         self.cur_task += 1
         self.task_sizes.append(data_manager.get_task_size(self.cur_task))
+        self.open_data(data_manager)
+
+    def open_data(self, data_manager: Tasks) -> None:
+        """Loaders of the current task's training images and of all seen test images."""
         new = range(self.known_classes, self.total_classes)
         images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec)
         self.train_loader = self.loader(images)
@@ -137,16 +163,32 @@ class BaseLearner:
         """Score the test images of all classes seen."""
         was_training = self._network.training
         self._network.eval()
-        size = self.args.eval_batch_size
-        batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False)
-        scored = [
-            self._score(images, labels)
-            for _, images, labels in progress(batches, f"task {self.cur_task} test", self.test_loader.batches(size))
-        ]
+        scored = []
+        for x, labels in self._half_way():
+            scored.append(self._score(x, labels))
+            self.keep("wait")
         self._network.train(was_training)
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
 
-    def _score(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, S, S), (B,)
-        logits = self._network(images)["logits"][:, : self.total_classes]  # (B, C)
+    def settled_layers(self) -> int:
+        """How many of the first blocks give the same output for an image from now on."""
+        return 0
+
+    def _half_way(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every test batch, (B, N, D) at the first block that can still change, and its labels (B,)."""
+        layer, branches, size = self.settled_layers(), self._network.active_branches, self.args.eval_batch_size
+        kept = self.cache.batches(branches) if layer else []
+        for batch in kept:
+            yield batch.x.to(self.device, self._network.fc.weight.dtype), batch.labels.to(self.device)
+        batches = self.test_loader.epoch("test", self.cur_task, batch_size=size, shuffle=False, start=len(kept))
+        total, what = self.test_loader.batches(size), f"task {self.cur_task} test"
+        for number, (_, images, labels) in enumerate(progress(batches, what, total, done=len(kept)), start=len(kept)):
+            x = self._network.forward_to(images, layer)
+            if layer and len(labels) == size:
+                self.cache.offer(branches, number, x, labels)
+            yield x, labels
+
+    def _score(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, N, D), (B,)
+        logits = self._network.forward_from(x, self.settled_layers())["logits"][:, : self.total_classes]  # (B, C)
         top = logits.topk(min(5, self.total_classes), dim=1).indices
         return labels, top[:, 0], (top == labels[:, None]).any(dim=1)

@@ -1,204 +1,166 @@
-"""How one phase trains: its optimizer, groups and slow gate, its epochs, its losses, its reports.
+"""How one phase trains: its epochs, its losses, its reports.
 
-Shapes: B batch, S image side, C classes.
+Shapes: B batch, S image side, D embedding width, C classes.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from itertools import islice
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
-from backbone.sema_block import SEMAModules
-from backbone.sema_components import Role
-from models.base import BaseLearner, EventSink, no_events
-from utils.audit import CadenceWatch
-from utils.param_groups import (
-    SlowGate,
-    check_interval,
-    describe,
-    func_groups,
-    make_optimizer,
-    rd_groups,
-    steps_of,
-    verify_gate,
-    verify_groups,
-    verify_kind,
-)
+from backbone.sema_components import Records
+from models.epoch import EpochSums
+from models.steps import Phase, StepLearner
+from utils.errors import DivergenceError
+from utils.loader import Batch
+from utils.param_groups import check_interval, steps_of
 from utils.runlog import progress
-from utils.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["func", "rd"]
+CHECK_EVERY = 50  # batches between two looks at the losses, each of which waits for the device
 
 
-@dataclass
-class Position:
-    """Where in a task the learner stands.
-
-    Attributes:
-        stage: What to do next.
-        cycle: Adapters added in this task so far, which is also the number of the current training cycle.
-        epoch: Epochs of the current phase that are complete.
-        scan: Number of the current scan.
-        batch: Batches of the current scan that were looked at.
-        added: Whether the current scan added an adapter.
-    """
-
-    stage: Literal["scan", "func", "rd", "end", "done"]
-    cycle: int = 0
-    epoch: int = 0
-    scan: int = 0
-    batch: int = 0
-    added: bool = False
-
-
-class PhaseLearner(BaseLearner):
+class PhaseLearner(StepLearner):
     """Trains the func and the rd phase of whatever is trainable."""
 
-    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
-        super().__init__(args, events)
-        self.position = Position("done")
-        self.trained: dict[int, Role] = {}  # holds the parameters, so that no id is given twice
-
-    @property
-    def nested(self) -> bool:
-        """Whether the adapters are nested."""
-        return bool(self.args.ffn_adapter_type == "nested_lora")
-
     def _init_train(self, phase: Phase) -> None:
-        """Train one phase from the position's epoch to its end, with an optimizer of its own."""
-        epochs = {"func": self.args.func_epoch, "rd": self.args.rd_epoch}[phase]
-        self.update_optimizer_and_scheduler(phase, epochs)
+        """Train one phase, from where the position says, to its end, with an optimizer of its own."""
+        epochs = self._epochs(phase)
+        if not self.position.begun:
+            self._begin_phase(phase, epochs)
         while self.position.epoch < epochs:
             self._train_epoch(phase, epochs)
             self.scheduler.step()
             self.position.epoch += 1
             self._score_if_asked(phase)
+            self.keep("epoch")
         self._report_pending()
         self._report_cadence()
-        self.position.epoch = 0
+        self.position.epoch, self.position.begun = 0, False
 
-    def update_optimizer_and_scheduler(self, phase: Phase, epochs: int) -> None:
-        """Make the phase's optimizer, its cosine schedule to `min_lr` over `epochs`, and the slow gate.
+    def _begin_phase(self, phase: Phase, epochs: int) -> None:
+        """Make the phase's optimizer and report it.
 
         Raises:
             ConfigError: The slow interval is larger than the number of steps of the phase.
         """
-        make_groups = {"func": func_groups, "rd": rd_groups}[phase]
-        groups = make_groups(self._network.roles(), self.args)
-        logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, phase)
-        self.optimizer = make_optimizer(groups, self.args)
-        self._note_trained()
-        self.scheduler = optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, epochs), self.args.min_lr)
-        slow = [parameter for group in groups if group["name"] == "slow" for parameter in group["params"]]
-        self.gate = SlowGate(slow, self.args.nested_lora_update_interval_slow, self.args.nested_lora_slow_update)
-        if slow:
+        self.update_optimizer_and_scheduler(phase, epochs)
+        if self.gate.parameters:
             steps = steps_of(len(self.train_loader), self.args.batch_size, epochs)
             check_interval(self.gate.interval, steps, self.cur_task)
-        if phase == "func" and not any(group["params"] for group in groups[:-1]) and self.nested:
-            logger.info("task %d: no adapter trains, slow and fast are empty, the head alone learns", self.cur_task)
-        self.watch = CadenceWatch(self._trainable("slow") if phase == "func" else ())
-        self.telemetry = Telemetry(self._network.nested_adapters() if self.watch.parameters else ())
-        held = [describe(group) for group in self.optimizer.param_groups]
-        self.events("phase", **self._where(phase), groups=held)
-
-    def _trainable(self, role: str) -> list[nn.Parameter]:
-        return [parameter for name, parameter in self._network.roles() if name == role and parameter.requires_grad]
-
-    def _note_trained(self) -> None:
-        """Remember what the optimizer holds, for the account of what this task trained."""
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        self.trained |= {id(p): (role, p) for role, p in self._network.roles() if id(p) in held}
+        self._report_phase(phase)
+        self.position.begun = True
 
     def _train_epoch(self, phase: Phase, epochs: int) -> None:
-        """One pass over the task's images, and its report."""
+        """One pass over the task's images, or what is left of it, and its report."""
         self._network.train(phase == "func")
-        size, epoch = self.args.batch_size, self.position.epoch
-        batches = self.train_loader.epoch(
-            phase, self.cur_task, self.position.cycle, epoch, batch_size=size, shuffle=True
-        )
-        what = f"task {self.cur_task} cycle {self.position.cycle} {phase} {epoch + 1}/{epochs}"
-        losses = {"func": self._func_loss, "rd": self._rd_loss}[phase]
-        total, correct = torch.zeros(2, device=self.device)
-        moved: list[int] = []
-        last = self.train_loader.batches(size)
-        for number, (_, images, labels) in enumerate(progress(batches, what, last), start=1):
-            measures = self._measures(number == last)
-            if measures:
-                self.telemetry.arm()
-            loss, hits = losses(images, labels)
-            moved += self._step(loss)
-            if measures:
-                self._report_telemetry()
-            total += loss.detach() * len(labels)
-            correct += hits
-        self._report_epoch(phase, float(total), float(correct), moved)
+        self._recall_views(phase)
+        last = self.train_loader.batches(self.args.batch_size)
+        what = f"task {self.cur_task} cycle {self.position.cycle} {phase} {self.position.epoch + 1}/{epochs}"
+        for batch in progress(self._batches(phase), what, last, done=self.sums.batches):
+            self._train_batch(phase, batch, self.sums.batches + 1 == last)
+            if self.sums.batches % CHECK_EVERY == 0:
+                self._refuse_divergence()
+            self.keep("step" if self.sums.batches < last else "last step")
+        self._refuse_divergence()
+        self._report_epoch(phase)
+        self.sums = EpochSums.empty(self.device)
 
-    def _func_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _batches(self, phase: Phase) -> Iterator[Batch]:
+        """The batches of the current epoch that are still to come."""
+        if phase == "rd" and 0 < self.args.rd_views <= self.position.epoch:
+            return self._batches_without_images()
+        return self._load(phase, self.position.epoch, start=self.sums.batches)
+
+    def _load(self, phase: Phase, epoch: int, start: int) -> Iterator[Batch]:
+        stream = (phase, self.cur_task, self.position.cycle, epoch)
+        return self.train_loader.epoch(*stream, batch_size=self.args.batch_size, shuffle=True, start=start)
+
+    def _batches_without_images(self) -> Iterator[Batch]:
+        """Which images the batches hold, for an epoch whose token means are kept."""
+        stream = ("rd", self.cur_task, self.position.cycle, self.position.epoch)
+        order = torch.tensor(self.train_loader.order(*stream, shuffle=True))
+        nothing = torch.empty(0, device=self.device)
+        for indices in order.split(self.args.batch_size)[self.sums.batches :]:
+            yield indices, nothing, nothing
+
+    def _recall_views(self, phase: Phase) -> None:
+        """Compute again the token means that a run going on in the middle of an rd phase had kept."""
+        if phase == "func" or not self.args.rd_views:
+            return
+        epoch, whole = self.position.epoch, self.train_loader.batches(self.args.batch_size)
+        for view in range(min(epoch + 1, self.args.rd_views)):
+            have, need = self.views.batches(view), whole if view < epoch else self.sums.batches
+            for indices, images, _ in islice(self._load("rd", view, start=have), need - have) if have < need else ():
+                self._keep_view(view, indices, self._network.token_means(images, self._described()))
+
+    def _train_batch(self, phase: Phase, batch: Batch, last: bool) -> None:
+        records = [(slot.newest.records, slot.newest.records.losses) for slot in self._network.expandable]
+        measures = self._measures(last)
+        if measures:
+            self.telemetry.arm()
+        loss, hits = {"func": self._func_loss, "rd": self._rd_loss}[phase](batch)
+        # Only to skip a step does the host have to know the loss before it.
+        if self.args.on_nan == "skip" and not bool(loss.isfinite()):
+            return self._skip_batch(float(loss.detach()), records)
+        moved = self._step(loss)
+        if measures:
+            self._report_telemetry()
+        self.sums.add(loss, hits, len(batch[0]), moved)
+
+    def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
+        """Leave a batch out: no step, and nothing of it in the records."""
+        self.telemetry.disarm()
+        for book, losses in records:
+            book.losses = losses
+        self.sums.skip()
+        logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self._place(), self.sums.batches, loss)
+
+    def _func_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy over the task's own classes (all others count as -inf), and the number of hits."""
+        _, images, labels = batch
         logits = self._network(images)["logits"][:, self.known_classes : self.total_classes]
         own = labels - self.known_classes
         return nn.functional.cross_entropy(logits, own), (logits.argmax(dim=1) == own).sum()
 
-    def _rd_loss(self, images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    def _rd_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over layers of the descriptor losses of what this cycle added; the backbone gets no gradient."""
+        means = self._means(batch)
         slots = [slot for slot in self._network.expandable if slot.describing]
-        means = self._network.token_means(images, self._layers(slots))
-        return torch.stack([slot.rd_loss(means[slot.layer]) for slot in slots]).sum(), torch.zeros(
-            (), device=self.device
-        )
+        nothing = torch.zeros((), device=self.device)
+        return torch.stack([slot.rd_loss(means[slot.layer]) for slot in slots]).sum(), nothing
 
-    def _step(self, loss: Tensor) -> list[int]:
-        """One optimizer step; its number, if slow moved in it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        moves = self.gate.before_step()
-        self.optimizer.step()
-        self.watch.after_step()
-        if self.gate.steps == 1 and self.optimizer.param_groups[0]["name"] != "descriptor":
-            verify_kind(self._network.roles(), self.args)
-            verify_groups(self.optimizer, self._network.roles(), self.args)
-            verify_gate(self.gate, self._network.roles(), self.args)
-        return [self.gate.steps] if moves else []
+    def _described(self) -> list[int]:
+        return self._layers([slot for slot in self._network.expandable if slot.describing])
 
-    def _where(self, phase: Phase) -> dict[str, Any]:
-        return {"task": self.cur_task, "cycle": self.position.cycle, "phase": phase}
+    def _means(self, batch: Batch) -> dict[int, Tensor]:
+        """Token means (B, D) of a batch of the rd phase, by layer: computed, or with `rd_views` those that are kept."""
+        indices, images, _ = batch
+        epoch, views = self.position.epoch, self.args.rd_views
+        if 0 < views <= epoch:
+            return self.views.get(epoch % views, indices, self._described())
+        means = self._network.token_means(images, self._described())
+        if views:
+            self._keep_view(epoch, indices, means)
+        return means
 
-    @staticmethod
-    def _layers(slots: list[SEMAModules]) -> list[int]:
-        return [slot.layer for slot in slots]
+    def _keep_view(self, view: int, indices: Tensor, means: dict[int, Tensor]) -> None:
+        self.views.put(view, indices, means, len(self.train_loader))
 
-    def _report_epoch(self, phase: Phase, total: float, correct: float, moved: list[int]) -> None:
-        images, epoch = len(self.train_loader), self.position.epoch
+    def _report_epoch(self, phase: Phase) -> None:
+        sums, epoch = self.sums, self.position.epoch
+        if not sums.images:
+            raise DivergenceError(f"{self._place()}: no batch has a finite loss")
+        loss = float(sums.loss) / sums.images
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        accuracy = {"train_accuracy": 100 * correct / images, "slow_steps": moved} if phase == "func" else {}
-        self.events("epoch", **self._where(phase), epoch=epoch, loss=total / images, lr=rates, **accuracy)
-        shown = f", train accuracy {accuracy['train_accuracy']:.2f}" if accuracy else ""
-        logger.info("task %d %s epoch %d: loss %.4f%s", self.cur_task, phase, epoch + 1, total / images, shown)
-
-    def _report_pending(self) -> None:
-        if self.gate.parameters and self.gate.pending:
-            kept = " with their gradients" if self.gate.mode == "accumulate" else ""
-            logger.info("the last %d steps, an unfinished slow interval, are dropped%s", self.gate.pending, kept)
-
-    def _measures(self, last: bool) -> bool:
-        """Whether telemetry is due in the coming step: every so many, or (0) in the last of an epoch."""
-        every = self.args.telemetry_every
-        due = (self.gate.steps + 1) % every == 0 if every else last
-        return due and bool(self.watch.parameters)
-
-    def _report_telemetry(self) -> None:
-        place = {"task": self.cur_task, "cycle": self.position.cycle, "epoch": self.position.epoch}
-        self.events("telemetry", **place, step=self.gate.steps, layers=self.telemetry.measure())
-
-    def _report_cadence(self) -> None:
-        if self.watch.parameters:
-            sizes = {"steps": self.watch.steps, "tensors": len(self.watch.parameters)}
-            self.events("cadence", **self._where("func"), **sizes, observed=self.watch.observed())
+        accuracy = {"train_accuracy": 100 * float(sums.correct) / sums.images, "slow_steps": sums.moved}
+        fields = (accuracy if phase == "func" else {}) | ({"skipped": sums.skipped} if sums.skipped else {})
+        self.events("epoch", **self._where(phase), epoch=epoch, loss=loss, lr=rates, **fields)
+        shown = f", train accuracy {accuracy['train_accuracy']:.2f}" if phase == "func" else ""
+        logger.info("task %d %s epoch %d: loss %.4f%s", self.cur_task, phase, epoch + 1, loss, shown)
 
     def _score_if_asked(self, phase: Phase) -> None:
         every = self.args.eval_every

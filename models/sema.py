@@ -8,7 +8,9 @@ Shapes: B batch, S image side, D embedding width, A adapters at a layer, C class
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbone.sema_block import SEMAModules
 from models.base import EventSink, Predictions, Tasks, no_events
-from models.evidence import hits_by_task, mean_weights, predict_branches, router_weights
-from models.phases import PhaseLearner, Position
+from models.evidence import NO_Z, Refill, hits_by_task, mean_weights, predict_branches, router_weights
+from models.phases import PhaseLearner
+from models.steps import Position
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.param_groups import count_parameters
 from utils.runlog import progress
@@ -45,9 +48,18 @@ class Learner(PhaseLearner):
         """
         self.begin_data(data_manager)
         self._begin_task()
+        self._to_end_of_task()
+
+    def continue_training(self, data_manager: Tasks) -> None:
+        """Learn what is left of a task in progress, after `restore`."""
+        self.open_data(data_manager)
+        self._to_end_of_task()
+
+    def _to_end_of_task(self) -> None:
         stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
         while self.position.stage != "done":
             stages[self.position.stage]()
+            self.keep("stage")
         self.end_data()
 
     def _begin_task(self) -> None:
@@ -62,6 +74,13 @@ class Learner(PhaseLearner):
                 )
         self._report_drift_of_data("before")
 
+    def settled_layers(self) -> int:
+        """After task 0 nothing below the first expandable layer learns, unless nested adapters do so in every task."""
+        if self.nested and self.args.nested_lora_lifetime == "continual":
+            return 0
+        learned = self.cur_task > 0 or self.position.stage == "done"
+        return int(self.args.adapt_start_layer) if learned else 0
+
     # ---- expansion
 
     def _scan(self) -> None:
@@ -71,6 +90,7 @@ class Learner(PhaseLearner):
             slot = self._first_asking(means)
             if slot is not None:
                 return self._expand(slot)
+            self.keep("step")
         self.batches = None
         open_slots = [slot for slot in self._network.expandable if not slot.added]
         if self.position.added and open_slots:
@@ -144,7 +164,8 @@ class Learner(PhaseLearner):
         probe = self._probe() if consolidates else {}
         receipts = [receipt for slot in self._network.slots for receipt in self._close(slot, probe.get(slot.layer))]
         if consolidates:
-            self._refill_records()
+            z = self._refill_records()
+            receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
             self._report_consolidation(receipts, before, self.eval_task()[0])
         self.position.stage = "done"
 
@@ -160,17 +181,20 @@ class Learner(PhaseLearner):
         self._network.eval()
         return self._network.slot_inputs(images, self._layers([s for s in self._network.slots if s.trained]))
 
-    def _refill_records(self) -> None:
-        """Take the records of the adapters added in this task anew, from the features as they are now."""
+    def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
+        """Take the records of the adapters added in this task anew, from the features as they are now.
+
+        Returns:
+            By layer and adapter, what that did to the z-scores of the task's training images.
+        """
         slots = [slot for slot in self._network.expandable if slot.added]
         if not slots:
-            return
-        fresh = [slot.newest for slot in slots]
-        for adapter in fresh:
-            adapter.records.clear()
+            return {}
+        refills = [Refill(slot) for slot in slots]
         for means in self._pass("refill", slots):
-            for slot, adapter in zip(slots, fresh, strict=True):
-                adapter.observe(means[slot.layer])
+            for refill in refills:
+                refill.observe(means[refill.layer])
+        return {(refill.layer, refill.adapter): refill.z_statistics() for refill in refills}
 
     @torch.no_grad()
     def _pass(self, purpose: str, slots: list[SEMAModules]) -> Iterator[dict[int, Tensor]]:
@@ -180,6 +204,7 @@ class Learner(PhaseLearner):
         batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
         for _, images, _ in progress(batches, f"task {self.cur_task} {purpose}", self.train_loader.batches(size)):
             yield self._network.token_means(images, self._layers(slots))
+            self.keep("wait")
 
     # ---- reports
 
@@ -240,7 +265,7 @@ class Learner(PhaseLearner):
         return {
             "adapters": [slot.num_adapters for slot in self._network.slots],
             "parameters": {**counts, "backbone": total - sum(counts.values()), "total": total},
-            "trained": count_parameters(self.trained.values()),
+            "trained": _sizes_by_role(self.trained.values()),
             "multiply_adds": self._multiply_adds(),
         }
 
@@ -252,7 +277,43 @@ class Learner(PhaseLearner):
             self._network.eval()(image)
         return int(counter.get_total_flops()) // 2
 
-    # ---- checkpoints
+    # ---- checkpoints, and the state of a task in progress
+
+    def state(self) -> dict[str, Any]:
+        """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
+
+        Random generators are not among it: every draw comes from a stream that its place in the run names.
+
+        Raises:
+            DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
+        """
+        if self.position.begun:
+            self._refuse_divergence()
+        return {
+            "cur_task": self.cur_task,
+            "task_sizes": list(self.task_sizes),
+            "known_classes": self.known_classes,
+            "position": asdict(self.position),
+            "trained": {name: list(entry) for name, entry in self.trained.items()},
+            "network": self._network.training_state(),
+            "phase": self.phase_state() if self.position.begun else None,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the learner that gave this state; `continue_training` goes on with its task.
+
+        Raises:
+            CheckpointError: The state is of another network.
+        """
+        self._network.load_training(state["network"])
+        self.cache.clear()
+        self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
+        self.task_sizes = list(state["task_sizes"])
+        self.position = Position(**state["position"])
+        self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
+        self.batches = None
+        if self.position.begun:
+            self.restore_phase("rd" if self.position.stage == "rd" else "func", state["phase"])
 
     def save_checkpoint(self, path: Path, meta: Mapping[str, Any]) -> None:
         """Write what evaluation needs; `meta` is the trainer's part of it."""
@@ -270,5 +331,13 @@ class Learner(PhaseLearner):
         """
         tensors, meta = read_checkpoint(Path(path))
         self._network.load_learned(tensors, meta.get("backbone"))
+        self.cache.clear()
         self.begin_after(meta.get("task_sizes", [self.args.nb_classes]))
         return meta
+
+
+def _sizes_by_role(trained: Iterable[tuple[str, int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for role, size in trained:
+        counts[role] += size
+    return dict(counts)

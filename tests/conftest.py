@@ -1,5 +1,6 @@
 """A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from backbone.sema_block import SEMAModules
 from utils.config import with_defaults
+from utils.stopping import SIGNALS
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
 TINY = {
@@ -41,6 +43,15 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def handlers_kept() -> Iterator[None]:
+    """For tests that ask this process to stop, after which it would wait for a second request."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -121,7 +121,9 @@ def draw(tensor: Tensor, low: float, high: float) -> Tensor:
     """Fill with uniform values that depend on the shape alone."""
     rng = np.random.RandomState(zlib.crc32(repr(tuple(tensor.shape)).encode()) & 0x7FFFFFFF)
     with torch.no_grad():
-        return tensor.copy_(torch.tensor(rng.uniform(low, high, size=tuple(tensor.shape)), dtype=tensor.dtype))
+        return tensor.copy_(
+            torch.tensor(rng.uniform(low, high, size=tuple(tensor.shape)), dtype=tensor.dtype, device=tensor.device)
+        )
 
 
 def kaiming_uniform_(tensor: Tensor, a: float = 0, **_: object) -> Tensor:

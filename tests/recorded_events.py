@@ -16,8 +16,6 @@ def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: 
         events += scans(task, rng) if task else []
         events += [telemetry(task, epoch, epochs, rng) for epoch in range(epochs)]
         events += [cadence(task, 40, interval), consolidation(task, rng)]
-    with (path / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(event) + "\n" for event in events)
     results = json.loads((path / "results.json").read_text())
     whole = results["accuracy"]
     shares = {"slow+fast": 1.0, "slow": 0.8, "fast": 0.7, "neither": 0.4}
@@ -26,6 +24,11 @@ def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: 
         for name, share in shares.items()
     }
     (path / "results.json").write_text(json.dumps(results))
+    for task in range(tasks):
+        correct = {name: matrix["correct"][task] for name, matrix in results["branches"].items()}
+        events.append({"kind": "branches", "task": task, "when": "after_task", "correct": correct})
+    with (path / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
 
 
 def telemetry(task: int, epoch: int, epochs: int, rng: random.Random) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def consolidation(task: int, rng: random.Random) -> dict[str, Any]:
             **{"slow_norm_before": 1.0, "fast_norm_before": 2.5, "slow_rank_before": 3.2},
             **{"slow_norm_after": 1.2, "fast_norm_after": 0.0, "slow_rank_after": 3.4},
             "drift": rng.uniform(0.1, 0.6),
+            **{"z_mean_before": 6.5, "z_std_before": 2.0, "z_mean_after": 0.75, "z_std_after": 0.5},
         }
         for layer in LAYERS
     ]

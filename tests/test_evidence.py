@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_trainer import events, images, results, run  # noqa: F401
 
-import models.phases
+import models.steps
 import trainer
 from utils import param_groups
 from utils.errors import AuditError
@@ -46,11 +46,11 @@ def test_a_slow_parameter_in_the_fast_group_is_caught(
         fast["params"].append(slow["params"].pop())
         return [slow, fast, other]
 
-    monkeypatch.setattr(models.phases, "func_groups", misplaced)
+    monkeypatch.setattr(models.steps, "func_groups", misplaced)
     with pytest.raises(RuntimeError, match="group slow: the modules declare"):
         run(**NESTED)
-    monkeypatch.setattr(models.phases, "verify_groups", lambda *_: None)
-    monkeypatch.setattr(models.phases, "verify_gate", lambda *_: None)
+    monkeypatch.setattr(models.steps, "verify_groups", lambda *_: None)
+    monkeypatch.setattr(models.steps, "verify_gate", lambda *_: None)
     with pytest.raises(AuditError, match="step 1 is the first at which it moved and should not have"):
         run(**NESTED)
 

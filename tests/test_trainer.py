@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import trainer
 from eval import evaluate
 from models.sema import Learner
-from utils.checkpoint import CheckpointError
+from utils.checkpoint import CheckpointError, read_checkpoint, read_meta
 from utils.config import Config, ConfigError, load
 from utils.metrics import AccuracyMatrix
-from utils.runlog import RunDirError
+from utils.run_dir import RunDirError
 
 KEYS: dict[str, Any] = {
     "dataset": "npz",
@@ -84,7 +85,8 @@ def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
 def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
     path = run()
     assert {entry.name for entry in path.iterdir()} == {
-        "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "checkpoints",
+        ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json",
+        "checkpoints", "predictions",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
     assert load(path / "config.json").model_dump() == json.loads((path / "config.json").read_text())
@@ -164,6 +166,36 @@ def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
         evaluate(configuration(images, tmp_path, ffn_adapter_type="adaptmlp", **keys))
     with pytest.raises(CheckpointError, match="another class order"):
         evaluate(configuration(images, tmp_path, shuffle=False, **keys))
+
+
+def test_the_class_order_can_have_a_seed_of_its_own(run: Callable[..., Path]) -> None:
+    def order(path: Path) -> list[int]:
+        return read_meta(path / "checkpoints" / "task_0.safetensors")["class_order"]
+
+    short = {"max_tasks": 1, "func_epoch": 1, "rd_epoch": 0, "nested_lora_update_interval_slow": 1}
+    plain, other = run("plain", **short), run("other", seed=5, **short)
+    kept = run("kept", seed=5, class_order_seed=4, **short)
+    assert order(plain) == order(kept) != order(other)
+    assert events(plain, "epoch") != events(kept, "epoch")
+
+
+def test_equal_runs_are_bitwise_equal_and_deterministic_algorithms_change_nothing_on_the_cpu(
+    run: Callable[..., Path],
+) -> None:
+    once, again = run("a"), run("b", deterministic=True)
+    for task in range(3):
+        name = f"checkpoints/task_{task}.safetensors"
+        one, other = read_checkpoint(once / name)[0], read_checkpoint(again / name)[0]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_results_say_how_to_make_the_run_again(run: Callable[..., Path]) -> None:
+    path = run(max_tasks=1)
+    begun = json.loads((path / "environment.json").read_text())
+    line = json.loads((path / "results.json").read_text())["run"]["reproduce"]
+    assert line.startswith(f"{begun['command']}  # at commit {begun['commit']}")
+    assert begun["lock"] in line
 
 
 def test_every_seed_gets_a_directory_and_a_log_of_its_own(run: Callable[..., Path]) -> None:

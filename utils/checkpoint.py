@@ -5,15 +5,17 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from utils.checkpoint_meta import checked
 from utils.config import UserError
+from utils.config_text import shown_key
 from utils.files import atomic_write
+from utils.tensor_file import read_tensors
 
 FORMAT = "nested-sema-1"
 
@@ -36,19 +38,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     meta = read_meta(path)
     try:
-        tensors = load_file(path) if meta else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:
+        return read_tensors(path), meta
+    except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"checkpoint {str(path)!r} is not a mapping of names to tensors")
-    return dict(tensors), meta
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The metadata alone; empty for a file of the public implementation.
 
     Raises:
-        CheckpointError: Missing, or a safetensors file that is no checkpoint.
+        CheckpointError: Missing, or a safetensors file that is no checkpoint, or whose metadata are of wrong types.
     """
     if not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
@@ -60,8 +59,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
-        return dict(json.loads(header["meta"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        return checked(json.loads(header["meta"]))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 
@@ -77,9 +76,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return dict(meta["config"])
 
 
-SLOT = r"backbone\.blocks\.(\d+)\.adapter_module\.adapters\.(\d+)\."
+class SlotShape(NamedTuple):
+    """The structure of one layer's slot.
+
+    Attributes:
+        widths: Inner width of every adapter (of slow, if nested).
+        records: For each descriptor the number of recorded losses.
+        expanding: Whether the newest adapter still has a router of its own.
+    """
+
+    widths: list[int]
+    records: list[int]
+    expanding: bool
+
+
+NUMBER = "([0-9]{1,6})"  # a name with more digits is none of ours
+SLOT = rf"backbone\.blocks\.{NUMBER}\.adapter_module\.adapters\.{NUMBER}\."
 INNER = re.compile(SLOT + r"functional\.(?:slow\.)?down_proj\.weight")
 RECORDS = re.compile(SLOT + r"records\.losses")
+NEW_ROUTER = "backbone.blocks.{}.adapter_module.new_router.weight"
 
 
 def adapter_type(tensors: Mapping[str, Tensor]) -> str:
@@ -87,10 +102,12 @@ def adapter_type(tensors: Mapping[str, Tensor]) -> str:
     return "nested_lora" if any(".functional.slow." in key for key in tensors) else "adaptmlp"
 
 
-def structure(tensors: Mapping[str, Tensor]) -> dict[int, tuple[list[int], list[int]]]:
-    """For each layer the adapters' inner widths and the lengths of their records, read off the tensors' shapes."""
+def structure(tensors: Mapping[str, Tensor]) -> dict[int, SlotShape]:
+    """Every layer's structure, read off the tensors' names and shapes."""
+    records = _lengths(tensors, RECORDS)
     return {
-        layer: (widths, _lengths(tensors, RECORDS).get(layer, [])) for layer, widths in _lengths(tensors, INNER).items()
+        layer: SlotShape(widths, records.get(layer, []), NEW_ROUTER.format(layer) in tensors)
+        for layer, widths in _lengths(tensors, INNER).items()
     }
 
 
@@ -98,7 +115,7 @@ def _lengths(tensors: Mapping[str, Tensor], pattern: re.Pattern[str]) -> dict[in
     found: dict[int, dict[int, int]] = defaultdict(dict)
     for key, value in tensors.items():
         if match := pattern.fullmatch(key):
-            found[int(match[1])][int(match[2])] = len(value)
+            found[int(match[1])][int(match[2])] = value.shape[0] if value.dim() else 0
     return {layer: [length for _, length in sorted(adapters.items())] for layer, adapters in found.items()}
 
 
@@ -106,7 +123,7 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     """One line for each tensor that is missing, unexpected or of another shape; records may be missing."""
     missing = [key for key in expected.keys() - given.keys() if not key.endswith("records.losses")]
     lines = [f"missing {key} {tuple(expected[key].shape)}" for key in missing]
-    lines += [f"unexpected {key} {tuple(given[key].shape)}" for key in given.keys() - expected.keys()]
+    lines += [f"unexpected {shown_key(key)} {tuple(given[key].shape)}" for key in given.keys() - expected.keys()]
     lines += [
         f"{key} is {tuple(given[key].shape)} there, {tuple(expected[key].shape)} here"
         for key in expected.keys() & given.keys()

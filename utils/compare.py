@@ -6,7 +6,8 @@
 
 A RUN is a run directory, or a log file with lines such as `CNN top1 curve: [...]`. Runs that differ in nothing but the
 seed, and in keys that cannot change a result, are one configuration. Accuracies of run directories come from their raw
-counts; those of a log from its percentages, and what in the log does not fit together is among the warnings.
+counts; those of a log from its percentages, and what in the log does not fit together is among the warnings. Folders
+that are no runs, such as one of sweeps, are left out, and that is said.
 
 Exit codes: 0 done, 2 something for the user to put right.
 """

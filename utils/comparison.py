@@ -10,7 +10,7 @@ from utils.config_text import did_you_mean, shown
 from utils.measures import Measure
 from utils.paired import Difference, Spread, difference, spread
 from utils.pilot_runs import read_log
-from utils.run_reader import Run, RunError, missing_path, read_run
+from utils.run_reader import Run, RunError, foreign_folder, missing_path, read_run
 
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
 
@@ -67,12 +67,12 @@ class Comparison:
     Attributes:
         groups: In the order in which the runs were named.
         baseline: One of them, or None.
-        repeated: Runs left out, and why.
+        left_out: Runs and folders left out, each with the reason.
     """
 
     groups: list[Group]
     baseline: Group | None
-    repeated: list[str]
+    left_out: list[str]
 
     @property
     def others(self) -> list[Group]:
@@ -113,18 +113,21 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Read runs and group them by configuration.
 
     Args:
-        paths: Run directories and log files.
+        paths: Run directories and log files; folders without a file of a run are left out, as `logs/*` names them too.
         baseline: The path of a run, or the name of a configuration, that the others are compared with; a path that is
             not among `paths` is read too.
 
     Raises:
-        UserError: A run is missing, unfinished or damaged, or no configuration has the baseline's name.
+        UserError: A run is missing, unfinished or damaged, there is none, or no configuration has the baseline's name.
     """
-    runs = _read_all(paths)
+    foreign = {path: reason for path in paths if (reason := foreign_folder(path))}
+    runs = _read_all(path for path in paths if path not in foreign)
+    if not runs:
+        raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
     if baseline is not None and Path(baseline).exists():
         runs = _once([*runs, *read(Path(baseline))])
     groups, repeated = _group(runs)
-    return Comparison(groups, None if baseline is None else _baseline(groups, baseline), repeated)
+    return Comparison(groups, None if baseline is None else _baseline(groups, baseline), [*foreign.values(), *repeated])
 
 
 def read(path: Path) -> list[Run]:

@@ -122,7 +122,11 @@ def _aligned(table: Table) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """Tables of GitHub's Markdown, lists under bold headings."""
-    whole = page(comparison)
+    return markdown_page(page(comparison))
+
+
+def markdown_page(whole: Page) -> str:
+    """As `markdown`, of what a document wants of it."""
     parts = [_markdown_part(table) for table in whole.tables]
     for title, lines in whole.lists.items():
         parts.append(f"**{title}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines))

@@ -15,13 +15,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from easydict import EasyDict
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -29,7 +27,8 @@ from pydantic import (
     model_validator,
 )
 
-from utils.config_text import choices, describe, did_you_mean, nearest, shown, shown_key
+from utils.config_text import choices, describe, did_you_mean, shown, shown_key
+from utils.config_values import A_DEVICE, A_JSON_OBJECT, SEEDS, BackboneKwargs, Dataset, Device, Seed, Seeds, Text
 from utils.errors import ConfigError as ConfigError
 from utils.errors import UserError as UserError
 from utils.json_file import read_object
@@ -39,60 +38,6 @@ DATA_ROOT_IS_THE_DATA = (
     "imagefolder",
     "npz",
 )  # elsewhere the name says which images, and data_root only where they lie
-DEVICE_NAMES = ("auto", "cpu", "cuda")
-A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
-A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
-SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
-
-
-def _one_device(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    if len(value) != 1:
-        raise ValueError(f'a run uses one device for now, not {len(value)}; name one, such as "0"')
-    return value[0]
-
-
-def _device_name(value: object) -> object:
-    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if name == "-1":
-        return "cpu"
-    if name in DEVICE_NAMES or (isinstance(name, str) and name.isascii() and name.isdigit()):
-        return name
-    number = name.removeprefix("cuda:") if isinstance(name, str) else ""
-    near = number if number.isdigit() else "".join(nearest(name, DEVICE_NAMES))
-    raise ValueError(f"expected {A_DEVICE}" + (f'; did you mean "{near}"?' if near else ""))
-
-
-def _as_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
-def _without_repeats(seeds: list[int]) -> list[int]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"the same seed twice is the same run twice; expected {SEEDS}")
-    return seeds
-
-
-def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for kwarg, ours in {"pretrained": "pretrained", "checkpoint_path": "backbone_checkpoint"}.items():
-        if kwarg in kwargs:
-            raise ValueError(f"{kwarg} is not passed on to timm from here; use the key {ours} of the configuration")
-    return kwargs
-
-
-Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy's RandomState, which draws the class order, accepts
-Seeds = Annotated[
-    list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]), AfterValidator(_without_repeats)
-]
-Device = Annotated[
-    str, BeforeValidator(_device_name), BeforeValidator(_one_device, json_schema_input_type=str | int | list[str | int])
-]
-BackboneKwargs = Annotated[dict[str, JsonValue], AfterValidator(_for_timm)]
-Dataset = Literal[
-    "cifar224", "imagenetr", "imageneta", "cub", "objectnet", "omnibenchmark", "vtab", "imagefolder", "npz"
-]
 
 
 def _key(
@@ -120,6 +65,7 @@ _adapter = partial(_key, "Adapters")
 _training = partial(_key, "Training")
 _expansion = partial(_key, "Expansion")
 _nested = partial(_key, "Nested LoRA")
+_speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
 _unused = partial(_key, "Without effect", meaning="accepted because SEMA's files hold it", changes_results=False)
 
@@ -138,9 +84,17 @@ class Config(BaseModel):
         changes_results=False,
     )
     shuffle: bool = _data(True, "draw the class order from the seed; false: classes in stored order")
+    class_order_seed: Seed | None = _data(
+        None, "seed of the class order, to keep the order while `seed` changes; null: the run's seed"
+    )
     init_cls: int = _data(10, "classes in the first task", ge=1)
     increment: int = _data(10, "classes in each later task; the last takes what remains", ge=1)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: all", ge=1)
+    on_bad_image: Literal["error", "skip"] = _data(
+        "error",
+        "a file that cannot be read as an image: error stops and names it; skip names it, leaves it out and goes on "
+        "with the others, for which every image is decoded once before anything trains",
+    )
     num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, changes_results=False)
 
     model_name: Literal["sema"] = _model("sema", "learner")
@@ -177,6 +131,13 @@ class Config(BaseModel):
     min_lr: float = _training(0.0, "floor of the cosine schedules", ge=0)
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
 
+    on_nan: Literal["stop", "skip"] = _training(
+        "stop",
+        "what a loss that is NaN or infinite does; stop: it ends the run, the last good state kept; skip: the batch is "
+        "left out (to know that, every step waits for its loss)",
+        changes_results=False,  # in runs that come to their end under both, no loss was such
+    )
+
     exp_threshold: float = _expansion(
         2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
     )
@@ -211,10 +172,53 @@ class Config(BaseModel):
         "expansion: an adapter is frozen after the task that added it; continual: every task trains all",
     )
 
+    precision: Literal["fp32", "bf16"] = _speed(
+        "fp32",
+        "fp32: everything in float32; bf16: the matrix products in bfloat16, while weights, losses, records, routers, "
+        "descriptors and head stay float32",
+    )
+    rd_views: int = _speed(
+        0,
+        "views of every image that the descriptors' epochs see, in turn: those of the first epochs, whose token means "
+        "are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
+        ge=0,
+    )
+    compile: bool = _speed(
+        False,
+        "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); rounding differs",
+    )
+    grad_checkpointing: bool = _speed(
+        False,
+        "for a small GPU: compute the frozen parts of the blocks again in the backward pass instead of keeping them",
+        changes_results=False,
+    )
+    eval_cache_gib: float = _speed(
+        4.0,
+        "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "
+        "adapt_start_layer on alone; 0: nothing is kept",
+        ge=0,
+        changes_results=False,
+    )
+    eval_cache_on: Literal["memory", "disk"] = _speed(
+        "memory",
+        "where they are kept; disk: in the system's temporary folder, which TMPDIR names",
+        changes_results=False,
+    )
+    eval_cache_bf16: bool = _speed(
+        False,
+        "keep them in bfloat16: half the room, and accuracies that can differ in rare images",
+        changes_results=True,
+    )
+
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
         0, "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores", ge=0
+    )
+    deterministic: bool = _run(
+        False,
+        "on a GPU use only algorithms that give the same bits every time, at some cost in speed; an operation without "
+        "one ends the run (on the CPU runs repeat bit by bit without it)",
     )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
     branch_eval: bool = _run(
@@ -224,6 +228,18 @@ class Config(BaseModel):
         0, "with nested_lora: measure the branches at every so many steps of a func phase; 0: once an epoch", ge=0
     )
     eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
+    checkpoint_every: int = _run(
+        1, "save the run's state every so many epochs, and between phases; 0: after each task", ge=0
+    )
+    resume: Text | None = _run(None, "run directory of an unfinished run to go on with")
+    auto_resume: bool = _run(
+        False,
+        "go on with the newest unfinished run of this configuration and seed, if there is one; leave finished ones",
+    )
+    tensorboard: bool = _run(False, "write TensorBoard files into the run's directory; needs the package tensorboard")
+    wandb: Text | None = _run(
+        None, "project of Weights & Biases to show the run in, with TensorBoard files; needs tensorboard and wandb"
+    )
     output_dir: Text = _run("logs", "folder that holds a directory for each run")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")

@@ -8,9 +8,10 @@ Shapes: N images, H height, W width.
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torchvision.datasets import CIFAR100
@@ -19,12 +20,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from utils.config_text import did_you_mean
 from utils.images import DataError as DataError
 from utils.images import InputSpec as InputSpec
+from utils.images import check_header, open_image
 from utils.images import test_transform as test_transform
 from utils.images import train_transform as train_transform
 from utils.npz import read_arrays
+from utils.readable import unreadable
 
 logger = logging.getLogger(__name__)
 
+OnBadImage = Literal["error", "skip"]
 NAMES_SHOWN = 8  # names that a message lists before it says how many more there are
 
 
@@ -43,16 +47,29 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set as it is stored, its classes in stored order."""
+    """A data set as it is stored, its classes in stored order.
+
+    Attributes:
+        left_out: Files that are none of its images, as they cannot be read.
+    """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    left_out: tuple[Path, ...] = ()
 
     @property
     def nb_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def summary(self) -> str:
+        """How large it is, and by name what was left out."""
+        train, test = len(self.train.labels), len(self.test.labels)
+        size = f"{self.nb_classes} classes, {train} training and {test} test images"
+        names = ", ".join(map(str, self.left_out))
+        return f"{size}; left out, as they cannot be read, {len(self.left_out)}: {names}" if names else size
 
 
 @dataclass(frozen=True)
@@ -74,26 +91,63 @@ class Source:
     nb_classes: int | None = None
 
 
-def load_dataset(name: str, data_root: Path) -> ImageData:
+def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:
     """Read a data set's labels, and its pixels if they are stored as arrays.
 
+    Args:
+        name: Which one.
+        data_root: Where data sets lie.
+        on_bad_image: "error" refuses a data set with a file that is no image by its first bytes; one that turns out to
+            be damaged behind them is an error where it is loaded. "skip" decodes every file, which takes as long as an
+            epoch's loading, and leaves out those that cannot be read: whatever follows knows the others alone.
+
     Raises:
-        DataError: It is not there or not complete; the message names the path, the layout and where to get it.
+        DataError: It is not there or not complete; the message names the path, the layout and where to get it. Or a
+            file is no image; the message names it.
     """
     source = DATASETS[name]
     path = data_root / source.folder
     try:
-        data = source.read(path, source)
+        data = ON_BAD_IMAGE[on_bad_image](source.read(path, source))
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
     _check_classes(data, path, source)
-    logger.info("data set %s in %s: %s", name, path, _size(data))
+    logger.info("data set %s in %s: %s", name, path, data.summary)
     return data
 
 
-def _size(data: ImageData) -> str:
-    train, test = len(data.train.labels), len(data.test.labels)
-    return f"{data.nb_classes} classes, {train} training and {test} test images"
+def _files(data: ImageData) -> list[Path]:
+    return [
+        file for split in (data.train, data.test) if not isinstance(split.images, np.ndarray) for file in split.images
+    ]
+
+
+def _refuse_bad(data: ImageData) -> ImageData:
+    """The data set itself, unless the first bytes of a file tell that it is no image."""
+    if bad := list(unreadable(_files(data), check_header).values()):
+        more = [f"and {len(bad) - NAMES_SHOWN} more files"] if len(bad) > NAMES_SHOWN else []
+        hint = "mend or remove them, or let on_bad_image be skip, which leaves out what cannot be read"
+        raise DataError("\n".join([*bad[:NAMES_SHOWN], *more, hint]))
+    return data
+
+
+def _without_bad(data: ImageData) -> ImageData:
+    """The data set without the files that cannot be decoded, each named in a warning."""
+    bad = unreadable(_files(data), open_image)
+    for problem in bad.values():
+        logger.warning("%s; left out", problem)
+    train, test = (_without(split, bad) for split in (data.train, data.test))
+    return replace(data, train=train, test=test, left_out=tuple(bad))
+
+
+def _without(split: Split, bad: Collection[Path]) -> Split:
+    if isinstance(split.images, np.ndarray):
+        return split
+    kept = [row for row, file in enumerate(split.images) if file not in bad]
+    return Split([split.images[row] for row in kept], split.labels[kept])
+
+
+ON_BAD_IMAGE: dict[OnBadImage, Callable[[ImageData], ImageData]] = {"error": _refuse_bad, "skip": _without_bad}
 
 
 def _check_classes(data: ImageData, path: Path, source: Source) -> None:
@@ -150,6 +204,10 @@ def _list_images(path: Path, names: Sequence[str]) -> Split:
 
 
 def _read_cifar100(path: Path, source: Source) -> ImageData:
+    """CIFAR-100's files are pickles; torchvision unpickles none that has not the MD5 of the published one.
+
+    That keeps strangers' files out: nobody can make another file of a given MD5, only two of their own with the same.
+    """
     if not path.is_dir():
         raise _missing(path, source)
     try:
@@ -231,15 +289,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.data", description=main.__doc__)
     parser.add_argument("name", choices=DATASETS)
     parser.add_argument("--data_root", type=Path, default=Path("data"))
+    meaning = "skip: decode every image and name those that cannot be read; error: look at their first bytes"
+    parser.add_argument("--on_bad_image", choices=ON_BAD_IMAGE, default="error", help=meaning)
     given = parser.parse_args(arguments)
     try:
         if given.name == "cifar224":
             CIFAR100(given.data_root, download=True)
-        data = load_dataset(given.name, given.data_root)
+        data = load_dataset(given.name, given.data_root, given.on_bad_image)
     except (DataError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{given.name}: {_size(data)}")
+    print(f"{given.name}: {data.summary}")
     return 0
 
 

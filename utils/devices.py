@@ -1,5 +1,7 @@
 """The device a run uses, decided when asked and nowhere else."""
 
+import os
+
 import torch
 
 from utils.config import ConfigError
@@ -26,14 +28,23 @@ def resolve_device(device: str | int | list[str | int]) -> torch.device:
     return torch.device("cuda", index)
 
 
-def prepare_device(device: str | int | list[str | int], threads: int) -> torch.device:
-    """`resolve_device`, and this process's CPU threads set to `threads` (0: left as torch has them).
+def prepare_device(device: str | int | list[str | int], threads: int, deterministic: bool = False) -> torch.device:
+    """`resolve_device`, with torch in this process set up for a run.
+
+    Args:
+        device: The key `device`.
+        threads: CPU threads; 0: left as torch has them.
+        deterministic: Whether an operation may only have the same bits every time.
 
     Raises:
         ConfigError: As `resolve_device`.
     """
     if threads:
         torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        # What cuBLAS needs for it, read when it is first used (PyTorch's notes on reproducibility).
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return resolve_device(device)
 
 

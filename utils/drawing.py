@@ -84,7 +84,11 @@ class Drawing:
             OSError: A file cannot be written.
         """
         atomic_write(folder / f"{stem}.pdf", self._bytes("pdf", {"CreationDate": None}))
-        atomic_write(folder / f"{stem}.png", self._bytes("png", {"Software": None}))
+        atomic_write(folder / f"{stem}.png", self.png())
+
+    def png(self) -> bytes:
+        """A PNG file on white ground, the same every time."""
+        return self._bytes("png", {"Software": None})
 
     def _bytes(self, kind: Literal["pdf", "png"], metadata: dict[str, None]) -> bytes:
         content = io.BytesIO()

@@ -9,5 +9,26 @@ class ConfigError(UserError, ValueError):
     """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
 
 
+class RunError(UserError):
+    """A run that is not there, not finished or damaged; the message names the file."""
+
+
 class AuditError(RuntimeError):
     """The run did not do what its configuration says: an error of ours, which makes its numbers worthless."""
+
+
+class DivergenceError(RuntimeError):
+    """A loss or a parameter is no finite number any more: further training would be worthless."""
+
+
+class StoppedError(Exception):
+    """The process was asked to stop, and the run's state was saved.
+
+    Args:
+        signal: Its number.
+        message: Where the run stands and how it goes on.
+    """
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -1,6 +1,7 @@
 """What a reader must know before trusting a comparison: too few seeds, unpaired ones, unequal conditions."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
 
 from utils.comparison import Comparison, Group
 from utils.run_reader import Run
@@ -10,7 +11,7 @@ FEW = 3  # seeds; fewer give no deviation worth the name
 
 def warnings(comparison: Comparison) -> list[str]:
     """All warnings, one sentence each."""
-    return [*comparison.repeated, *(text for check in CHECKS for text in check(comparison))]
+    return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
 
 
 def _few_seeds(comparison: Comparison) -> Iterator[str]:
@@ -59,6 +60,20 @@ def _uncommitted(comparison: Comparison) -> Iterator[str]:
     dirty = [run for run in runs if run.environment.get("dirty")]
     if dirty:
         yield f"{len(dirty)} of {len(runs)} runs were made with changes that no commit holds, such as {dirty[0].path}"
+
+
+def _equal_answers(comparison: Comparison) -> Iterator[str]:
+    """Configurations that differ and answer alike: what differs may never have reached the training."""
+    ours = [group for group in comparison.groups if not group.is_log]
+    for first, second in combinations(ours, 2):
+        common = first.by_seed.keys() & second.by_seed.keys()
+        if common and all(first.by_seed[seed].matrix == second.by_seed[seed].matrix for seed in common):
+            a, b = (group.runs[0].identity for group in (first, second))
+            keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+            yield (
+                f"{first.name} and {second.name}: the same right answers on every task in every seed they share, as if "
+                f"{', '.join(keys)} had no effect; their cadence and telemetry tell whether it reached the training"
+            )
 
 
 def _odd_runs(comparison: Comparison) -> Iterator[str]:
@@ -128,5 +143,6 @@ CHECKS: tuple[Callable[[Comparison], Iterator[str]], ...] = (
     _unequal,
     _unequal_weights,
     _uncommitted,
+    _equal_answers,
     _odd_runs,
 )

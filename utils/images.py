@@ -3,12 +3,14 @@
 Shapes: H height, W width, S image side.
 """
 
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import (
     CenterCrop,
@@ -24,6 +26,10 @@ from torchvision.transforms import (
 from utils.config import UserError
 
 Transform = Callable[[Image.Image], Tensor]  # RGB -> (3, S, S)
+
+# What a file may be, whatever its name says. PIL knows more; EPS, for one, it hands to an interpreter of programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 2**26  # 8192 x 8192; as PIL keeps them 268 MB. A few bytes of a file can claim any number
 
 
 class DataError(UserError):
@@ -62,21 +68,54 @@ def _to_tensor(spec: InputSpec) -> list[Callable[..., Tensor]]:
 
 
 def open_image(image: Path | np.ndarray) -> Image.Image:
-    """An image in RGB, whatever it was; transparency is dropped, as SEMA does.
+    """An image in RGB, whatever it was, as torchvision's loader and SEMA take it.
+
+    Transparency is dropped, of an animation the first frame counts, and a camera's note on which side is up (EXIF) is
+    not acted on.
 
     Args:
         image: A file, or uint8 pixels (H, W) or (H, W, 3).
 
     Raises:
-        DataError: The file cannot be read as an image; the message names it.
+        DataError: The file cannot be read as an image, or claims more than `MOST_PIXELS`; the message names it.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")
+    with _opened(image) as opened:
+        return _rgb(opened)
+
+
+def check_header(path: Path) -> None:
+    """Look at the first bytes of a file, which say what it is and how large, without decoding it.
+
+    Raises:
+        DataError: As `open_image`, as far as these bytes tell.
+    """
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A file of pixels still to be decoded; whatever goes wrong meanwhile is a DataError that names it."""
     try:
-        with Image.open(image) as opened:
-            return _rgb(opened)
+        _refuse_no_content(path)
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels; expected at most {MOST_PIXELS:,} in all")
+            yield opened
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a readable image: its content is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file can raise nearly anything in PIL's decoders
-        raise DataError(f"{image}: not a readable image: {error}") from error
+        raise DataError(f"{path}: not a readable image: {error}") from error
+
+
+def _refuse_no_content(path: Path) -> None:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no file")  # to read a pipe would be to wait for its writer
+    if found.st_size == 0:
+        raise ValueError("it is empty")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

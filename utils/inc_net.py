@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from easydict import EasyDict
@@ -20,16 +21,19 @@ from backbone.sema_components import NestedLoRAAdapter, Role
 from backbone.vit_sema import (
     BackboneError,
     create_vit,
+    enter,
     insert_slots,
+    leave,
     load_weights,
     sema_blocks,
     slot_inputs,
     timm_name,
     weights_hash,
 )
-from utils.checkpoint import CheckpointError, adapter_type, differences, structure
+from utils.checkpoint import CheckpointError, SlotShape, adapter_type, differences, structure
 from utils.config import ConfigError
 from utils.data import InputSpec
+from utils.tensor_file import refuse_packed
 
 
 def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:
@@ -44,6 +48,7 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
         local = config.backbone_checkpoint
         vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs)
         if local is not None:
+            _refuse_packed(Path(local))
             load_weights(vit, Path(local))
         config.d_model = vit.embed_dim
         provenance = {"timm_name": name, "weights": _origin(config), "sha256": weights_hash(vit)}
@@ -51,6 +56,13 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
+
+
+def _refuse_packed(path: Path) -> None:
+    try:
+        refuse_packed(path)
+    except (ValueError, OSError, BadZipFile) as error:
+        raise ConfigError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
 
 
 def _origin(config: EasyDict) -> str:
@@ -75,11 +87,33 @@ class SEMAVitNet(nn.Module):
         self.fc = nn.Linear(self.backbone.embed_dim, args["nb_classes"])
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
         nn.init.zeros_(self.fc.bias)
+        self.active_branches: tuple[str, ...] = ("slow", "fast")
+        self.reduced = args["precision"] == "bf16"
+        for block in sema_blocks(self.backbone):
+            if args["compile"]:
+                block.compile_frozen()
+            if args["grad_checkpointing"]:
+                block.recompute_frozen()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
         """`features`, the final-norm class token, and `logits`."""
-        features = self.backbone(images)
+        return self.forward_from(self.forward_to(images, 0), 0)
+
+    def forward_to(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
+        """The first half of a forward pass: what block `layer` gets as its input."""
+        with self._at_precision():
+            return enter(self.backbone, images, layer)
+
+    def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
+        """The second half of it: features and logits from the input of block `layer`; the head is float32 always."""
+        with self._at_precision():
+            features = leave(self.backbone, x, layer)
+        features = features.to(self.fc.weight.dtype)
         return {"features": features, "logits": self.fc(features)}
+
+    def _at_precision(self) -> torch.autocast:
+        """The key `precision`: products in bfloat16, weights and the residual stream as they are."""
+        return torch.autocast(self.fc.weight.device.type, torch.bfloat16, enabled=self.reduced)
 
     def train(self, mode: bool = True) -> "SEMAVitNet":
         """Training mode is the slots' matter: the frozen backbone always runs as in evaluation."""
@@ -93,14 +127,16 @@ class SEMAVitNet(nn.Module):
     @contextmanager
     def branches(self, active: tuple[str, ...]) -> Iterator[None]:
         """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
-        nested = self.nested_adapters()
+        nested, before = self.nested_adapters(), self.active_branches
         try:
+            self.active_branches = active
             for _, _, adapter, _ in nested:
                 adapter.active = active
             yield
         finally:
+            self.active_branches = before
             for _, _, adapter, _ in nested:
-                adapter.active = ("slow", "fast")
+                adapter.active = before
 
     def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter, SEMAModules]]:
         """Layer, index in it, and module of every nested adapter, and the slot that takes its input and runs it."""
@@ -138,8 +174,11 @@ class SEMAVitNet(nn.Module):
     def slot_inputs(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
         """The slots' inputs `h`, (B, N, D) for each of `layers`; computes nothing beyond the deepest."""
         wanted = set(layers)
-        inputs = slot_inputs(self.backbone, images, max(wanted)) if wanted else ()
-        return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
+        if not wanted:
+            return {}
+        with self._at_precision():
+            inputs = slot_inputs(self.backbone, images, max(wanted))
+            return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
 
     def learned_state(self) -> dict[str, Tensor]:
         """Everything a run changes, under its public names: adapters, routers, descriptors with their records, head."""
@@ -156,15 +195,45 @@ class SEMAVitNet(nn.Module):
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
         self._refuse_other_network(tensors, backbone)
-        slots = copy.deepcopy(self.slots)
-        for layer, (ranks, records) in structure(tensors).items():
-            slots[layer].restore_structure(ranks, records)
-        if unlike := differences(_public_names(slots, self.fc), tensors):
+        with torch.device("meta"):  # shapes alone: what a file claims takes no memory before it is believed
+            sketch = self._restored(tensors, torch.device("meta"))
+        if unlike := differences(_public_names(sketch, self.fc), tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
+        slots = self._restored(tensors, self.fc.weight.device)
         for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
             block.adapter_module = slot
         self.load_state_dict(dict(tensors), strict=False)
         self.to(self.fc.weight.device)
+
+    def training_state(self) -> dict[str, Any]:
+        """`learned_state`, and what a task in progress needs besides: which parameters may learn, the slots' books."""
+        trainable = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        return {
+            "tensors": self.learned_state(),
+            "trainable": trainable,
+            "slots": [slot.books() for slot in self.slots],
+            "backbone": self.provenance,
+        }
+
+    def load_training(self, state: Mapping[str, Any]) -> None:
+        """Take what `training_state` gave.
+
+        Raises:
+            CheckpointError: As `load_learned`.
+        """
+        self.load_learned(state["tensors"], state["backbone"])
+        for slot, books in zip(self.slots, state["slots"], strict=True):
+            slot.restore_books(books)
+        trainable = set(state["trainable"])
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in trainable)
+
+    def _restored(self, tensors: Mapping[str, Tensor], device: torch.device) -> list[SEMAModules]:
+        """Slots of a checkpoint's structure, their values undefined."""
+        slots = [slot.to(device) for slot in copy.deepcopy(self.slots)]
+        for layer, shape in structure(tensors).items():
+            slots[layer].restore_structure(*shape)
+        return slots
 
     def _refuse_other_network(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None) -> None:
         mine, theirs = self.slots[0].config.ffn_adapter_type, adapter_type(tensors)
@@ -175,11 +244,21 @@ class SEMAVitNet(nn.Module):
                 f"the checkpoint was made on {backbone['timm_name']} with weights {backbone['sha256'][:16]} "
                 f"({backbone['weights']}), here is {self.provenance['timm_name']} with {self.provenance['sha256'][:16]}"
             )
-        layers = set(structure(tensors))
-        if layers != set(range(len(self.slots))):
+        self._refuse_other_structure(structure(tensors))
+
+    def _refuse_other_structure(self, found: Mapping[int, SlotShape]) -> None:
+        """Refuse what no run can have made; an adapter a task is the most that a layer can get."""
+        if set(found) != set(range(len(self.slots))):
             raise CheckpointError(
-                f"the checkpoint has {len(layers)} blocks with adapters, the backbone {len(self.slots)}"
+                f"the checkpoint has {len(found)} blocks with adapters, the backbone {len(self.slots)}"
             )
+        most = self.fc.out_features
+        for layer, (ranks, records, _) in found.items():
+            if len(ranks) > most or min(ranks) < 1 or len(records) > len(ranks):
+                raise CheckpointError(
+                    f"the checkpoint has {len(ranks)} adapters and {len(records)} records at layer {layer}; expected "
+                    f"at most an adapter for each of {most} classes, of rank 1 at least, and as many records at most"
+                )
 
 
 def _public_names(slots: list[SEMAModules], fc: nn.Linear) -> dict[str, Tensor]:

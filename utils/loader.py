@@ -3,8 +3,13 @@
 Shapes: B batch, S image side.
 """
 
+import signal
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 import torch
@@ -12,11 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.config import UserError
+from utils.stopping import SIGNALS
 from utils.streams import generator, seeded
 
 Stream = tuple[int | str, ...]
 Request = tuple[Stream, list[int]]  # which images, and the stream their draws come from
 Batch = tuple[Tensor, Tensor, Tensor]
+
+WHY_KILLED = {  # what usually sends these signals to a process that only loads images
+    signal.SIGKILL: ", as the system does when memory runs out",
+    signal.SIGBUS: ", as happens when shared memory (/dev/shm) is full",
+}
+
+
+class LoadingError(UserError):
+    """A process that loads images ended before its time."""
 
 
 class Images(Protocol):
@@ -83,16 +98,18 @@ class StreamLoader:
 
         Raises:
             UserError: The data set raised it, in whichever process.
+            LoadingError: A worker was killed.
             RuntimeError: Another pass has begun, or the loader was closed, before this one was complete.
         """
-        this = self._begin((self.seed, "augment", *stream), self._order(stream, shuffle), batch_size, start)
+        this = self._begin((self.seed, "augment", *stream), self.order(*stream, shuffle=shuffle), batch_size, start)
         while self._pass is this:
-            if (batch := next(self._running.batches, None)) is None:
+            if (batch := self._running.next()) is None:
                 return
             yield self._on_device(batch)
         raise RuntimeError(f"the pass {stream} was cut off: its loader began another one or was closed")
 
-    def _order(self, stream: Stream, shuffle: bool) -> list[int]:
+    def order(self, *stream: int | str, shuffle: bool) -> list[int]:
+        """The indices of the images in the order of a pass, see `epoch`."""
         if not shuffle:
             return list(range(len(self)))
         return torch.randperm(len(self), generator=generator(self.seed, "order", *stream)).tolist()
@@ -100,9 +117,8 @@ class StreamLoader:
     def _begin(self, stream: Stream, order: list[int], size: int, start: int) -> object:
         """Make this the current pass; what stands for it."""
         self._requests[:] = [(stream, order[first : first + size]) for first in range(start * size, len(order), size)]
-        if self._running.loader is None:
-            self._running.loader = self._new_loader()
-        self._running.batches, self._pass = iter(self._running.loader), object()
+        self._running.begin(self._new_loader)
+        self._pass = object()
         return self._pass
 
     def _on_device(self, batch: Batch | UserError) -> Batch:
@@ -110,6 +126,19 @@ class StreamLoader:
             raise batch
         indices, images, labels = batch
         return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started inside never notice what asks a run to stop.
+
+    Ctrl-C and a cluster's SIGTERM reach them too, and this process needs them to finish its step; then it ends them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which children inherit; here they wait until after
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Running:
@@ -121,6 +150,62 @@ class _Running:
     def end(self) -> None:
         self.loader: DataLoader[Batch | UserError] | None = None
         self.batches: Iterator[Batch | UserError] = iter(())
+
+    def begin(self, new_loader: "Callable[[], DataLoader[Batch | UserError]]") -> None:
+        """Begin a pass, with the workers there are; at first they are started."""
+        with self._watched(), _children_end_silently(), deaf_children():
+            self.loader = self.loader or new_loader()
+            self.batches = iter(self.loader)
+
+    def next(self) -> Batch | UserError | None:
+        """The next batch of the pass; None at its end."""
+        with self._watched():
+            return next(self.batches, None)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Say what happened when DataLoader fails because a worker is gone; every other error stays what it is."""
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            if not (ended := self._ended()):
+                raise
+            message = f"{_how(ended[0])}; lower num_workers (now {len(self._workers)}, 0: the main process loads)"
+            self.end()
+            raise LoadingError(f"{message} or the batch sizes") from error
+
+    def _ended(self) -> list[int]:
+        """Exit codes of the workers that have ended; one that was just killed takes a moment to."""
+        ending = wait([worker.sentinel for worker in self._workers], timeout=1) if self._workers else []
+        for worker in self._workers:
+            if worker.sentinel in ending:
+                worker.join()  # its files are closed before it has an exit code
+        return [worker.exitcode for worker in self._workers if worker.exitcode is not None]
+
+    @property
+    def _workers(self) -> list[BaseProcess]:
+        """The processes; torch alone knows those that ended so soon that multiprocessing has forgotten them."""
+        return getattr(self.batches, "_workers", [])
+
+
+def _how(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"a process that loads images ended with exit code {exit_code}"
+    name = signal.Signals(-exit_code)
+    return f"a process that loads images was ended by {name.name}{WHY_KILLED.get(name, '')}"
+
+
+@contextmanager
+def _children_end_silently() -> Iterator[None]:
+    """Keep the handler that DataLoader sets for the end of child processes from staying.
+
+    It would raise in the middle of whatever this process is then doing. Without it, whoever waits for a batch learns
+    of a dead worker, within seconds.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Batches(Dataset[Batch | UserError]):

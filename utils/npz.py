@@ -3,16 +3,23 @@
 Shapes: N images, H height, W width, C classes.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 
 from utils.config_text import did_you_mean
 from utils.images import DataError
+from utils.memory import memory
 
 SPLITS = ("train", "test")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+NAMES = (*ARRAYS, "class_names")
+ENDING = ".npy"
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -39,19 +46,46 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            _check_names(archive)
-            return {name: archive[name] for name in (*ARRAYS, "class_names") if name in archive}
+        with ZipFile(path) as archive:
+            stored = [name.removesuffix(ENDING) for name in archive.namelist() if name.endswith(ENDING)]
+            _check_names(stored)
+            wanted = [name for name in NAMES if name in stored]
+            _check_sizes(archive, wanted)
+            return {name: _read(archive, name) for name in wanted}
     except DataError:
         raise
     except Exception as error:  # a damaged archive fails in zip, zlib or array headers, each with exceptions of its own
         raise DataError(f"not a readable .npz file: {error}") from error
 
 
-def _check_names(archive: Mapping[str, np.ndarray]) -> None:
+def _check_names(stored: Sequence[str]) -> None:
     for name in ARRAYS:
-        if name not in archive:
-            raise DataError(f"no array {name}; it holds {', '.join(archive) or 'nothing'}{did_you_mean(name, archive)}")
+        if name not in stored:
+            raise DataError(f"no array {name}; it holds {', '.join(stored) or 'nothing'}{did_you_mean(name, stored)}")
+
+
+def _check_sizes(archive: ZipFile, names: Iterable[str]) -> None:
+    """Refuse what a few bytes can claim, before memory is taken for it: sizes that are not there, or a thousandfold."""
+    needed = sum(_checked_size(archive, name) for name in names)
+    if needed > memory():
+        raise DataError(f"its arrays would take {needed:,} bytes, more than the memory here, {memory():,}")
+
+
+def _checked_size(archive: ZipFile, name: str) -> int:
+    """Bytes that an array takes, once its own header and the archive's directory agree about them."""
+    with archive.open(name + ENDING) as file:
+        shape, _, dtype = HEADERS[npy.read_magic(file)](file)
+        held = archive.getinfo(name + ENDING).file_size - file.tell()
+    claimed = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and (claimed != held or min(shape, default=1) < 0 or dtype.itemsize == 0):
+        raise DataError(f"{name} says it is {dtype} of shape {shape}, {claimed:,} bytes; stored are {held:,}")
+    return held
+
+
+def _read(archive: ZipFile, name: str) -> np.ndarray:
+    with archive.open(name + ENDING) as file:
+        array: np.ndarray = npy.read_array(file, allow_pickle=False)
+    return array
 
 
 def _check_images(name: str, images: np.ndarray) -> None:

@@ -161,6 +161,15 @@ class SlowGate:
             self._withhold()
         return moves and bool(self.parameters)
 
+    def state(self) -> dict[str, Any]:
+        """Steps counted and gradients gathered, for `restore`."""
+        return {"steps": self.steps, "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from another gate's state."""
+        self.steps = state["steps"]
+        self.sums = [total.to(parameter) for total, parameter in zip(state["sums"], self.parameters, strict=False)]
+
     def _withhold(self) -> None:
         for parameter in self.parameters:
             if self.mode == "zero_grad" and parameter.grad is not None:

@@ -11,11 +11,13 @@ import numpy as np
 
 from utils.comparison import Group
 from utils.metrics import AccuracyMatrix
-from utils.run_reader import Run, RunError, read_events
+from utils.run_reader import Run, RunError
+from utils.run_record import read_events
 
 T = TypeVar("T")
 BRANCHES = ("slow+fast", "slow", "fast", "neither")
 BOTH = ("slow", "fast")
+Z_KEYS = ("z_mean_before", "z_std_before", "z_mean_after", "z_std_after")  # receipts of earlier versions lack them
 
 
 def reads(kind: str) -> Callable[[Callable[[Run], T]], Callable[[Run], T]]:
@@ -193,7 +195,7 @@ def consolidations(run: Run) -> list[Consolidation]:
     return [
         Consolidation(
             int(event["task"]),
-            [{**receipt, "drift": _number(receipt["drift"])} for receipt in event["receipts"]],
+            [{**dict.fromkeys(Z_KEYS), **receipt, "drift": _number(receipt["drift"])} for receipt in event["receipts"]],
             _number(event["accuracy_before"]["top1"]),
             _number(event["accuracy_after"]["top1"]),
         )

@@ -140,27 +140,31 @@ def consolidation(comparison: Comparison) -> Section:
         )
         return Section("consolidation", "Consolidation", intro)
     header = ["task", "alpha", "mode", "reset", "norm of slow", "rank of slow", "norm of fast"]
-    header += ["drift: mean", "drift: largest", "accuracy (%)"]
+    header += ["drift: mean", "drift: largest", "z: mean", "z: deviation", "accuracy (%)"]
     receipts = [Table(name, header, [_receipt_row(event) for event in made]) for name, made in found]
     intro = "What consolidating fast into slow changed; drift is the change of the adapters' output on a probe batch, "
-    intro += "relative to the output before."
+    intro += "relative to the output before. z is that of the task's training images as they look after consolidation, "
+    intro += "against the descriptors' records from before it and against those taken anew."
     parts: list[Part] = [Drawings("", [curve])]
     parts += [Folded("Receipts: means over layers and adapters, before → after", receipts)]
     return Section("consolidation", "Consolidation", intro, parts)
 
 
 def _receipt_row(made: Consolidation) -> list[str]:
-    changes = [
-        (made.mean(f"{key}_before"), made.mean(f"{key}_after")) for key in ("slow_norm", "slow_rank", "fast_norm")
-    ]
     return [
         str(made.task),
         *(made.texts(key) for key in ("alpha", "mode", "reset")),
-        *(f"{_decimal(before)} → {_decimal(after)}" for before, after in changes),
+        *(_change(made, key) for key in ("slow_norm", "slow_rank", "fast_norm")),
         _decimal(made.mean("drift")),
         _decimal(made.largest_drift),
+        *(_change(made, key) for key in ("z_mean", "z_std")),
         f"{made.before:.2f} → {made.after:.2f}",
     ]
+
+
+def _change(made: Consolidation, key: str) -> str:
+    before, after = made.mean(f"{key}_before"), made.mean(f"{key}_after")
+    return "-" if math.isnan(before) and math.isnan(after) else f"{_decimal(before)} → {_decimal(after)}"
 
 
 def _decimal(value: float) -> str:

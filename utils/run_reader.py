@@ -11,19 +11,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config import Config, UserError, counted, counted_digest, result_hash
+from utils.config import Config, counted, counted_digest, result_hash
 from utils.config_text import did_you_mean, shown
+from utils.errors import RunError as RunError
 from utils.files import plain
 from utils.json_file import read_object
 from utils.metrics import AccuracyMatrix
-from utils.runlog import RESULTS
+from utils.run_dir import RESULTS
+from utils.run_record import check_events, close
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", RESULTS)  # the last is written last
 RUN_NAME = re.compile(r"(?P<label>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d+)")
-
-
-class RunError(UserError):
-    """A run that is not there, not finished or damaged; the message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,10 @@ def read_run(path: Path) -> Run:
         RunError: The directory is none of a run, the run is unfinished, a file is damaged, or files contradict each
             other (a file was edited).
     """
-    _require_files(path)
+    require_files(path)
     config, environment, results = (_read(path / name) for name in (FILES[0], FILES[1], RESULTS))
     matrix = _matrix(path / RESULTS, results)
-    _check_events(path / "metrics.jsonl", matrix)
+    remarks = check_events(path / "metrics.jsonl", config, results, matrix)
     name = RUN_NAME.fullmatch(path.resolve().name)
     seed = _seed(path / FILES[0], config)
     return Run(
@@ -96,15 +94,29 @@ def read_run(path: Path) -> Run:
         seconds=float(results["run"]["seconds"]),
         results=results,
         environment=environment,
-        notes=tuple(_name_notes(name, config, seed)),
+        notes=(*_name_notes(name, config, seed), *remarks),
     )
 
 
-def _require_files(path: Path) -> None:
+def foreign_folder(path: Path) -> str:
+    """Why a folder without any file of a run is left out of a comparison; empty for a run, a damaged one too."""
+    if not path.is_dir() or any((path / name).exists() for name in FILES):
+        return ""
+    return f"{path}: left out, as it is no run directory{_runs_within(path)}"
+
+
+def _runs_within(path: Path) -> str:
+    return f"; runs lie in it: name them, as in {path}/*-s*" if any(path.glob(f"*/{FILES[0]}")) else ""
+
+
+def require_files(path: Path) -> None:
+    """Refuse a path that is no directory of a finished run.
+
+    Raises:
+        RunError: Names the file that is missing.
+    """
     if not (path / FILES[0]).exists():
-        inner = sorted(path.glob(f"*/{FILES[0]}"))
-        hint = f"; runs lie in it: name them, as in {path}/*" if inner else ""
-        raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{hint}")
+        raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{_runs_within(path)}")
     for name in reversed(FILES):
         if not (path / name).exists():
             state = "the run is unfinished" if name == RESULTS else "the run directory is damaged"
@@ -135,7 +147,7 @@ def _matrix(file: Path, results: Mapping[str, Any]) -> AccuracyMatrix:
     if not matrix.count:
         raise RunError(f"{file}: accuracy: no task was learned")
     for key, derived in matrix.summary().items():
-        if key in results and not _close(results[key], plain(derived)):
+        if key in results and not close(results[key], plain(derived)):
             raise RunError(
                 f"{file}: {key} = {shown(results[key])}, but the counts give {shown(plain(derived))}; "
                 "the file was edited or is damaged"
@@ -159,47 +171,6 @@ def _is_task(task: object) -> bool:
             return "backbone" in parameters and all(isinstance(n, int) for n in [*adapters, *parameters.values()])
         case _:
             return False
-
-
-def _check_events(file: Path, matrix: AccuracyMatrix) -> None:
-    """Hold the accuracies logged after every task against the final matrix."""
-    rows = matrix.matrix
-    for event in read_events(file, "task"):
-        task = event.get("task")
-        row = plain(rows[task, : task + 1]) if isinstance(task, int) and 0 <= task < len(rows) else None
-        if row is None or not _close(event.get("task_accuracy"), row):
-            logged = shown(event.get("task_accuracy"))
-            raise RunError(
-                f"{file}: task {task}: accuracies {logged}, but {RESULTS} gives {shown(row)}; a file was edited"
-            )
-
-
-def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
-    """The events of a metrics.jsonl, in order; only those of one kind if it is given.
-
-    Raises:
-        RunError: A line is no JSON object; the message has its number.
-    """
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
-            raise RunError(f"{file}: line {number}: not a JSON object: {shown(line)}")
-        if kind in (None, event.get("kind")):
-            yield event
-
-
-def _close(a: object, b: object) -> bool:
-    """Whether two JSON values are equal, numbers up to the rounding of another machine's sums."""
-    match a, b:
-        case [list(), list()]:
-            return len(a) == len(b) and all(map(_close, a, b))
-        case [int() | float(), int() | float()]:
-            return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-        case _:
-            return a == b
 
 
 def digest(values: Mapping[str, Any]) -> str:

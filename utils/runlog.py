@@ -5,6 +5,7 @@
         environment.json   versions, commit, device, command line, start
         log.txt            the lines of the console
         metrics.jsonl      one JSON object an event; equal for equal runs, but for what an event keeps under `run`
+        resume/            states to go on from; gone when the run is finished
         results.json       written last, so a run that has it is finished; equal for equal runs, but for its key `run`
 
 NaN and infinities, which JSON does not know, are null in all of them.
@@ -12,53 +13,29 @@ NaN and infinities, which JSON does not know, are null in all of them.
 
 import logging
 import os
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-from utils.config import Config, UserError, result_hash
-from utils.files import json_line, write_json
+from utils import run_dir
+from utils.checksums import checksums, results_checksum
+from utils.environment import environment, reproduce_line
+from utils.files import json_line, naming, plain, write_json
+from utils.json_file import read_object
+from utils.run_dir import CONFIG, RESULTS, STATES, RunPlan
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "results.json"
-PACKAGES = ("torch", "torchvision", "timm", "numpy")
-PROJECT = Path(__file__).resolve().parents[1]
-
+METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 T = TypeVar("T")
-
-
-class RunDirError(UserError):
-    """A run directory that holds a finished run, or that cannot be made."""
-
-
-def run_name(config: Config, config_name: str, seed: int) -> str:
-    """The name of a run's directory: two configurations, or two seeds, never share one."""
-    return f"{config_name}-{result_hash(config)}-s{seed}"
-
-
-def refuse_finished(output_dir: str | Path, names: Iterable[str], overwrite: bool) -> None:
-    """Refuse to replace finished runs, before anything else is done.
-
-    Raises:
-        RunDirError: Runs of these names are finished, and `overwrite` is false; the message lists them.
-    """
-    paths = [Path(output_dir) / name for name in names]
-    finished = [str(path) for path in paths if (path / RESULTS).exists()]
-    if finished and not overwrite:
-        listed = ", ".join(finished)
-        raise RunDirError(f"finished already: {listed}; --overwrite replaces it, another --output_dir keeps it")
 
 
 def progress(iterable: Iterable[T], what: str, total: int, done: int = 0) -> Iterable[T]:
@@ -83,65 +60,36 @@ def _with_bar(iterable: Iterable[T], bar: tqdm) -> Iterator[T]:
 
 
 class RunLog:
-    """Writes one run's directory and, as a context manager, sends the log there and to the console.
-
-    Made by `create`. The handlers are taken off again at the end, so that no run writes into another's log; what ended
-    a run early stands in its log with the traceback.
+    """Writes one run's directory and sends the log there and to the console. Made by `opened`.
 
     Attributes:
         path: The run's directory.
     """
 
-    def __init__(self, path: Path, replaced: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._replaced = replaced
-        self._started, self._clock = _now(), time.perf_counter()
+        self._started = _now()
 
     @classmethod
-    def create(cls, output_dir: str | Path, name: str, overwrite: bool) -> Self:
-        """Make a run's directory, empty. An unfinished run of that name is begun anew: all its files are removed.
+    @contextmanager
+    def opened(cls, plan: RunPlan) -> Iterator[Self]:
+        """The log of a run, its directory locked and, unless the plan goes on with what is there, emptied.
+
+        The handlers are taken off again at the end, so that no run writes into another's log; what ended a run early
+        stands in its log with the traceback.
 
         Raises:
-            RunDirError: As `refuse_finished`, or the directory cannot be made or emptied.
+            RunDirError: Another process is at work there, or the directory cannot be made or emptied.
         """
-        refuse_finished(output_dir, [name], overwrite)
-        path = Path(output_dir) / name
-        replaced = "a finished run" if (path / RESULTS).exists() else "an unfinished run" if path.exists() else ""
-        try:
-            if replaced:
-                shutil.rmtree(path)
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise RunDirError(f"run directory {str(path)!r} cannot be made: {error}") from error
-        return cls(path, replaced)
-
-    def __enter__(self) -> Self:
-        root = logging.getLogger()
-        self._level = root.level
-        self._file = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._console = ConsoleHandler()
-        self._console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        for handler in (self._file, self._console):
-            root.addHandler(handler)
-        root.setLevel(logging.INFO)
-        logger.info("run directory %s%s", self.path, f" (replaces {self._replaced})" if self._replaced else "")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        root = logging.getLogger()
-        root.removeHandler(self._console)  # first: whoever catches the error tells the user
-        if error is not None:
-            logger.error("the run stopped before its end", exc_info=error)
-        root.removeHandler(self._file)
-        self._file.close()
-        root.setLevel(self._level)
+        with run_dir.locked(plan.path):
+            done = run_dir.clear(plan)
+            with _logging_to(plan.path / "log.txt"):
+                logger.info("run directory %s%s", plan.path, f" ({done})" if done else "")
+                yield cls(plan.path)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
         """Write config.json: the resolved configuration."""
-        write_json(self.path / "config.json", values)
+        write_json(self.path / CONFIG, values)
 
     def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
         """Write environment.json: where the run runs.
@@ -151,7 +99,7 @@ class RunLog:
             extra: Whatever else the run started from, such as the backbone's weights.
         """
         values = {**environment(), "device": device, "started": self._started, **extra}
-        write_json(self.path / "environment.json", values)
+        write_json(self.path / ENVIRONMENT, values)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to metrics.jsonl; it is in the file when this returns.
@@ -160,14 +108,128 @@ class RunLog:
             kind: What happened.
             fields: JSON values, arrays or tensors; what differs between two equal runs belongs under `run`.
         """
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+        path = self.path / METRICS
+        with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json_line({"kind": kind, **fields}))
 
+    def events_written(self) -> int:
+        """The length of metrics.jsonl in bytes, all of them flushed to the disk."""
+        file = self.path / METRICS
+        if not file.exists():
+            return 0
+        with naming(file), file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            return os.fstat(opened.fileno()).st_size
+
+    def forget_events_after(self, length: int) -> None:
+        """Cut metrics.jsonl to a length that `events_written` gave: what follows will happen again."""
+        if self.events_written() > length:
+            os.truncate(self.path / METRICS, length)
+
     def results(self, values: Mapping[str, Any]) -> None:
-        """Write results.json, which marks the run as finished; start, end and duration are added under `run`."""
-        seconds = time.perf_counter() - self._clock
-        run = {"started": self._started, "finished": _now(), "seconds": seconds, **values.get("run", {})}
-        write_json(self.path / RESULTS, {**values, "run": run})
+        """Write results.json, which marks the run as finished, and remove the states it could have gone on from.
+
+        The end is added under `run`, how to make the run again as it was begun, and the checksums of its files.
+        """
+        begun, _ = read_object(self.path / ENVIRONMENT)
+        results = plain(values)
+        sha256 = {**checksums(self.path), RESULTS: results_checksum(results)}
+        run = {**results.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun), "sha256": sha256}
+        write_json(self.path / RESULTS, {**results, "run": run})
+        shutil.rmtree(self.path / STATES, ignore_errors=True)
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Send every logger's lines to a file and to the console."""
+    root = logging.getLogger()
+    level = root.level
+    file, console = FullDiskHandler(path, encoding="utf-8"), ConsoleHandler()
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for handler in (file, console):
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        root.removeHandler(console)  # first: whoever catches the error tells the user
+        file.last_words("the run stopped before its end", error)
+        raise
+    finally:
+        root.removeHandler(console)
+        root.removeHandler(file)
+        file.close()
+        root.setLevel(level)
+
+
+@dataclass
+class RunClock:
+    """How long a run took, over all the processes that made it.
+
+    Attributes:
+        starts: When each of them began.
+        tasks: Seconds of every finished task.
+        before: Seconds of the current task in earlier processes.
+    """
+
+    starts: list[str] = field(default_factory=lambda: [_now()])
+    tasks: list[float] = field(default_factory=list)
+    before: float = 0.0
+    _since: float = field(default_factory=lambda: time.perf_counter())
+
+    def end_task(self) -> None:
+        """The current task is finished, the next one begins."""
+        self.tasks.append(self._current())
+        self.before, self._since = 0.0, time.perf_counter()
+
+    def report(self) -> dict[str, Any]:
+        """What results.json holds under `run`."""
+        seconds = sum(self.tasks) + self._current()
+        return {
+            "started": self.starts[0],
+            "resumed": self.starts[1:],
+            "seconds": seconds,
+            "seconds_per_task": self.tasks,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        return {"starts": self.starts, "tasks": self.tasks, "before": self._current()}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> Self:
+        """Go on in another process."""
+        return cls([*state["starts"], _now()], list(state["tasks"]), state["before"])
+
+    def _current(self) -> float:
+        return self.before + time.perf_counter() - self._since
+
+
+class FullDiskHandler(logging.FileHandler):
+    """Writes a log whose errors are the run's: a full disk ends it, where logging would go on printing tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what went wrong."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            with naming(Path(self.baseFilename)):
+                raise error
+        super().handleError(record)
+
+    def last_words(self, message: str, error: BaseException) -> None:
+        """Write why the run stops, if the disk still takes it."""
+        try:
+            logger.error(message, exc_info=error)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Close the file, whatever is left unwritten on a full disk."""
+        try:
+            super().close()
+        except OSError:
+            self.stream = None
 
 
 class ConsoleHandler(logging.Handler):
@@ -179,42 +241,6 @@ class ConsoleHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process; None for what cannot be found out."""
-    return {
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        **commit_state(PROJECT),
-        "command": shlex.join(sys.orig_argv),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def commit_state(folder: Path) -> dict[str, str | bool | None]:
-    """The commit `folder` is at and whether tracked files differ from it (`dirty`); None without git or a commit."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    # Untracked files do not count: logs and results of earlier runs may lie among the sources.
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _now() -> str:

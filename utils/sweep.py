@@ -5,8 +5,8 @@
     python -m utils.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
 What a sweep file holds stands in utils/sweep_plan.py. A run with a results.json is kept, whichever sweep or call of
-main.py in the same folder it came from; one without is begun anew; one that fails is tried once more, and then reported
-while the others go on. The comparison, with the file's first member as baseline, goes to the terminal, to
+main.py in the same folder it came from; one that is unfinished goes on; one that fails is tried once more, and then
+reported while the others go on. The comparison, with the file's first member as baseline, goes to the terminal, to
 OUTPUT_DIR/NAME.md and, with its figures, to OUTPUT_DIR/NAME.html; what the runs print to OUTPUT_DIR/NAME.logs/.
 
 Exit codes: 0 all runs finished, 1 some failed, 2 something for the user to put right, 130 interrupted.
@@ -90,7 +90,7 @@ def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Names
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder, which would begin anew the runs that the first one is making.
+    """Keep a second sweep out of the folder, which would wait for the runs that the first one is making.
 
     Raises:
         UserError: One is there.

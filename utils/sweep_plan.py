@@ -24,13 +24,16 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from utils.config import Config, ConfigError, load, result_hash
 from utils.config_text import did_you_mean, shown
+from utils.environment import PROJECT
 from utils.json_file import read_object
-from utils.runlog import PROJECT, RESULTS, run_name
+from utils.run_dir import RESULTS, run_name
 
 RESERVED = {
     "seed": 'the sweep\'s own key "seeds" names them',
     "output_dir": "all runs of a sweep lie in one folder, which the flag --output_dir names",
     "overwrite": "a sweep keeps what is finished",
+    "resume": "a sweep goes on with what is unfinished",
+    "auto_resume": "a sweep goes on with what is unfinished",
     "eval": "a sweep trains",
     "checkpt_path": "a sweep trains",
 }
@@ -96,11 +99,11 @@ class PlannedRun:
         return next((path for path in [own, *equal] if (path / RESULTS).exists()), None)
 
     def command(self) -> list[str]:
-        """How main.py is called to make it; an unfinished directory of its name is begun anew."""
+        """How main.py is called to make it, or to go on with it."""
         values = self.member.config.model_dump(mode="json")
         flags = {key: values[key] for key in self.member.changes}
         flags |= {"seed": self.seed, "output_dir": values["output_dir"]}
-        texts = [f"--{key}={_flag_text(value)}" for key, value in flags.items()]
+        texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
         return [sys.executable, str(PROJECT / "main.py"), "--config", str(self.member.base), *texts]
 
 

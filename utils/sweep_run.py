@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.json_file import read_object
-from utils.runlog import RESULTS
+from utils.run_dir import RESULTS
 from utils.sweep_launch import Job, Launcher
 from utils.sweep_plan import PlannedRun
 

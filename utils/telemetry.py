@@ -97,6 +97,18 @@ class Telemetry:
         self.disarm()
         return [_entry(watched, values) for watched, values in zip(self._watched, found, strict=True)]
 
+    def state(self) -> list[dict[str, dict[str, Tensor]]]:
+        """The values at the last measurement, from which the next one's changes count; for `restore`."""
+        return [watched.last for watched in self._watched]
+
+    def restore(self, state: Sequence[dict[str, dict[str, Tensor]]]) -> None:
+        """Go on from another's last measurement of the same adapters."""
+        for watched, last in zip(self._watched, state, strict=True):
+            watched.last = {
+                branch: {kind: value.to(watched.last[branch][kind]) for kind, value in values.items()}
+                for branch, values in last.items()
+            }
+
     def _keep(self, entrance: nn.Module, inputs: tuple[Any, ...]) -> None:
         # A copy: a view would hold the whole batch in memory, and change if the step changed it in place.
         h = inputs[0].detach()[: self.images].clone()

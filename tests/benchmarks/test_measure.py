@@ -72,7 +72,7 @@ def test_peak_memory_of_known_tensors_whatever_came_before() -> None:
 
 def test_costs_are_of_each_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(measure.LARGEST, "cpu", 512)
-    found = costs(products(CPU, torch.float32), 1, Timer(CPU))
+    found = costs(products(CPU, torch.float32), 5, Timer(CPU, "cpu"))
     assert list(found) == ["512", "256", "128"]
     assert all(type(cost) is Cost and cost.multiply_adds == int(rows) ** 3 for rows, cost in found.items())
     assert found["512"].seconds > found["128"].seconds > 0

@@ -56,6 +56,7 @@ def test_multiply_adds_are_those_of_the_computation(written):
         ("forward", "timm"): timms,
         ("forward", "exact"): timms + 4 * adapter + 3 * mixing,
         ("evaluation", "exact"): timms + 4 * adapter + 3 * mixing,
+        ("evaluation, seen before", "exact"): 3 * (attention + mlp + adapter + mixing) + head,
         ("scan", "exact"): cut + descriptors,
         ("rd step", "exact"): cut + 3 * descriptors - towards_input,  # of the token mean no gradient is asked
     }

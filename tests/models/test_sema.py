@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import models.phases
 import models.sema
+import models.steps
 from backbone.sema_block import SEMAModules
 from backbone.sema_components import ADAPTER_TYPES, AE, Adapter
 from models import get_model
 from models.sema import Learner
 from utils.checkpoint import CheckpointError
 from utils.config import ConfigError
+from utils.loader import Batch
 from utils.param_groups import SlowGate, func_groups
 
 LAYERS = (1, 2)  # the expandable ones of the tiny configuration
@@ -361,7 +363,7 @@ def test_the_loss_is_cross_entropy_with_the_old_classes_at_minus_infinity(make, 
     masked = logits[:, :4].double().clone()
     masked[:, :2] = -math.inf
     expected = -sum(masked[i, label] - masked[i].logsumexp(0) for i, label in enumerate(labels)) / 5
-    loss, hits = learner._func_loss(images, labels)
+    loss, hits = learner._func_loss((torch.arange(5), images, labels))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert hits.item() == sum(int(masked[i].argmax() == label) for i, label in enumerate(labels))
 
@@ -371,14 +373,14 @@ def test_an_epochs_loss_and_accuracy_are_means_over_images(make, tasks, events, 
     learner, batches = make(), {"func": [], "rd": []}
     func_loss, rd_loss = learner._func_loss, learner._rd_loss
 
-    def func(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, hits = func_loss(images, labels)
-        batches["func"].append((loss.item(), len(images), hits.item()))
+    def func(batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, hits = func_loss(batch)
+        batches["func"].append((loss.item(), len(batch[0]), hits.item()))
         return loss, hits
 
-    def rd(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, hits = rd_loss(images, labels)
-        batches["rd"].append((loss.item(), len(images), 0))
+    def rd(batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, hits = rd_loss(batch)
+        batches["rd"].append((loss.item(), len(batch[0]), 0))
         return loss, hits
 
     monkeypatch.setattr(learner, "_func_loss", func)
@@ -403,12 +405,12 @@ def test_the_rd_loss_is_the_sum_over_layers_of_what_the_cycle_added(make, tasks,
         means = network.token_means(images, LAYERS)
         return sum(((slot.newest.rd(means[slot.layer]) - means[slot.layer]) ** 2).mean().item() for slot in slots)
 
-    both = [network.slots[layer] for layer in LAYERS]
-    assert learner._rd_loss(images, None)[0].item() == pytest.approx(by_hand(both), rel=1e-5)
+    both, batch = [network.slots[layer] for layer in LAYERS], (torch.arange(5), images, torch.empty(0))
+    assert learner._rd_loss(batch)[0].item() == pytest.approx(by_hand(both), rel=1e-5)
     for slot in both:
         slot.end_of_cycle()
     network.slots[2].expand()
-    assert learner._rd_loss(images, None)[0].item() == pytest.approx(by_hand([network.slots[2]]), rel=1e-5)
+    assert learner._rd_loss(batch)[0].item() == pytest.approx(by_hand([network.slots[2]]), rel=1e-5)
 
 
 def cosine(start: float, floor: float, epoch: int, epochs: int) -> float:
@@ -515,7 +517,7 @@ def _equal_rates(roles: Any, args: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("groups", [_one_group, _equal_rates])
 def test_an_optimizer_that_is_not_as_declared_stops_the_run(make, tasks, monkeypatch, groups):
     """Trap 2: nested modules and a plain optimizer."""
-    monkeypatch.setattr(models.phases, "func_groups", groups)
+    monkeypatch.setattr(models.steps, "func_groups", groups)
     with pytest.raises(RuntimeError, match="group slow"):
         learn(make(**NESTED), tasks([2, 2, 2]))
 
@@ -528,7 +530,7 @@ def test_plain_modules_under_a_nested_configuration_stop_the_run(make, tasks, mo
 
 
 def test_a_gate_that_is_not_as_declared_stops_the_run(make, tasks, monkeypatch):
-    monkeypatch.setattr(models.phases, "SlowGate", lambda slow, interval, mode: SlowGate(slow, 1, "skip"))
+    monkeypatch.setattr(models.steps, "SlowGate", lambda slow, interval, mode: SlowGate(slow, 1, "skip"))
     with pytest.raises(RuntimeError, match="slow gate"):
         learn(make(**NESTED), tasks([2, 2, 2]))
 

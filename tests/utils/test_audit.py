@@ -5,7 +5,8 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
-from utils.audit import CadenceWatch, expected_steps, judge, refuse_failed
+from utils.audit import CadenceWatch
+from utils.cadence import expected_steps, judge, refuse_failed
 from utils.errors import AuditError
 
 

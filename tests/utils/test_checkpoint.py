@@ -1,6 +1,9 @@
 """Checkpoints: what is written comes back bit by bit, and what does not belong is refused and changes nothing."""
 
 import json
+import re
+import struct
+import zipfile
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -369,6 +372,149 @@ def test_no_pickle_of_a_stranger_is_run(tmp_path):
     assert not ran.exists()
 
 
+# ---- what a stranger's file claims
+
+
+def stored(path: Path, tensors: dict[str, Any]) -> Path:
+    torch.save(tensors, path)
+    return path
+
+
+def crafted(path: Path, header: dict[str, Any], content: bytes = b"") -> Path:
+    """A safetensors file with any header."""
+    text = json.dumps({"__metadata__": {"format": FORMAT, "meta": "{}"}, **header}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.12, while it reads a sparse tensor
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(1).expand(10**12), "claim 4,000,000,000,000 bytes, the file has"),
+        (torch.empty(3, device="meta"), "on meta; expected dense floats"),
+        (torch.eye(3).to_sparse(), "torch.sparse_coo.*expected dense floats"),
+        (torch.ones(3, dtype=torch.int64), "torch.int64.*expected dense floats"),
+        (torch.ones(3, dtype=torch.complex64), "torch.complex64.*expected dense floats"),
+        (torch.ones(3).to(torch.float8_e4m3fn), "torch.float8_e4m3fn.*expected dense floats"),
+        (torch.empty(10**15, 0), r"of shape \(1000000000000000, 0\), which holds nothing"),
+    ],
+)
+def test_a_tensor_that_is_less_than_it_says_is_refused(tmp_path, tensor, message):
+    with pytest.raises(CheckpointError, match=rf"a\.pth.*cannot be read: .*{message}"):
+        read_checkpoint(stored(tmp_path / "a.pth", {"fc.weight": tensor}))
+
+
+def test_one_tensor_under_many_names_claims_more_than_the_file_has(tmp_path):
+    shared = torch.ones(10_000)
+    path = stored(tmp_path / "a.pth", {f"x{number}": shared for number in range(100)})
+    with pytest.raises(CheckpointError, match="claim 4,000,000 bytes, the file has"):
+        read_checkpoint(path)
+
+
+def test_a_compressed_torch_file_is_refused_unread(tmp_path, monkeypatch):
+    plain = stored(tmp_path / "plain.pth", {"x": torch.zeros(10**6)})
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    assert (tmp_path / "a.pth").stat().st_size < 20_000
+    assert read_checkpoint(plain)[0]["x"].shape == (10**6,)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(CheckpointError, match=r"a\.pth.*is compressed, which torch\.save never does"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [
+        ({"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}, b""),
+        ({"dtype": "F32", "shape": [10**15, 0], "data_offsets": [0, 0]}, b""),
+        ({"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}, b""),
+        ({"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}, bytes(16)),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 16]}, bytes(16)),
+        ({"dtype": "I64", "shape": [2], "data_offsets": [0, 16]}, bytes(16)),
+        ("no entry", b""),
+    ],
+)
+def test_a_safetensors_header_that_claims_something_else_is_refused(tmp_path, entry, content):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors.*cannot be read: "):
+        read_checkpoint(crafted(tmp_path / "a.safetensors", {"fc.weight": entry}, content))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {f"{SLOT}.adapters.0.functional.slow.down_proj.weight": torch.ones(1).expand(10**12, 32)},
+            r"\(32, 1000000000000\) here",
+        ),
+        ({f"{SLOT}.adapters.0.functional.slow.down_proj.weight": torch.tensor(1.0)}, "of rank 1 at least"),
+        (  # records may be of any length, so that something else has to be wrong
+            {f"{SLOT}.adapters.0.records.losses": torch.ones(1).expand(10**12), "fc.bias": torch.ones(7)},
+            r"fc\.bias is \(7,\) there, \(6,\) here",
+        ),
+        (
+            {f"{SLOT}.adapters.{n}.records.losses": torch.ones(2) for n in range(9)},
+            "3 adapters and 9 records at layer 2",
+        ),
+        (
+            {f"{SLOT}.adapters.{n}.functional.slow.down_proj.weight": torch.ones(1, 1) for n in range(50_000)},
+            "50000 adapters .* at most an adapter for each of 6 classes",
+        ),
+        (
+            {"backbone.blocks.999999.adapter_module.adapters.0.functional.slow.down_proj.weight": torch.ones(3, 32)},
+            "5 b",
+        ),
+        ({"backbone.blocks.-1.adapter_module.adapters.0.functional.slow.down_proj.weight": torch.ones(3, 32)}, "unexp"),
+        (
+            {f"backbone.blocks.{'9' * 5000}.adapter_module.adapters.0.functional.slow.down_proj.weight": torch.ones(1)},
+            "unexpected",
+        ),
+    ],
+)
+def test_a_structure_no_run_can_have_made_is_refused_before_it_is_built(net, grown, change, named):
+    tensors = grown(ffn_adapter_type="nested_lora").learned_state()
+    assert re.search(named, refused(net(ffn_adapter_type="nested_lora"), {**tensors, **change}))
+
+
+META: dict[str, Any] = {
+    "config": {"dataset": "npz"},
+    "class_order": [1, 0],
+    "task_sizes": [1, 1],
+    "accuracy": {"task_sizes": [1, 1], "count": [5, 5], "correct": [[3], [2, 4]]},
+    "backbone": {"timm_name": "vit", "weights": "hub", "sha256": "0" * 64},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", [1]), ("config", None), ("class_order", 3), ("class_order", ["a"]), ("class_order", [0.5]),
+        ("class_order", [-1]), ("task_sizes", []), ("task_sizes", [0]), ("task_sizes", "11"), ("task_sizes", [True]),
+        ("task_sizes", {"0": 1}), ("accuracy", []), ("accuracy", {}), ("accuracy", {**META["accuracy"], "count": [5]}),
+        ("accuracy", {**META["accuracy"], "correct": [[6], [2, 4]]}), ("backbone", "vit"), ("backbone", {}),
+        ("backbone", {**META["backbone"], "sha256": 7}),
+    ],
+)  # fmt: skip
+def test_metadata_of_a_wrong_type_are_named(tmp_path, key, value):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, {"x": torch.ones(1)}, META)
+    assert read_meta(path) == META
+    save_checkpoint(path, {"x": torch.ones(1)}, {**META, key: value})
+    for read in (read_meta, read_checkpoint, read_config):
+        with pytest.raises(CheckpointError, match=rf"a\.safetensors.*cannot be read: {key}") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("meta", ["[[[" * 100_000, '{"config": ' * 100_000, "7", '"text"', "[]"])
+def test_metadata_that_are_no_object_are_refused(tmp_path, meta):
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.ones(1)}, path, {"format": FORMAT, "meta": meta})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(path)
+
+
 # ---- what names and shapes tell
 
 
@@ -378,14 +524,14 @@ def test_structure_is_read_off_names_and_shapes(grown, kind):
     inner = {"adaptmlp": [[4], [4, 4], [4, 4, 4], [4]], "nested_lora": [[3], [6, 3], [6, 6, 3], [3]]}[kind]
     records = [[], [0, 7], [20, 0, 0], []]
     assert adapter_type(tensors) == kind
-    assert structure(tensors) == {layer: (inner[layer], records[layer]) for layer in range(4)}
+    assert structure(tensors) == {layer: (inner[layer], records[layer], False) for layer in range(4)}
 
 
 def test_structure_counts_adapters_by_number():
     """Ten adapters and more: 10 comes after 9, not after 1."""
     name = "backbone.blocks.0.adapter_module.adapters.{}.functional.down_proj.weight"
     assert structure({name.format(index): torch.ones(index + 1, 2) for index in reversed(range(12))}) == {
-        0: (list(range(1, 13)), [])
+        0: (list(range(1, 13)), [], False)
     }
 
 

@@ -69,6 +69,15 @@ def test_what_the_user_can_put_right_ends_with_code_2_and_names_the_file(paths, 
     assert "did you mean b" in capsys.readouterr().err
 
 
+def test_everything_under_logs_may_be_named_though_sweeps_lie_there_too(paths, capsys):
+    write_run(paths[0].parent / "sweeps", "c", 1, [[90]])
+    assert main([*map(str, sorted(paths[0].parent.iterdir()))]) == 0
+    out = capsys.readouterr().out
+    assert f"- {paths[0].parent / 'sweeps'}: left out, as it is no run directory" in out
+    assert main([str(paths[0].parent / "sweeps")]) == 2
+    assert capsys.readouterr().err.startswith("there is no run to compare\n")
+
+
 def test_a_mistyped_run_offers_the_nearest(paths):
     done = cli(str(paths[0]).replace("/a-", "/aa-"))
     assert done.returncode == 2

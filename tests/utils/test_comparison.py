@@ -27,7 +27,7 @@ def test_seeds_are_grouped_and_what_changes_nothing_does_not_part_them(runs, tmp
         ("base", [1, 2, 3]),
     ]
     assert found.differing == {"exp_threshold": [3.0, 2.0]}
-    assert (found.baseline, found.others, found.repeated, found.one_sided) == (None, [], [], [])
+    assert (found.baseline, found.others, found.left_out, found.one_sided) == (None, [], [], [])
 
 
 def test_mean_deviation_and_paired_difference(runs):
@@ -56,7 +56,40 @@ def test_a_baseline_may_be_a_run_not_named_before_or_a_configuration(runs):
 def test_the_same_run_named_twice_is_one(runs):
     found = compare([runs[0], runs[0], runs[0] / ".." / runs[0].name])
     assert len(found.groups[0].runs) == 1
-    assert found.repeated == []
+    assert found.left_out == []
+
+
+@pytest.fixture
+def foreign(tmp_path) -> list[Path]:
+    """What a sweep leaves beside runs: a folder of runs, and one of what they printed."""
+    write_run(tmp_path / "sweeps", "inner", 1, A[1])
+    (tmp_path / "sweep.logs").mkdir()
+    (tmp_path / "sweep.logs" / "inner-attempt1.log").write_text("")
+    return [tmp_path / "sweep.logs", tmp_path / "sweeps"]
+
+
+def test_folders_that_are_no_runs_are_left_out_and_said(runs, foreign):
+    found = compare([foreign[0], *runs, foreign[1], foreign[1]])
+    assert [len(group.runs) for group in found.groups] == [3, 3]
+    assert found.left_out == [
+        f"{foreign[0]}: left out, as it is no run directory",
+        f"{foreign[1]}: left out, as it is no run directory; runs lie in it: name them, as in {foreign[1]}/*-s*",
+    ]
+
+
+def test_with_no_run_left_or_such_a_folder_for_a_baseline_there_is_nothing_to_compare(runs, foreign):
+    with pytest.raises(UserError, match=r"(?s)no run to compare.*sweep\.logs: left out.*sweeps: left out"):
+        compare(foreign)
+    with pytest.raises(UserError, match=r"sweeps/config\.json: missing, .*runs lie in it"):
+        compare(runs, str(foreign[1]))
+
+
+@pytest.mark.parametrize("kept", ["environment.json", "metrics.jsonl", "results.json"])
+def test_a_run_whose_configuration_is_gone_is_not_left_out_but_refused(runs, kept):
+    for name in {"config.json", "environment.json", "metrics.jsonl", "results.json"} - {kept}:
+        (runs[0] / name).unlink()
+    with pytest.raises(UserError, match=r"config\.json: missing"):
+        compare(runs)
 
 
 def test_another_run_of_the_same_seed_is_left_out_and_said(runs, tmp_path):
@@ -64,7 +97,7 @@ def test_another_run_of_the_same_seed_is_left_out_and_said(runs, tmp_path):
     other = write_run(tmp_path / "y", "other", 2, A[1], exp_threshold=3.0)
     found = compare([*runs, twin, other], str(twin))
     assert len(found.groups[0].runs) == 3
-    assert [text.split("; ")[1] for text in found.repeated] == ["it has the same accuracies", "it has other accuracies"]
+    assert [text.split("; ")[1] for text in found.left_out] == ["it has the same accuracies", "it has other accuracies"]
     assert found.baseline is found.groups[0]
 
 

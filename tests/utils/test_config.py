@@ -25,8 +25,10 @@ NESTED_DEFAULTS = {
     "nested_lora_fast_reset": "zero", "nested_lora_lifetime": "expansion",
 }  # fmt: skip
 NO_INFLUENCE = {
+    "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
-    "eval_every", "branch_eval", "telemetry_every", "num_threads",
+    "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
+    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -386,11 +388,16 @@ def test_with_defaults_shares_nothing_between_calls():
 
 
 OTHER_VALUES = {
-    "dataset": "vtab", "model_name": None, "shuffle": False, "optimizer": "adam", "ffn_adapter_type": "nested_lora",
+    "dataset": "vtab", "model_name": None, "shuffle": False, "on_bad_image": "skip", "optimizer": "adam",
+    "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
-    "pretrained": False, "normalize": True, "overwrite": True, "fixed_memory": True, "branch_eval": False,
+    "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
+    "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
+    "precision": "bf16", "compile": True, "grad_checkpointing": True,
+    "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
+    "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8,
 }  # fmt: skip

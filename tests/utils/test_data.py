@@ -1,8 +1,11 @@
 """Every data set read from disk, and every way it can be wrong."""
 
 import contextlib
+import io
 import logging
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +216,76 @@ def test_the_size_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert "3 classes, 6 training and 3 test images" in caplog.text
 
 
+# ---- files that are no images
+
+
+def cut_off(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:45])  # enough for its size, and for none of its pixels
+    return path
+
+
+@pytest.fixture
+def with_bad(tmp_path: Path) -> list[Path]:
+    """The folders with three bad files, in the order in which they are read."""
+    make_folders(tmp_path)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "1.png").write_bytes(b"<html>404</html>")
+    return [
+        tmp_path / "train" / "cat" / "1.png",
+        cut_off(tmp_path / "train" / "dog" / "0.png"),
+        tmp_path / "test" / "cat" / "1.png",
+    ]
+
+
+def test_what_is_no_image_by_its_first_bytes_is_refused_with_all_others_of_its_kind(tmp_path: Path, with_bad):
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagefolder", tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines[:-1]] == [str(with_bad[0]), str(with_bad[2])]
+    assert "on_bad_image" in lines[-1]
+
+
+def test_a_long_list_of_bad_files_is_cut(tmp_path: Path):
+    make_folders(tmp_path, {"cat": 12})
+    for number in range(11):
+        (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"and 3 more files\nmend or remove them") as caught:
+        load_dataset("imagefolder", tmp_path)
+    assert len(str(caught.value).splitlines()) == 10
+
+
+def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: Path, with_bad, caplog):
+    data = load_dataset("imagefolder", tmp_path, "skip")
+    assert relative(data, tmp_path) == ["train/cat/0.png", "train/dog/1.png", "train/dog/2.png", "train/emu/0.png"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 1, 2], [0, 1, 2])
+    assert data.left_out == tuple(with_bad)
+    assert [caplog.text.count(f"{path}: not a readable image: ") for path in with_bad] == [1, 1, 1]
+    assert data.summary == (
+        "3 classes, 4 training and 3 test images; left out, as they cannot be read, 3: "
+        f"{with_bad[0]}, {with_bad[1]}, {with_bad[2]}"
+    )
+
+
+def test_a_class_whose_training_images_are_all_bad_cannot_be_learnt(tmp_path: Path):
+    make_folders(tmp_path)
+    cut_off(tmp_path / "train" / "emu" / "0.png")
+    with pytest.raises(DataError, match=r"no training image of emu\nexpected layout"):
+        load_dataset("imagefolder", tmp_path, "skip")
+
+
+def test_without_bad_files_leaving_them_out_changes_nothing(tmp_path: Path):
+    make_folders(tmp_path)
+    skipped, plain = (load_dataset("imagefolder", tmp_path, choice) for choice in ("skip", "error"))
+    assert relative(skipped, tmp_path) == relative(plain, tmp_path)
+    np.testing.assert_array_equal(skipped.train.labels, plain.train.labels)
+    assert skipped.left_out == ()
+
+
+def test_arrays_have_no_files_to_leave_out(tmp_path: Path):
+    data = load_dataset("npz", save_arrays(tmp_path / "a.npz"), "skip")
+    np.testing.assert_array_equal(data.train.images, make_arrays()["x_train"])
+
+
 # ---- arrays
 
 
@@ -274,6 +347,66 @@ def test_wrong_arrays_are_named(tmp_path: Path, message: str):
     with pytest.raises(DataError) as caught:
         load_dataset("npz", path)
     assert f"{path}: {message}" in str(caught.value)
+
+
+def save_members(path: Path, members: dict[str, bytes]) -> Path:
+    """An archive with members of any content in place of some arrays."""
+    save_arrays(path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()} | members
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_bytes(shape: tuple[int, ...], descr: str = "|u1", content: bytes = b"") -> bytes:
+    """An array's header with whatever claims, and its content."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x_train",
+            npy_bytes((10**6, 1000, 1000, 3)),
+            r"uint8 of shape \(1000000, 1000, 1000, 3\), 3,000,000,000,000 b",
+        ),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 59), r"60 bytes; stored are 59"),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 61), r"60 bytes; stored are 61"),
+        ("x_test", npy_bytes((-3, -4, 5), content=b"0" * 60), r"shape \(-3, -4, 5\), 60 bytes; stored are 60"),
+        ("class_names", npy_bytes((10**15,), "<U0"), r"<U0 of shape \(1000000000000000,\), 0 bytes; stored are 0"),
+    ],
+)
+def test_what_an_array_claims_is_held_against_what_is_stored(tmp_path: Path, name: str, content: bytes, message: str):
+    path = save_members(tmp_path / "a.npz", {f"{name}.npy": content})
+    with pytest.raises(DataError, match=rf"a\.npz: {name} says it is .*{message}"):
+        load_dataset("npz", path)
+
+
+def test_arrays_that_only_compression_makes_small_are_refused_where_memory_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_members(tmp_path / "a.npz", {"x_test.npy": npy_bytes((3, 1000, 1000), content=bytes(3 * 10**6))})
+    assert path.stat().st_size < 10_000
+    assert load_dataset("npz", path).test.images.shape == (3, 1000, 1000)  # type: ignore[union-attr]
+    monkeypatch.setattr("utils.npz.memory", lambda: 2 * 10**6)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(DataError, match=r"its arrays would take 3,000,\d+ bytes, more than the memory here, 2,000,000"):
+        load_dataset("npz", path)
+
+
+def test_a_member_that_is_no_array_is_none(tmp_path: Path):
+    path = save_members(tmp_path / "a.npz", {"y_test.npy": b"plain bytes"})
+    with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz file: "):
+        load_dataset("npz", path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train", b"no ending")
+    with pytest.raises(DataError, match="no array x_train; it holds nothing"):
+        load_dataset("npz", path)
 
 
 def test_a_folder_must_hold_one_file_of_arrays(tmp_path: Path):
@@ -348,6 +481,23 @@ def test_cifar_with_wrong_checksums_is_never_unpickled(tmp_path: Path):
         load_dataset("cifar224", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_no_pickle_of_a_stranger_under_cifar_s_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Each of the three files, where the others have the checksums of the published ones."""
+
+    class Stranger:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    make_cifar(tmp_path)
+    (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(Stranger()))
+    check = cifar.check_integrity
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).name != name or check(path, md5))
+    with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged"):
+        load_dataset("cifar224", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 # ---- the command
 
 
@@ -355,6 +505,14 @@ def test_the_command_says_how_large_a_data_set_is(tmp_path: Path, capsys: pytest
     make_folders(tmp_path)
     assert main(["imagefolder", "--data_root", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "imagefolder: 3 classes, 6 training and 3 test images\n"
+
+
+def test_the_command_names_every_bad_file(
+    tmp_path: Path, with_bad, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    assert main(["imagefolder", "--data_root", str(tmp_path), "--on_bad_image", "skip"]) == 0
+    assert "4 training and 3 test images; left out, as they cannot be read, 3: " in capsys.readouterr().out
+    assert all(str(path) in caplog.text for path in with_bad)
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

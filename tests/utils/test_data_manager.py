@@ -213,7 +213,7 @@ def test_augmented_files_are_the_same_for_0_and_2_workers(folder: Path):
 def test_a_corrupt_file_is_named_by_whoever_loads_it(folder: Path, workers: int):
     order = manager(load_dataset("imagefolder", folder), shuffle=True, seed=1).class_names
     path = folder / "train" / order[0] / "2.bmp"
-    path.write_bytes(b"BM not really")
+    path.write_bytes(path.read_bytes()[:200])  # its first bytes are sound
     with pytest.raises(DataError) as caught:
         batches_of(folder, workers)
     assert str(caught.value).startswith(f"{path}: not a readable image: ")

@@ -1,5 +1,7 @@
 """Which device a run gets, on machines with and without GPUs."""
 
+import os
+
 import pytest
 import torch
 
@@ -49,3 +51,12 @@ def test_threads_are_set_only_if_asked_for(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     assert prepare_device("cpu", 0) == prepare_device("cpu", 3) == torch.device("cpu")
     assert asked == [3]
+
+
+def test_determinism_is_what_was_asked_for_last(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    prepare_device("cpu", 0, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    prepare_device("cpu", 0)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,16 +1,16 @@
+import json
 from pathlib import Path
 
 import pytest
 from finished_runs import PilotRun, write_run
+from recorded_events import cadence
 
 from utils.comparison import compare
 from utils.fairness import warnings
 
-ROWS = [[90], [80, 70]]
-
-
 def of(folder: Path, label: str, seeds: list[int], **options) -> list[Path]:
-    rows = options.pop("rows", ROWS)
+    """Runs of a configuration; those of another label have other right answers."""
+    rows = options.pop("rows", [[90], [80, 70 + ord(label) - ord("a")]])
     return [write_run(folder, label, seed, rows, **options) for seed in seeds]
 
 
@@ -76,7 +76,7 @@ def test_tasks_that_a_log_does_not_show_are_not_unequal(tmp_path):
 
 def test_random_weights_may_differ_from_seed_to_seed(tmp_path):
     paths = [
-        write_run(tmp_path, label, seed, ROWS, func_epoch=epochs, environment={"backbone": {"sha256": str(seed) * 64}})
+        write_run(tmp_path, label, seed, [[90 - epochs]], func_epoch=epochs, environment={"backbone": {"sha256": str(seed) * 64}})
         for label, epochs in (("a", 5), ("b", 6))
         for seed in (1, 2, 3)
     ]
@@ -107,3 +107,27 @@ def test_the_notes_on_a_log_name_file_and_seed(tmp_path):
     (tmp_path / "x.log").write_text(text.replace("CNN top5 curve: [100.0]", "CNN top5 curve: [50.0]"))
     found = [line for line in warnings(compare([tmp_path / "x.log"])) if "top-5" in line]
     assert found[0].startswith(f"{tmp_path / 'x.log'}, seed 5: line ")
+
+
+def test_configurations_that_answer_alike_in_every_common_seed_are_suspicious(tmp_path):
+    alike = [[90], [80, 70]]
+    paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, func_epoch=9, rd_dim=7)
+    assert warnings(compare(paths)) == [
+        "a and b: the same right answers on every task in every seed they share, as if func_epoch, rd_dim had no effect; "
+        "their cadence and telemetry tell whether it reached the training"
+    ]
+    other = write_run(tmp_path, "b", 1, [[90], [80, 69]], func_epoch=9, rd_dim=7)
+    assert warnings(compare([*paths, other])) == []
+    assert not [text for text in warnings(compare([paths[0], paths[5]])) if "same right answers" in text]
+
+
+def test_a_failed_cadence_audit_is_a_warning_that_names_run_and_phase(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3], nested_lora_update_interval_slow=5)
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps(event) + "\n" for event in (cadence(0, 12, 5), cadence(1, 12, 5, observed=[5, 11, 12]))
+        )
+    assert warnings(compare(paths)) == [
+        f"{paths[1]}: metrics.jsonl: the cadence audit failed in task 1 cycle 0: slow moved at 3 of 12 steps, "
+        "the configuration says 2"
+    ]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.files import atomic_write, json_line, plain, write_json
+from utils.files import atomic_write, json_line, naming, plain, write_json
 
 
 def test_content_is_written_replaced_and_leaves_nothing_beside_it(tmp_path):
@@ -60,11 +60,23 @@ def test_a_write_over_the_size_limit_of_a_process_leaves_the_old_content(tmp_pat
         "import resource, signal, sys; from pathlib import Path; from utils.files import atomic_write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: atomic_write(Path(sys.argv[1]), bytes(100_000))\n"
-        "except OSError: sys.exit(7)"
+        "except OSError as error: print(error.filename); sys.exit(7)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 7
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, f"{path}\n")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_that_names_a_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing, naming(tmp_path / "other"):
+        (tmp_path / "this").read_bytes()
+    assert missing.value.filename == str(tmp_path / "this")
+
+
+def test_an_error_that_is_no_errno_stays_as_it_is(tmp_path):
+    with pytest.raises(OSError, match=r"^by hand$"), naming(tmp_path):
+        raise OSError("by hand")
 
 
 def test_a_folder_in_the_way_is_an_error_without_debris(tmp_path):

@@ -1,6 +1,7 @@
 """What a network sees of an image, whatever it was stored as."""
 
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from utils import images
-from utils.images import DataError, InputSpec, open_image, train_transform
+from utils.images import DataError, InputSpec, check_header, open_image, train_transform
 from utils.streams import seeded
 
 RAMP = np.linspace(0, 255, 12 * 16 * 3).reshape(12, 16, 3).astype(np.uint8)
@@ -54,6 +55,46 @@ def test_alpha_is_dropped_and_a_palette_with_alpha_does_not_warn(tmp_path: Path)
     np.testing.assert_array_equal(pixels(open_image(tmp_path / "palette.png"))[5, 5], [10, 20, 30])
 
 
+def test_an_adobe_cmyk_jpeg_is_the_colour_it_shows(tmp_path: Path):
+    Image.new("CMYK", (16, 12), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=100)
+    assert np.abs(pixels(open_image(tmp_path / "red.jpg")).astype(int) - [255, 0, 0]).max() < 6
+
+
+@pytest.mark.parametrize("name", ["moves.gif", "moves.webp", "moves.png", "pages.tif"])
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path, name: str):
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / name) as stored:
+        assert stored.n_frames == 2
+    assert np.abs(pixels(open_image(tmp_path / name)).astype(int) - [255, 0, 0]).max() < 6
+
+
+def test_a_camera_s_pair_of_pictures_is_its_first_one(tmp_path: Path):
+    frames = [Image.new("RGB", (16, 12), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "pair.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert np.abs(pixels(open_image(tmp_path / "pair.jpg")).astype(int) - [255, 0, 0]).max() < 6
+
+
+def test_which_side_is_up_is_left_as_stored(tmp_path: Path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the orientation: a quarter turn
+    Image.fromarray(RAMP).save(tmp_path / "turned.png", exif=turned)
+    with Image.open(tmp_path / "turned.png") as stored:
+        assert stored.getexif()[0x0112] == 6
+    np.testing.assert_array_equal(pixels(open_image(tmp_path / "turned.png")), RAMP)
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path):
+    Image.fromarray(RAMP).save(tmp_path / "photo.jpg", "PNG")
+    np.testing.assert_array_equal(pixels(open_image(tmp_path / "photo.jpg")), RAMP)
+
+
+def test_a_program_in_postscript_is_no_image(tmp_path: Path):
+    Image.fromarray(RAMP).save(tmp_path / "photo.jpg", "EPS")
+    with pytest.raises(DataError, match=r"photo\.jpg: .* none of BMP, GIF, JPEG"):
+        open_image(tmp_path / "photo.jpg")
+
+
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.pgm"])
 def test_sixteen_bits_keep_their_upper_half(tmp_path: Path, name: str):
     deep = (np.arange(12 * 16).reshape(12, 16) * 341).astype(np.uint16)
@@ -93,6 +134,36 @@ def test_a_missing_file_a_decompression_bomb_and_pixels_without_a_range_are_name
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 16 // 3)
     with pytest.raises(DataError, match=r"bomb\.png: .*decompression bomb"):
         open_image(tmp_path / "bomb.png")
+
+
+def white(path: Path, width: int, height: int) -> None:
+    """A PNG of one bit a pixel, which says how large it is in bytes 16 to 23 and holds a thousandth of that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.new("1", (width, height), 1).save(path)
+
+
+def test_pixels_are_bounded_where_pil_does_not_even_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    white(tmp_path / "most.png", 8192, 8192)
+    check_header(tmp_path / "most.png")
+    white(tmp_path / "more.png", 8192, 8193)
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    for read in (open_image, check_header):
+        with pytest.raises(DataError, match=r"more\.png: .*8192 x 8193 pixels; expected at most 67,108,864 in all"):
+            read(tmp_path / "more.png")
+
+
+def test_a_header_alone_tells_an_empty_file_another_kind_of_file_and_a_pipe(tmp_path: Path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "page.png").write_bytes(b"<html>404</html>")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    expected = {"empty": "it is empty", "page": "none of BMP, GIF", "pipe": "it is no file", "folder": "it is no file"}
+    for name, problem in expected.items():
+        with pytest.raises(DataError, match=rf"{name}\.png: not a readable image: .*{problem}"):
+            check_header(tmp_path / f"{name}.png")
+    Image.fromarray(RAMP).save(tmp_path / "sound.png")
+    check_header(tmp_path / "sound.png")
 
 
 def test_the_test_transform_is_the_scaled_middle():

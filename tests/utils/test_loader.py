@@ -2,17 +2,20 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.config import UserError
-from utils.loader import Batch, StreamLoader
+from utils.loader import Batch, LoadingError, StreamLoader
 from utils.streams import derive, seeded
 
 CPU = torch.device("cpu")
@@ -211,10 +214,67 @@ def test_workers_end_with_the_loader(make):
     assert gone(mine)
 
 
-def test_a_worker_that_dies_is_an_error(make, tmp_path: Path):
-    class Deadly(Noise):
-        def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
-            os._exit(3)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_do_not_hear_what_asks_the_run_to_stop(make, number: signal.Signals):
+    before, mask = loading_processes(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader, got = make(workers=2), []
+    for batch in loader.epoch("func", batch_size=2, shuffle=True):
+        got.append(batch)
+        for worker in (mine := loading_processes() - before):
+            os.kill(worker, number)
+    assert_same(got, whole(make(), "func", size=2))
+    assert len(mine) == 2
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    loader.close()
+    assert gone(mine)
 
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        whole(make(Deadly(), workers=1), "func")
+
+class Deadly(Noise):
+    """Its images end the process that loads number 6."""
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        super().__init__()
+        self.end = end
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+        if index == 6:
+            self.end()
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader looks after its workers every 5 seconds."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL, as the system does when memory runs out"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), r"was ended by SIGBUS, as happens when shared memory"),
+        (lambda: os._exit(3), "ended with exit code 3"),
+        (lambda: os._exit(0), "ended with exit code 0"),
+    ],
+)
+def test_a_worker_that_dies_is_told_with_the_key_that_helps(make, end: Callable[[], object], how: str):
+    before, handler = loading_processes(), signal.getsignal(signal.SIGCHLD)
+    loader = make(Deadly(end), workers=2)
+    with pytest.raises(LoadingError, match=rf"{how}.*; lower num_workers \(now 2, 0: the main process loads\)"):
+        whole(loader, "func", shuffle=False)
+    assert gone(loading_processes() - before)
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_worker_that_dies_between_two_passes_is_told(make):
+    before = loading_processes()
+    loader = make(workers=2)
+    whole(loader, "func", 0)
+    victim, _ = loading_processes() - before
+    os.kill(victim, signal.SIGKILL)  # while this process does something else: nothing is raised here
+    assert gone({victim})
+    with pytest.raises(LoadingError, match="SIGKILL"):
+        whole(loader, "func", 1)
+    assert len(whole(loader, "func", 2)) == 3  # with new workers

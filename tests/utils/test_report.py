@@ -109,19 +109,37 @@ def test_numbers_are_those_of_the_runs(page):
     assert {"89", "80", "71", "62", "76"} <= set(cells)  # means over two seeds, half to even
     steps = section(page, "cadence")
     assert "<td>3</td><td>120</td><td>24</td><td>24</td><td>yes</td>" in steps
-    assert "61.25 → 60.50" in section(page, "consolidation")
+    assert "<td>6.5 → 0.75</td><td>2 → 0.5</td><td>61.25 → 60.50</td>" in section(page, "consolidation")
     assert "Dashed: the threshold, 1.5. 8 batches were scanned; 1 of them" in section(page, "expansion")
 
 
 def test_a_failed_cadence_says_so(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(cadence(0, 12, 5, observed=[5, 11])) + "\n")
-        file.write(json.dumps({**cadence(1, 12, 5), "expected": None}) + "\n")
-    shown = section(write_page([run]), "cadence")
+    free = write_run(tmp_path, "free", 1, ROWS[0], **NESTED, nested_lora_slow_update="zero_grad")
+    for path, event in (
+        (run, cadence(0, 12, 5, observed=[5, 11])),
+        (run, cadence(1, 12, 5)),
+        (free, {**cadence(1, 12, 5), "expected": None}),
+    ):
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+    page = write_page([run, free])
+    shown = section(page, "cadence")
     assert "NO: 1 of 2 phases differ" in shown
     assert "<td>5, 10</td><td>5, 11</td><td>NO</td>" in shown
     assert "<td>not stated</td><td>5, 10</td><td>not judged</td>" in shown
+    assert "metrics.jsonl: the cadence audit failed in task 0 cycle 0" in section(page, "summary")
+
+
+def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
+    run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
+    record(run, tasks=3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for receipt in (receipt for line in lines for receipt in line.get("receipts", [])):
+        for key in [key for key in receipt if key.startswith("z_")]:
+            del receipt[key]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<td>-</td><td>-</td><td>61.25 → 60.50</td>" in section(write_page([run]), "consolidation")
 
 
 def test_sections_without_events_say_so_in_a_sentence(tmp_path):
@@ -146,12 +164,18 @@ def test_a_log_file_takes_part(tmp_path):
     assert "seed 1" in section(page, "runs")
 
 
+def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])
+    assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
+
+
 def test_everything_shown_is_escaped(tmp_path):
     folder = tmp_path / HOSTILE
     keys = {"prefix": HOSTILE, "environment": {"command": HOSTILE, "commit": HOSTILE}}
     run = write_run(folder, HOSTILE, 1, ROWS[0], **keys)
     other = write_run(folder, "_other</svg>", 1, ROWS[0], backbone_type=f"vit{HOSTILE}")
-    record(run, tasks=2)
+    record(run, tasks=3, interval=1)
     page = write_page([run, other], "--baseline", str(other))
     elements = Elements(page)
     assert not {"script", "iframe", "object", "img", "embed"} & {tag for tag, _ in elements.tags}

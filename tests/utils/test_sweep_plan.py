@@ -7,7 +7,7 @@ import pytest
 
 from utils.config import ConfigError, load, result_hash
 from utils.flags import parse
-from utils.runlog import run_name
+from utils.run_dir import run_name
 from utils.sweep_plan import PlannedRun, read_plan
 
 EXPS = Path(__file__).parents[2] / "exps"
@@ -108,7 +108,7 @@ def test_the_command_makes_the_run_that_was_planned(plan):
     (run,) = plan(seeds=[3], list=[{"name": "odd", "changes": ODD_VALUES}])
     path, flags = parse(run.command()[2:])
     config = load(path, flags)
-    assert config == run.member.config
+    assert config == run.member.config.model_copy(update={"auto_resume": True})
     assert run_name(config, path.stem, config.seed[0]) == run.name
 
 

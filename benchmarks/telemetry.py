@@ -1,0 +1,131 @@
+"""Measure what watching costs: telemetry as a share of training, and the branch scores as a share of a run.
+
+    python -m benchmarks.telemetry [--config exps/quickstart.json] [--repeats 5] [--output_dir logs/telemetry]
+
+Trains the func phase of task 0 again and again in one process: without telemetry, at the default interval (once an
+epoch) and at every step, in turn, so that a busy machine hits all alike. The smallest time of each counts. For the
+branch scores one whole run is made, unless it is there. The tables go into docs/telemetry.md.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quickstart import runs_of
+from models import get_model
+from trainer import learner_args, make_tasks
+from utils.config import Config, load
+from utils.data import load_dataset
+from utils.data_manager import DataManager
+from utils.devices import device_name, prepare_device
+from utils.files import json_line
+from utils.generated import markdown_table, replace_part
+from utils.param_groups import steps_of
+from utils.run_record import read_events
+from utils.runlog import RESULTS
+
+DOCUMENT = Path("docs/telemetry.md")
+NEVER = 10**9  # more steps than any phase has
+OFF, DEFAULT, ALWAYS = "off", "once an epoch", "every step"
+INTERVALS = {OFF: NEVER, DEFAULT: 0, ALWAYS: 1}
+ALONE = {"rd_epoch": 0, "nested_lora_use_consolidation": False}  # what leaves of task 0 nothing but the func phase
+
+
+def main() -> None:
+    """Measure and write the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry", description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("exps/quickstart.json"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output_dir", default="logs/telemetry")
+    given = parser.parse_args()
+    replace_part(DOCUMENT, "overhead", overhead_table(given.config, given.repeats))
+    replace_part(DOCUMENT, "branches", branch_table(given.config, given.output_dir))
+    print(DOCUMENT.read_text(encoding="utf-8"))
+
+
+# ---- telemetry
+
+
+def overhead_table(path: Path, repeats: int) -> str:
+    """Times of the func phase with telemetry, in units of that without."""
+    configs = {title: load(path, {**ALONE, "telemetry_every": every}) for title, every in INTERVALS.items()}
+    config = configs[OFF]
+    device = prepare_device(config.device, config.num_threads)
+    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
+    steps = steps_of(tasks.train_images(0), config.batch_size, config.func_epoch)
+    times = measured(configs, tasks, device, repeats)
+    title = f"{path.stem} on {device_name(device)}, {steps} steps, smallest of {repeats}"
+    rows = overhead_rows(times, {OFF: 0, DEFAULT: config.func_epoch, ALWAYS: steps})
+    return markdown_table([title, "readings", clock_of(device)[0]], rows)
+
+
+def overhead_rows(times: dict[str, list[float]], readings: dict[str, int]) -> list[list[str]]:
+    """A line for each interval, and one for the default by the cost of a single reading.
+
+    Args:
+        times: Seconds of every repetition, by interval.
+        readings: How many readings were made in each, by interval.
+    """
+    ratios = {title: min(seconds) / min(times[OFF]) for title, seconds in times.items()}
+    rows = [[title, str(readings[title]), f"{ratio:.3f}"] for title, ratio in ratios.items()]
+    part = (ratios[ALWAYS] - 1) * readings[DEFAULT] / readings[ALWAYS]
+    return [*rows, [f"{DEFAULT}, by the cost of a reading", str(readings[DEFAULT]), f"{1 + part:.4f}"]]
+
+
+def measured(
+    configs: dict[str, Config], tasks: DataManager, device: torch.device, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every repetition, by interval; the intervals take turns, after one phase that does not count."""
+    phase_seconds(configs[OFF], tasks, device)
+    times: dict[str, list[float]] = {title: [] for title in configs}
+    for _ in range(repeats):
+        for title, config in configs.items():
+            times[title].append(phase_seconds(config, tasks, device))
+    return times
+
+
+def phase_seconds(config: Config, tasks: DataManager, device: torch.device) -> float:
+    """What task 0 takes, its events written to a file."""
+    learner = get_model(config.model_name, learner_args(config, tasks, device))
+    _, clock = clock_of(device)
+    with tempfile.TemporaryFile("w", encoding="utf-8") as file:
+
+        def write(kind: str, **fields: Any) -> None:
+            file.write(json_line({"kind": kind, **fields}))
+            file.flush()
+
+        learner.events = write
+        started = clock()
+        learner.incremental_train(tasks)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock() - started
+
+
+def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """The clock that other processes on the machine disturb least, with its name."""
+    if device.type == "cpu":
+        return "CPU time of all threads", time.process_time
+    return "wall-clock time", time.perf_counter
+
+
+# ---- branches
+
+
+def branch_table(path: Path, output_dir: str) -> str:
+    """The time of the branch scores as a share of a run's, for one seed."""
+    (run,) = runs_of(path.stem, {"branch_eval": True, "output_dir": output_dir, "seed": load(path).seed[:1]})
+    whole = json.loads((run / RESULTS).read_text(encoding="utf-8"))["run"]["seconds"]
+    scored = [event["run"]["seconds"] for event in read_events(run / "metrics.jsonl", "branches")]
+    header = [f"{path.stem}, one run", "times scored", "share of the run's time"]
+    return markdown_table(header, [["branch matrices", str(len(scored)), f"{100 * sum(scored) / whole:.1f} %"]])
+
+
+if __name__ == "__main__":
+    main()

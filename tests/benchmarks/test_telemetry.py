@@ -1,0 +1,47 @@
+"""How the benchmark of telemetry counts, and that it measures what it says."""
+
+from pathlib import Path
+
+import torch
+from test_trainer import configuration, images  # noqa: F401
+
+from benchmarks.telemetry import ALONE, ALWAYS, DEFAULT, INTERVALS, OFF, measured, overhead_rows
+from models.sema import Learner
+from trainer import make_tasks
+from utils.data import load_dataset
+from utils.telemetry import Telemetry
+
+
+def test_the_smallest_times_are_compared_and_a_reading_s_cost_is_taken_from_many():
+    times = {OFF: [2.5, 2.0, 9.0], DEFAULT: [2.1, 2.04, 7.0], ALWAYS: [3.0, 3.2, 8.0]}
+    assert overhead_rows(times, {OFF: 0, DEFAULT: 5, ALWAYS: 100}) == [
+        ["off", "0", "1.000"],
+        ["once an epoch", "5", "1.020"],
+        ["every step", "100", "1.500"],
+        ["once an epoch, by the cost of a reading", "5", "1.0250"],
+    ]
+
+
+def test_intervals_take_turns_and_differ_in_their_readings_alone(images: Path, tmp_path: Path, monkeypatch):  # noqa: F811
+    seen: list[str] = []
+    measure, train = Telemetry.measure, Learner._train_epoch
+
+    def counted(telemetry: Telemetry):
+        seen[-1] += "."
+        return measure(telemetry)
+
+    def noted(learner: Learner, phase: str, *rest):
+        seen.append(phase)
+        return train(learner, phase, *rest)
+
+    monkeypatch.setattr(Telemetry, "measure", counted)
+    monkeypatch.setattr(Learner, "_train_epoch", noted)
+    configs = {
+        title: configuration(images, tmp_path, **ALONE, telemetry_every=every) for title, every in INTERVALS.items()
+    }
+    tasks = make_tasks(configs[OFF], load_dataset("npz", images))
+    times = measured(configs, tasks, torch.device("cpu"), repeats=2)
+    assert {title: len(seconds) for title, seconds in times.items()} == {OFF: 2, DEFAULT: 2, ALWAYS: 2}
+    assert all(second > 0 for seconds in times.values() for second in seconds)
+    turn = ["func", "func", "func.", "func.", "func...", "func..."]  # two epochs of three steps each
+    assert seen == ["func", "func", *turn, *turn]

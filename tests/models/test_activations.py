@@ -1,0 +1,170 @@
+"""Test images kept half way: the same numbers, fewer blocks, within bounds, never of a network that has changed."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainer import configuration, events, images, results, run  # noqa: F401
+
+from models.activations import GIB, ActivationCache, on_disk
+from models.base import BaseLearner
+from utils.inc_net import SEMAVitNet
+
+BOTH = ("slow", "fast")
+X, LABELS = torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 2])
+SIZE = X.nbytes / GIB
+
+
+# ---- the cache itself
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_batches_come_back_as_they_were(where):
+    cache = ActivationCache(1, where)
+    cache.offer(BOTH, 0, X, LABELS)
+    (kept,) = cache.batches(BOTH)
+    assert torch.equal(kept.x, X)
+    assert torch.equal(kept.labels, LABELS)
+    assert cache.batches(("slow",)) == []
+
+
+def test_a_batch_that_is_kept_is_a_copy():
+    cache, x = ActivationCache(1), X.clone()
+    cache.offer(BOTH, 0, x, LABELS)
+    x.zero_()
+    assert torch.equal(cache.batches(BOTH)[0].x, X)
+
+
+def test_only_the_first_batches_without_a_gap_are_kept():
+    cache = ActivationCache(1)
+    for number in (0, 2, 1, 1):
+        cache.offer(BOTH, number, X + number, LABELS)
+    assert [int(kept.x[0, 0, 0]) for kept in cache.batches(BOTH)] == [0, 1]
+
+
+def test_the_bound_is_one_for_all_branches_and_a_smaller_batch_fills_no_gap():
+    cache = ActivationCache(2.5 * SIZE)
+    cache.offer(BOTH, 0, X, LABELS)
+    cache.offer(("slow",), 0, X, LABELS)
+    cache.offer(BOTH, 1, X, LABELS)
+    cache.offer(BOTH, 1, X[:1], LABELS[:1])
+    assert [len(cache.batches(branches)) for branches in (BOTH, ("slow",))] == [1, 1]
+    cache.clear()
+    cache.offer(BOTH, 0, X, LABELS)
+    cache.offer(BOTH, 1, X, LABELS)
+    assert len(cache.batches(BOTH)) == 2
+
+
+def test_bfloat16_takes_half_the_room():
+    cache = ActivationCache(SIZE, dtype=torch.bfloat16)
+    for number in range(3):
+        cache.offer(BOTH, number, X, LABELS)
+    assert [kept.x.dtype for kept in cache.batches(BOTH)] == [torch.bfloat16] * 2
+
+
+def test_a_full_disk_ends_the_keeping_and_nothing_else(monkeypatch, caplog):
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache = ActivationCache(1, "disk")
+    cache.offer(BOTH, 0, X, LABELS)
+    monkeypatch.setattr("models.activations.os.posix_fallocate", full)
+    with caplog.at_level(logging.WARNING):
+        cache.offer(BOTH, 1, X, LABELS)
+    monkeypatch.undo()
+    cache.offer(BOTH, 1, X, LABELS)
+    assert len(cache.batches(BOTH)) == 1
+    assert "No space left on device" in caplog.text
+
+
+def test_a_file_on_disk_has_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    x = on_disk(X)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(x, X)
+
+
+# ---- in runs
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(task, images) of every test batch that goes through the first half of the network."""
+    seen: list[tuple[int, int]] = []
+    forward_to = SEMAVitNet.forward_to
+    predict = BaseLearner.predict
+    learners: list[Any] = []
+
+    def noted(network: SEMAVitNet, x: torch.Tensor, layer: int) -> torch.Tensor:
+        if learners:
+            seen.append((learners[-1].cur_task, len(x)))
+        return forward_to(network, x, layer)
+
+    def predicting(learner: BaseLearner) -> Any:
+        learners.append(learner)
+        found = predict(learner)
+        learners.clear()
+        return found
+
+    monkeypatch.setattr(SEMAVitNet, "forward_to", noted)
+    monkeypatch.setattr(BaseLearner, "predict", predicting)
+    return seen
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "adaptmlp": {"ffn_adapter_type": "adaptmlp", "eval_every": 1},
+    "nested": {},
+    "weights": {"nested_lora_use_consolidation": True},
+    "continual": {"nested_lora_lifetime": "continual", "nested_lora_use_consolidation": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_runs_with_and_without_are_bitwise_equal(run: Callable[..., Path], kind: str, where: str) -> None:  # noqa: F811
+    keys = {**KINDS[kind], "eval_batch_size": 5}
+    plain, kept = run("plain", eval_cache_gib=0.0, **keys), run("kept", eval_cache_on=where, **keys)
+    assert results(kept) == results(plain)
+    assert events(kept) == events(plain)
+
+
+def test_after_task_0_only_new_images_go_through_the_first_half(
+    run: Callable[..., Path],  # noqa: F811
+    through: list[tuple[int, int]],
+) -> None:
+    run(ffn_adapter_type="adaptmlp", eval_batch_size=4)  # 8 test images a task
+    assert through == [(task, 4) for task in range(3) for _ in range(2)]
+
+
+def test_branches_are_kept_apart_and_adapters_that_learn_again_are_never_kept(
+    run: Callable[..., Path],  # noqa: F811
+    through: list[tuple[int, int]],
+) -> None:
+    run("a", eval_batch_size=4)
+    assert through == [(task, 4) for task in range(3) for _ in range(4 * 2)]
+    through.clear()
+    run("b", eval_batch_size=4, nested_lora_lifetime="continual", branch_eval=False)
+    assert through == [(task, 4) for task in range(3) for _ in range(2 * (task + 1))]
+
+
+def test_bfloat16_changes_little(run: Callable[..., Path]) -> None:  # noqa: F811
+    exact, rounded = run("exact", eval_batch_size=4), run("rounded", eval_batch_size=4, eval_cache_bf16=True)
+    assert abs(results(exact)["last_acc"] - results(rounded)["last_acc"]) <= 2 / 24
+
+
+def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: Path, tmp_path: Path) -> None:  # noqa: F811
+    from models import get_model
+    from trainer import learner_args, make_tasks
+    from utils.data import load_dataset
+
+    config = configuration(images, tmp_path, ffn_adapter_type="adaptmlp", eval_batch_size=4)
+    tasks = make_tasks(config, load_dataset("npz", images))
+    learner = get_model("sema", learner_args(config, tasks, torch.device("cpu")))
+    learner.incremental_train(tasks)
+    learner.eval_task()
+    assert len(learner.cache.batches(BOTH)) == 2
+    learner.restore(learner.state())
+    assert learner.cache.batches(BOTH) == []

@@ -1,0 +1,195 @@
+"""The opt-in keys of speed: what each changes, what it must not change, and that it acts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_trainer import events, images, results, run  # noqa: F401
+from torch._dynamo.utils import counters
+
+from models.sema import Learner
+from utils.inc_net import SEMAVitNet
+from utils.loader import StreamLoader
+
+LEARN = {"func_epoch": 2, "rd_epoch": 3, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
+
+
+@pytest.fixture
+def x() -> torch.Tensor:  # (B, 3, S, S)
+    return torch.rand(5, 3, 32, 32)
+
+
+@pytest.fixture
+def network(config: Callable[..., Any], randomize: Callable[..., Any]) -> Callable[..., SEMAVitNet]:
+    """A network of random values, the same for the same adapters."""
+
+    def make(**keys: Any) -> SEMAVitNet:
+        torch.manual_seed(0)
+        made = SEMAVitNet(config(**keys))
+        for slot in made.slots:
+            torch.manual_seed(slot.layer)
+            randomize(slot, scale=0.1)
+        return made
+
+    return make
+
+
+def gradients(network: SEMAVitNet, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    network.train()
+    network(x)["logits"].square().sum().backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+# ---- precision
+
+
+def test_bfloat16_computes_products_in_it_and_keeps_the_rest(network, x):
+    exact, reduced = network(), network(precision="bf16")
+    seen: dict[str, torch.dtype] = {}
+    block = reduced.backbone.blocks[1]
+    for name, module in {
+        "qkv": block.attn.qkv,
+        "down": block.mlp.fc1,
+        "residual": block,
+        "slot": block.adapter_module,
+    }.items():
+        module.register_forward_hook(lambda *args, name=name: seen.update({name: args[2].dtype}))
+    out = reduced(x)
+    assert (seen["qkv"], seen["down"], seen["residual"]) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert {p.dtype for p in reduced.parameters()} == {torch.float32}
+    assert out["logits"].dtype == out["features"].dtype == torch.float32
+    gap = (out["features"] - exact(x)["features"]).norm() / exact(x)["features"].norm()
+    assert 0 < gap < 0.02
+
+
+def test_routers_descriptors_and_records_stay_float32(network, x):
+    reduced = network(precision="bf16").train()
+    slot = reduced.slots[1]
+    seen: list[torch.dtype] = []
+    slot.newest.rd.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    slot.router.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    reduced(x)
+    assert seen == [torch.float32, torch.float32]
+    assert slot.newest.records.losses.dtype == torch.float32
+    assert {mean.dtype for mean in reduced.token_means(x, [1, 2]).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["adaptmlp", "nested_lora"])
+def test_a_bfloat16_run_learns_and_ends_near_the_exact_one(run: Callable[..., Path], kind: str) -> None:  # noqa: F811
+    exact, reduced = (run(name, ffn_adapter_type=kind, precision=name) for name in ("fp32", "bf16"))
+    losses = [[event["loss"] for event in events(path, "epoch")][:4] for path in (exact, reduced)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+# ---- compiling
+
+
+# torch 2.12's inductor imports what torch itself has deprecated (2026-11)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.slow
+def test_compiled_blocks_share_two_functions_give_the_same_numbers_and_stay_as_they_are_in_an_expansion(network, x):
+    torch._dynamo.reset()
+    counters.clear()
+    plain, compiled = network(), network(compile=True)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x)["logits"], plain(x)["logits"], rtol=1e-4, atol=1e-5)
+        assert counters["stats"]["unique_graphs"] == 2
+        compiled.slots[1].expand()
+        compiled.slots[1].end_of_cycle()
+        compiled(x)
+    assert counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()
+
+
+# ---- recomputing
+
+
+def test_recomputing_gives_the_same_gradients_and_notes_every_loss_once(network, x):
+    plain, recomputing = network(), network(grad_checkpointing=True)
+    once, again = gradients(plain, x), gradients(recomputing, x)
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert [len(slot.newest.records) for slot in recomputing.expandable] == [5, 5]
+
+
+def test_recomputing_keeps_fewer_activations(network, x):
+    def kept(made: SEMAVitNet) -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            made.train()(x)
+        return sum(sizes)
+
+    assert kept(network(grad_checkpointing=True)) < 0.7 * kept(network())
+
+
+# ---- views
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which pass every batch of images belongs to."""
+    seen: list[str] = []
+    on_device = StreamLoader._on_device
+    epoch = StreamLoader.epoch
+    stream: list[str] = []
+
+    def begin(loader: StreamLoader, *names: Any, **options: Any) -> Any:
+        stream[:] = [str(names[0])]
+        return epoch(loader, *names, **options)
+
+    def noted(loader: StreamLoader, batch: Any) -> Any:
+        seen.append(stream[0])
+        return on_device(loader, batch)
+
+    monkeypatch.setattr(StreamLoader, "epoch", begin)
+    monkeypatch.setattr(StreamLoader, "_on_device", noted)
+    return seen
+
+
+def test_as_many_views_as_epochs_are_the_run_without(run: Callable[..., Path]) -> None:  # noqa: F811
+    plain, views = run("plain", rd_epoch=3), run("views", rd_epoch=3, rd_views=3)
+    assert results(views) == results(plain)
+    assert events(views) == events(plain)
+
+
+def test_later_epochs_see_the_first_views_again_and_load_nothing(
+    run: Callable[..., Path],  # noqa: F811
+    loaded: list[str],
+) -> None:
+    plain = run("plain", max_tasks=1, rd_epoch=4)
+    assert loaded.count("rd") == 4 * 3
+    loaded.clear()
+    views = run("views", max_tasks=1, rd_epoch=4, rd_views=2)
+    assert loaded.count("rd") == 2 * 3
+    losses = [[e["loss"] for e in events(path, "epoch") if e["phase"] == "rd"] for path in (plain, views)]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2:] != losses[1][2:]
+
+
+def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(config, tasks, monkeypatch):
+    """Every loss of the third epoch, by hand from the images of the first one's view."""
+    learner = Learner(config(**LEARN, rd_views=2))
+    data = tasks([2, 2, 2])
+    batches: list[tuple[int, torch.Tensor, float]] = []
+    rd_loss = learner._rd_loss
+
+    def noted(batch: Any) -> Any:
+        by_hand = 0.0
+        if learner.position.epoch == 2:  # TinyTasks' images are the same in every view
+            everything = learner.train_loader.epoch("any", batch_size=12, shuffle=False)
+            _, images, _ = next(iter(everything))
+            means = learner._network.token_means(images[batch[0]], [1, 2])
+            by_hand = sum(learner._network.slots[i].newest.rd.loss(means[i]).detach().mean().item() for i in (1, 2))
+        loss, hits = rd_loss(batch)
+        batches.append((learner.position.epoch, float(loss.detach()), by_hand))
+        return loss, hits
+
+    monkeypatch.setattr(learner, "_rd_loss", noted)
+    learner.incremental_train(data)
+    third = [(loss, by_hand) for epoch, loss, by_hand in batches if epoch == 2]
+    assert len(third) == 3
+    assert [loss for loss, _ in third] == pytest.approx([by_hand for _, by_hand in third], rel=1e-4)

@@ -1,0 +1,364 @@
+"""Runs that are ended at every point where they could be, and go on: in the end they are the uninterrupted run."""
+
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_trainer import configuration, events, images, results, run  # noqa: F401
+
+import trainer
+from models.sema import Learner
+from utils.checkpoint import CheckpointError, read_checkpoint
+from utils.config import Config
+from utils.errors import DivergenceError, StoppedError
+from utils.run_dir import RunDirError
+from utils.saved_state import StateError
+from utils.stopping import StateKeeper
+
+FUNCTION: dict[str, Any] = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}
+KINDS: dict[str, dict[str, Any]] = {
+    "adaptmlp": {"ffn_adapter_type": "adaptmlp", "optimizer": "adam"},
+    "skip": {"eval_every": 1, "telemetry_every": 2},
+    "accumulate": {"nested_lora_slow_update": "accumulate", "optimizer": "adam"},
+    "zero_grad": {"nested_lora_slow_update": "zero_grad"},
+    "weights": {"nested_lora_use_consolidation": True, "nested_lora_fast_reset": "reinit"},
+    "function": FUNCTION,
+    "views": {"rd_views": 1, "rd_epoch": 3},
+    "continual": {"nested_lora_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
+}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Killer:
+    """Ends a run at its n-th point, before or after the point could be kept.
+
+    Args:
+        monkeypatch: Puts the killer into the keeper.
+        every: n.
+        saved: Whether the point is kept before the end.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, every: int, saved: bool) -> None:
+        self.points: list[str] = []
+        keep = StateKeeper.__call__
+
+        def ending(keeper: StateKeeper, point: str) -> None:
+            self.points.append(point)
+            if len(self.points) % every:
+                return keep(keeper, point)
+            if saved:
+                keep(keeper, point)
+            raise Killed
+
+        monkeypatch.setattr(StateKeeper, "__call__", ending)
+
+
+def to_the_end(config: Config, attempts: int = 200) -> int:
+    """Run a configuration as often as it takes; how often it was ended."""
+    for kills in range(attempts):
+        try:
+            trainer.train(config, "tiny")
+            return kills
+        except (Killed, StoppedError):
+            continue
+    raise AssertionError("the run does not get on")
+
+
+@pytest.fixture
+def expected(run: Callable[..., Path]) -> Callable[..., Path]:  # noqa: F811
+    """The uninterrupted run."""
+    return lambda **keys: run("whole", **keys)
+
+
+def only_run(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
+
+
+def raw_events(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_ended_again_and_again_is_the_uninterrupted_run(
+    expected: Callable[..., Path],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    whole = expected(**KINDS[kind])
+    config = configuration(images, tmp_path / "cut", auto_resume=True, **KINDS[kind])
+    killer = Killer(monkeypatch, every=17, saved=False)
+    assert to_the_end(config) > 4
+    assert {"step", "last step", "epoch", "stage", "wait"} <= set(killer.points)
+    cut = only_run(tmp_path / "cut")
+    assert results(cut) == results(whole)
+    assert events(cut) == events(whole)
+    for file in ("task_0", "task_1", "task_2"):
+        one, other = (read_checkpoint(path / "checkpoints" / f"{file}.safetensors")[0] for path in (cut, whole))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(json.loads((cut / "results.json").read_text())["run"]["resumed"]) > 4
+    assert not (cut / "resume").exists()
+
+
+@pytest.mark.parametrize("keys", [{"checkpoint_every": 0}, {"checkpoint_every": 2}, {"num_workers": 2}])
+def test_how_often_a_state_is_saved_and_by_whom_images_are_loaded_changes_nothing(
+    expected: Callable[..., Path],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+) -> None:
+    whole = expected(**FUNCTION)
+    config = configuration(images, tmp_path / "cut", auto_resume=True, **FUNCTION, **keys)
+    Killer(monkeypatch, every=71, saved=True)
+    assert to_the_end(config) > 0
+    cut = only_run(tmp_path / "cut")
+    assert (results(cut), events(cut)) == (results(whole), events(whole))
+
+
+@pytest.mark.usefixtures("handlers_kept")
+def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
+    expected: Callable[..., Path],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = expected(**KINDS["continual"])
+    steps: list[str] = []
+    step = Learner._step
+    monkeypatch.setattr(Learner, "_step", lambda learner, loss: steps.append("") or step(learner, loss))
+    trainer.train(configuration(images, tmp_path / "counted", **KINDS["continual"]), "tiny")
+    counted = len(steps)
+    steps.clear()
+    keep, calls = StateKeeper.__call__, iter(range(10**6))
+
+    def asked(keeper: StateKeeper, point: str) -> None:
+        if next(calls) % 5 == 4:
+            keeper._request.signal = signal.SIGTERM
+        keep(keeper, point)
+
+    monkeypatch.setattr(StateKeeper, "__call__", asked)
+    config = configuration(images, tmp_path / "cut", auto_resume=True, **KINDS["continual"])
+    assert to_the_end(config) > 20
+    cut = only_run(tmp_path / "cut")
+    assert (results(cut), events(cut)) == (results(whole), events(whole))
+    assert len(steps) == counted
+
+
+@pytest.fixture
+def begun(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """A run that was ended in the rd phase of task 1 or thereabouts."""
+    with monkeypatch.context() as patch:
+        Killer(patch, every=60, saved=True)
+        with pytest.raises(Killed):
+            trainer.train(configuration(images, tmp_path / "cut"), "tiny")
+    return only_run(tmp_path / "cut")
+
+
+def states(path: Path) -> list[Path]:
+    return sorted((path / "resume").iterdir())
+
+
+def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(
+    begun: Path,
+    expected: Callable[..., Path],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    _, newer = states(begun)
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes(content)
+    trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    assert f"{newer}: damaged" in (begun / "log.txt").read_text()
+    assert (results(begun), events(begun)) == (results(whole := expected()), events(whole))
+
+
+def test_with_no_whole_state_the_run_is_neither_begun_anew_nor_lost(
+    begun: Path,
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    for state in states(begun):
+        state.write_bytes(state.read_bytes()[:-1])
+    before = {file: file.read_bytes() for file in begun.rglob("*") if file.is_file() and file.name != "log.txt"}
+    with pytest.raises(StateError, match=r"resume: no state can be used; --overwrite begins the run anew"):
+        trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    after = {file: file.read_bytes() for file in begun.rglob("*") if file.is_file() and file.name != "log.txt"}
+    assert after.keys() == before.keys()
+    assert all(after[file] == before[file] for file in before if file.name != ".lock")
+
+
+def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_state_before(
+    begun: Path,
+    expected: Callable[..., Path],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    metrics = begun / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-1])
+    trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    assert "of a time whose events the metrics have lost; going back" in (begun / "log.txt").read_text()
+    assert events(begun) == events(expected())
+
+
+def test_a_state_of_another_run_or_network_is_refused_and_nothing_changes(
+    begun: Path,
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = (begun / "metrics.jsonl").read_bytes() + b"since the newest state\n"
+    (begun / "metrics.jsonl").write_bytes(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Run, "_name", "another-s4")
+        with pytest.raises(StateError, match="no state can be used"):
+            trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+        assert "of another run" in (begun / "log.txt").read_text()
+    monkeypatch.setattr("utils.inc_net.weights_hash", lambda vit: "0" * 64)
+    with pytest.raises(CheckpointError, match="the checkpoint was made on"):
+        trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
+    assert (begun / "metrics.jsonl").read_bytes() == before
+    assert len(states(begun)) == 2
+
+
+def test_a_run_goes_on_only_as_it_was_begun(begun: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(RunDirError) as refusal:
+        trainer.train(configuration(images, tmp_path, resume=str(begun), batch_size=4, seed=5, func_epoch=9), "tiny")
+    assert str(refusal.value).splitlines()[1:] == [
+        "  batch_size: begun with 8, now 4",
+        "  func_epoch: begun with 2, now 9",
+        "  seed: begun with [4], now [5]",
+    ]
+    trainer.train(configuration(images, tmp_path, resume=str(begun), eval_every=3, checkpoint_every=0), "tiny")
+    with pytest.raises(RunDirError, match="the run is finished"):
+        trainer.train(configuration(images, tmp_path, resume=str(begun)), "tiny")
+
+
+def test_a_begun_run_is_not_begun_anew_by_accident(begun: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(RunDirError, match=r"begun already: .*; --auto_resume goes on with it, --overwrite begins anew"):
+        trainer.train(configuration(images, tmp_path / "cut"), "tiny")
+    trainer.train(configuration(images, tmp_path / "cut", overwrite=True), "tiny")
+    assert "replaces an unfinished run" in (begun / "log.txt").read_text()
+
+
+def test_auto_resume_goes_on_begins_and_leaves_alone_seed_by_seed(
+    begun: Path,
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    trainer.train(configuration(images, tmp_path / "cut", seed=7), "other-name")
+    finished = next((tmp_path / "cut").glob("other-name-*-s7"))
+    before = (finished / "results.json").read_bytes()
+    trainer.train(configuration(images, tmp_path / "cut", auto_resume=True, seed=[4, 6, 7]), "tiny")
+    runs = {path.name[-2:]: json.loads((path / "results.json").read_text()) for path in (tmp_path / "cut").iterdir()}
+    assert {seed: len(found["run"]["resumed"]) for seed, found in runs.items()} == {"s4": 1, "s6": 0, "s7": 0}
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_no_draw_comes_from_a_global_generator(
+    expected: Callable[..., Path],
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a state needs none of theirs: they can be in any state at any step."""
+    whole = expected(**FUNCTION)
+    keep = StateKeeper.__call__
+
+    def stirred(keeper: StateKeeper, point: str) -> None:
+        torch.manual_seed(torch.seed() % 1000)
+        np.random.seed(None)
+        random.seed()
+        keep(keeper, point)
+
+    monkeypatch.setattr(StateKeeper, "__call__", stirred)
+    other = run("stirred", **FUNCTION)
+    assert (results(other), events(other)) == (results(whole), events(whole))
+
+
+# ---- losses that are no numbers
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
+    """Let the n-th loss of the process be a value."""
+
+    def put(place: int, value: float) -> None:
+        for name in ("_func_loss", "_rd_loss"):
+            loss = getattr(Learner, name)
+
+            def poisoned(learner: Learner, *batch: Any, loss: Any = loss) -> Any:
+                calls.append("")
+                found, hits = loss(learner, *batch)
+                return found * value if len(calls) == place else found, hits
+
+            monkeypatch.setattr(Learner, name, poisoned)
+
+    calls: list[str] = []
+    return put
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_and_the_state_before_is_kept(
+    poison: Callable[[int, float], None],
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    expected: Callable[..., Path],
+    value: float,
+) -> None:
+    whole = expected()
+    poison(5, value)
+    with pytest.raises(DivergenceError) as stop:
+        trainer.train(configuration(images, tmp_path / "cut"), "tiny")
+    place, rates = "task 0 cycle 0 func phase, epoch 2, batch 2", "slow 0.0005, fast 0.005, other 0.0025"
+    assert str(stop.value) == f"{place}: the loss is {value} (rates: {rates})"
+    path = only_run(tmp_path / "cut")
+    trainer.train(configuration(images, tmp_path / "cut", resume=str(path)), "tiny")  # this time without the poison
+    assert (results(path), events(path)) == (results(whole), events(whole))
+
+
+def test_a_batch_without_a_finite_loss_can_be_left_out(
+    poison: Callable[[int, float], None],
+    run: Callable[..., Path],  # noqa: F811
+) -> None:
+    poison(5, float("nan"))
+    path = run(on_nan="skip")
+    assert [event.get("skipped") for event in events(path, "epoch")][:3] == [None, [2], None]
+    assert "epoch 2, batch 2: the loss is nan; skipped (on_nan)" in (path / "log.txt").read_text()
+    assert (events(path, "cadence")[0]["steps"], events(path, "cadence")[0]["observed"]) == (5, [2, 4])
+
+
+def test_skipping_changes_nothing_where_there_is_nothing_to_skip(run: Callable[..., Path]) -> None:  # noqa: F811
+    stop, skip = run("stop"), run("skip", on_nan="skip")
+    assert (results(stop), events(stop)) == (results(skip), events(skip))
+
+
+def test_a_parameter_that_is_no_number_is_found_before_anything_is_saved(
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Learner._step
+
+    def overflow(learner: Learner, loss: torch.Tensor) -> list[int]:
+        moved = step(learner, loss)
+        with torch.no_grad():
+            learner._network.fc.bias[-1] = float("inf")  # a class of a later task: no loss shows it
+        return moved
+
+    monkeypatch.setattr(Learner, "_step", overflow)
+    with pytest.raises(DivergenceError, match="epoch 1, by batch 3: a parameter is not finite"):
+        trainer.train(configuration(images, tmp_path / "cut"), "tiny")
+    assert not (only_run(tmp_path / "cut") / "resume").exists()

@@ -1,0 +1,8 @@
+"""How much a file may claim before it is believed."""
+
+import os
+
+
+def memory() -> int:
+    """The machine's memory, bytes: what needs more cannot be meant."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
