@@ -63,7 +63,7 @@ class SEMAModules(nn.Module):
         mean = h.mean(dim=1)
         if self.training and self.describing:
             with torch.no_grad(), at_full_precision(h):
-                self.newest.observe(mean)
+                self.newest.observe(mean.detach())  # torch's flop counter follows what asks for a gradient even here
         return self.mix(h, mean)
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)

@@ -18,9 +18,12 @@ from backbone.sema_block import SEMAModules
 from backbone.sema_components import AdapterModule
 from backbone.vit_sema import sema_blocks
 from models.base import EventSink, no_events
-from models.phases import Phase
 from models.sema import Learner
+from models.steps import Phase
 from utils.inc_net import SEMAVitNet
+from utils.loader import Batch
+
+PLAINLY = {"precision": "fp32", "compile": False, "grad_checkpointing": False, "rd_views": 0}
 
 
 class PlainSlot(SEMAModules):
@@ -33,17 +36,16 @@ class PlainSlot(SEMAModules):
     def __init__(self, slot: SEMAModules) -> None:
         super().__init__(slot.config, slot.layer)
         self.load_state_dict(slot.state_dict())
-        self.mean: Tensor | None = None
 
     def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """As the slot's; the token mean stays with its graph, for the descriptor's loss."""
+        """As the slot's."""
         if not self.expandable:
             return self.adapters[0](h)
-        self.mean = h.mean(dim=1)
+        mean = h.mean(dim=1)
         if self.training and self.describing:
             with torch.no_grad():
-                self.rd_loss(self.mean)
-        return self.mix(h, self.mean)
+                self.rd_loss(mean.detach())
+        return self.mix(h, mean)
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
         """One adapter's output after the other, (B, A, N, D) in all."""
@@ -77,6 +79,7 @@ class PlainNet(SEMAVitNet):
     def __init__(self, network: SEMAVitNet) -> None:
         nn.Module.__init__(self)
         self.backbone, self.fc, self.provenance = network.backbone, network.fc, network.provenance
+        self.active_branches, self.reduced = network.active_branches, network.reduced
         for block in sema_blocks(self.backbone):
             block.adapter_module = PlainSlot(block.adapter_module).to(self.fc.weight)
 
@@ -87,8 +90,16 @@ class PlainNet(SEMAVitNet):
 
     def token_means_with_graph(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
         """The same, from which gradients flow back to everything trainable."""
+        means: dict[int, Tensor] = {}
+
+        def keep(slot: SEMAModules, inputs: tuple[Tensor, ...]) -> None:
+            means[slot.layer] = inputs[0].mean(dim=1)
+
+        hooks = [self.slots[layer].register_forward_pre_hook(keep) for layer in layers]
         self(images)
-        return {layer: self.slots[layer].mean for layer in layers}
+        for hook in hooks:
+            hook.remove()
+        return means
 
 
 class Reference(Learner):
@@ -97,14 +108,15 @@ class Reference(Learner):
     _network: PlainNet
 
     def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
-        super().__init__(args, events)
+        super().__init__({**args, **PLAINLY}, events)
         self._network = PlainNet(self._network)
 
-    def _rd_loss(self, images: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        slots = [slot for slot in self._network.expandable if slot.describing]
-        means = self._network.token_means_with_graph(images, self._layers(slots))
-        losses = [slot.rd_loss(means[slot.layer]) for slot in slots]
-        return torch.stack(losses).sum(), torch.zeros((), device=self.device)
+    def settled_layers(self) -> int:
+        """None: every evaluation runs the whole network."""
+        return 0
+
+    def _means(self, batch: Batch) -> dict[int, Tensor]:
+        return self._network.token_means_with_graph(batch[1], self._described())
 
     def _score_if_asked(self, phase: Phase) -> None:
         self.eval_task()

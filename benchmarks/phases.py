@@ -1,0 +1,133 @@
+"""Time the phases of a run, each in the reference's way and in ours, one after the other in the same process.
+
+    python -m benchmarks.phases [--vit vit_base_patch16_224] [--batch 4] [--rounds 4] [--threads 1 --clock cpu]
+                                [--json FILE] [--write]
+
+All inputs and weights are random: nothing is downloaded. `--write` puts the tables into docs/performance.md, into the
+part of the device's kind.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Cost, Timer, costs, products
+from benchmarks.phase_tables import tables
+from benchmarks.workloads import MANY, TIMM, VARIANTS, Setting, Subject, Workshop
+from utils.devices import device_name, prepare_device
+from utils.generated import replace_part
+
+DOCUMENT = Path("docs/performance.md")
+PRODUCT = "product"
+BOTH = ("reference", "exact")
+# What is compared is measured together; a group's learners are in memory at the same time.
+GROUPS: tuple[list[Subject], ...] = (
+    [
+        TIMM,
+        *((phase, variant) for phase in ("forward", "evaluation", "scan", "func step", "rd step") for variant in BOTH),
+        ("func step", "nested"),
+    ],
+    [
+        *(("evaluation, seen before", variant) for variant in BOTH),
+        *((f"{step}, one expansion", variant) for step in ("func step", "rd step") for variant in BOTH),
+        *(("func step, no expansion", variant) for variant in BOTH),
+        ("func step, 1 adapter a layer", "exact"),
+        (f"func step, {MANY} adapters a layer", "exact"),
+    ],
+)
+
+
+def measure(
+    setting: Setting, subjects: Iterable[Subject], rounds: int, timer: Timer, dtypes: Iterable[torch.dtype] = ()
+) -> dict[Subject, Cost]:
+    """Costs of works measured together, and of matrix products in `dtypes` among them."""
+    shop = Workshop(setting)
+    works = {subject: shop.work(subject) for subject in subjects}
+    for dtype in dtypes:
+        works |= {(_product(dtype), rows): work for rows, work in products(setting.device, dtype).items()}
+    return costs(works, rounds, timer)
+
+
+def _product(dtype: torch.dtype) -> str:
+    return f"{PRODUCT} {str(dtype).removeprefix('torch.')}"
+
+
+def report(setting: Setting, rounds: int, timer: Timer, dtypes: Sequence[torch.dtype]) -> dict[str, Any]:
+    """Everything measured, JSON-ready.
+
+    Keys: `setting`, `machine`, `peaks` (multiply-adds a second by number format), `images` (of a batch) and `costs`
+    (phase -> variant -> the fields of `Cost`).
+    """
+    found: dict[Subject, Cost] = {}
+    peaks = {_product(dtype).removeprefix(f"{PRODUCT} "): 0.0 for dtype in dtypes}
+    for group in GROUPS:
+        for (phase, variant), cost in measure(setting, group, rounds, timer, dtypes).items():
+            kind, _, dtype = phase.partition(" ")
+            if kind == PRODUCT:
+                peaks[dtype] = max(peaks[dtype], cost.multiply_adds / cost.seconds)
+            else:
+                found[phase, variant] = cost
+    phases = dict.fromkeys(phase for phase, _ in found)
+    by_phase = {phase: {v: asdict(cost) for (p, v), cost in found.items() if p == phase} for phase in phases}
+    return {
+        "setting": {"vit": setting.vit, "kwargs": dict(setting.kwargs), "batch": setting.batch, "rounds": rounds},
+        "machine": machine(setting.device, timer),
+        "peaks": peaks,
+        "formats": {name: str(variant.dtype).removeprefix("torch.") for name, variant in VARIANTS.items()},
+        "costs": by_phase,
+    }
+
+
+def machine(device: torch.device, timer: Timer) -> dict[str, Any]:
+    """What the figures belong to."""
+    return {
+        "kind": device.type,
+        "device": device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "clock": timer.clock,
+        "torch": torch.__version__,
+        "float32_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.phases", description=__doc__)
+    parser.add_argument("--vit", default="vit_base_patch16_224", help="timm's name")
+    parser.add_argument("--kwargs", type=json.loads, default={}, help='for timm.create_model: {"img_size": 96}')
+    parser.add_argument("--keys", type=json.loads, default={}, help='of the configuration: {"optimizer": "adam"}')
+    parser.add_argument("--batch", type=int, default=4, help="images")
+    parser.add_argument("--rounds", type=int, default=4, help="the best of so many counts")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu, with one thread: a busy machine")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--bf16", action="store_true", help="measure the matrix peak of bfloat16 too")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--write", action="store_true", help=f"write the tables into {DOCUMENT}")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, and write what is asked for."""
+    given = parse(arguments)
+    device = prepare_device(given.device, given.threads)
+    setting = Setting(given.vit, given.batch, device, given.kwargs, given.keys)
+    timer = Timer(device, given.clock, repeats=5 if device.type == "cuda" else 1)
+    measured = report(setting, given.rounds, timer, [torch.float32, *([torch.bfloat16] if given.bf16 else [])])
+    text = tables(measured)
+    print(text)
+    if given.json:
+        given.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if given.write:
+        replace_part(DOCUMENT, f"phases {device.type}", text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,257 @@
+"""The pieces of work a run is made of, by phase and variant: one step, one batch, one forward pass on one batch.
+
+Shapes: B batch, S image side.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import Dataset, TensorDataset
+
+from backbone.vit_sema import SUFFIX
+from benchmarks.measure import Work
+from benchmarks.reference import Reference
+from models.sema import Learner
+from models.steps import Phase
+from utils.config import with_defaults
+from utils.loader import Batch
+from utils.streams import seeded
+
+Subject = tuple[str, str]  # a phase and a variant
+SEED = 0
+CLASSES = 10  # of a task
+MANY = 16  # adapters at each expandable layer
+TIMM = ("forward", "timm")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all variants.
+
+    Attributes:
+        vit: timm's name of the network.
+        batch: B.
+        device: Where.
+        kwargs: Passed to `timm.create_model`: `img_size`, `depth`, ...
+        keys: Of the configuration.
+    """
+
+    vit: str
+    batch: int
+    device: torch.device
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+    def timms(self) -> VisionTransformer:
+        """timm's own network with a classifier of as many classes."""
+        return cast(VisionTransformer, timm.create_model(self.vit, num_classes=10 * CLASSES, **self.kwargs)).eval()
+
+    @property
+    def sketch(self) -> VisionTransformer:
+        """Its shapes without its values."""
+        with torch.device("meta"):
+            return self.timms()
+
+    def args(self, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """A learner's arguments; the last three blocks are the expandable layers, as in the published settings."""
+        depth = len(self.sketch.blocks)
+        return with_defaults(
+            {
+                "dataset": "npz",
+                "backbone_type": f"{self.vit}{SUFFIX}",
+                "backbone_kwargs": dict(self.kwargs),
+                "pretrained": False,
+                "adapt_start_layer": max(0, depth - 3),
+                "adapt_end_layer": depth - 1,
+                "batch_size": self.batch,
+                "num_workers": 0,
+                "seed": SEED,
+                "device": [self.device],
+                "nb_classes": 10 * CLASSES,
+                **self.keys,
+                **keys,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compute.
+
+    Attributes:
+        learner: Who computes.
+        keys: Of the configuration, beside the setting's.
+        dtype: Whose matrix-product peak its speed is a share of.
+    """
+
+    learner: type[Learner] = Learner
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+
+VARIANTS: dict[str, Variant] = {
+    "reference": Variant(Reference),
+    "exact": Variant(),
+    # At a bottleneck of 16: as many parameters but for one more output bias.
+    "nested": Variant(keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
+}
+
+
+class Noise:
+    """Stands in for the DataManager: one batch of noise is a task."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+    def get_task_size(self, task: int) -> int:
+        """The same for each task."""
+        return CLASSES
+
+    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **_: object) -> Dataset:
+        """The batch, whatever is asked for."""
+        return TensorDataset(*(tensor.cpu() for tensor in self.batch))
+
+
+# ---- where a learner stands
+
+
+def at_first_task(learner: Learner, data: Noise) -> None:
+    """Everything of task 0 is trainable."""
+    learner.begin_data(data)
+    learner._begin_task()
+
+
+def at_later_task(learner: Learner, data: Noise) -> None:
+    """The second task has begun; nothing but the head is trainable."""
+    at_first_task(learner, data)
+    for slot in learner._network.slots:
+        slot.end_of_cycle()
+        slot.end_of_task_training()
+    learner.after_task()
+    at_first_task(learner, data)
+
+
+def at_expansion(learner: Learner, data: Noise) -> None:
+    """In a later task the middle one of the expandable layers has got its second adapter."""
+    at_later_task(learner, data)
+    slots = learner._network.expandable
+    slots[len(slots) // 2].expand()
+
+
+def with_adapters(number: int) -> Callable[[Learner, Noise], None]:
+    """In a later task each expandable layer has this many adapters, and the newest is trainable."""
+
+    def grow(learner: Learner, data: Noise) -> None:
+        at_later_task(learner, data)
+        for slot in learner._network.expandable:
+            for _ in range(number - 1):
+                slot.end_of_cycle()
+                slot.expand()
+            slot.newest.requires_grad_(True)
+
+    return grow
+
+
+# ---- what it does there
+
+
+def func_step(learner: Learner, batch: Batch) -> Work:
+    """One step of the func phase."""
+    _begin(learner, "func")
+    return lambda: learner._step(learner._func_loss(batch)[0])
+
+
+def rd_step(learner: Learner, batch: Batch) -> Work:
+    """One step of the rd phase."""
+    _begin(learner, "rd")
+    return lambda: learner._step(learner._rd_loss(batch)[0])
+
+
+def _begin(learner: Learner, phase: Phase) -> None:
+    learner.update_optimizer_and_scheduler(phase, epochs=1)
+    learner._network.train(phase == "func")
+
+
+def scan(learner: Learner, batch: Batch) -> Work:
+    """One look of a scan."""
+    network = learner._network.eval()
+    layers = [slot.layer for slot in network.expandable]
+    return lambda: learner._first_asking(network.token_means(batch[1], layers))
+
+
+def evaluation(learner: Learner, batch: Batch) -> Work:
+    """One batch of test images that are seen for the first time."""
+    network, layer = learner._network.eval(), learner.settled_layers()
+    return torch.no_grad()(lambda: learner._score(network.forward_to(batch[1], layer), batch[2]))
+
+
+def evaluation_again(learner: Learner, batch: Batch) -> Work:
+    """One batch of test images that are seen again; a learner that keeps what can no longer change begins there."""
+    network, layer = learner._network.eval(), learner.settled_layers()
+    if not layer:
+        return evaluation(learner, batch)
+    x = torch.no_grad()(network.forward_to)(batch[1], layer)
+    return torch.no_grad()(lambda: learner._score(x, batch[2]))
+
+
+def forward(learner: Learner, batch: Batch) -> Work:
+    """One pass without gradients."""
+    network = learner._network.eval()
+    return torch.no_grad()(lambda: network(batch[1]))
+
+
+PHASES: dict[str, tuple[Callable[[Learner, Noise], None], Callable[[Learner, Batch], Work]]] = {
+    "forward": (at_first_task, forward),
+    "evaluation": (at_first_task, evaluation),
+    "scan": (at_first_task, scan),
+    "func step": (at_first_task, func_step),
+    "rd step": (at_first_task, rd_step),
+    "evaluation, seen before": (at_later_task, evaluation_again),
+    "func step, one expansion": (at_expansion, func_step),
+    "rd step, one expansion": (at_expansion, rd_step),
+    "func step, no expansion": (at_later_task, func_step),
+    "func step, 1 adapter a layer": (with_adapters(1), func_step),
+    f"func step, {MANY} adapters a layer": (with_adapters(MANY), func_step),
+}
+
+
+class Workshop:
+    """Prepares works of one setting; all share one batch, and those of a variant the frozen weights."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        side = setting.sketch.patch_embed.img_size[0]
+        images = torch.rand(setting.batch, 3, side, side, device=setting.device)
+        indices = torch.arange(setting.batch)
+        self.batch: Batch = indices, images, indices.to(setting.device) % CLASSES
+        self._learners: dict[str, Learner] = {}
+
+    def work(self, subject: Subject) -> Work:
+        """The work of that phase and variant, on a learner of its own."""
+        if subject == TIMM:
+            network = self.setting.timms().to(self.setting.device)
+            return torch.no_grad()(lambda: network(self.batch[1]))
+        phase, variant = subject
+        place, work = PHASES[phase]
+        learner = self._learner(variant)
+        with seeded(SEED, phase):  # adapters that are added draw the same in every variant
+            place(learner, Noise(self.batch))
+        return work(learner, self._of_task(learner))
+
+    def _learner(self, name: str) -> Learner:
+        """A copy of the variant's learner; what never changes is not copied."""
+        if name not in self._learners:
+            self._learners[name] = VARIANTS[name].learner(self.setting.args(VARIANTS[name].keys))
+        network = self._learners[name]._network
+        changing = {id(parameter) for _, parameter in network.roles()}
+        frozen = {id(p): p for p in network.parameters() if id(p) not in changing}
+        return copy.deepcopy(self._learners[name], frozen)
+
+    def _of_task(self, learner: Learner) -> Batch:
+        indices, images, labels = self.batch
+        return indices, images, labels + learner.known_classes

@@ -1,0 +1,100 @@
+"""The command measures everything, on a tiny ViT, and writes what it is asked to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import measure, phases
+from benchmarks.phase_tables import TARGETS, tables
+from benchmarks.workloads import PHASES
+
+SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+MARKED = "before\n<!-- phases cpu begin -->\n<!-- phases cpu end -->\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """What the command measured, and the document after it."""
+    folder = tmp_path_factory.mktemp("phases")
+    document, figures = folder / "performance.md", folder / "phases.json"
+    document.write_text(MARKED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "DOCUMENT", document)
+        patch.setitem(measure.LARGEST, "cpu", 256)
+        tiny = ["--vit", "vit_tiny_patch16_224", "--kwargs", json.dumps(SHAPE), "--keys", '{"ffn_num": 4}']
+        options = ["--batch", "2", "--rounds", "1", "--device", "cpu", "--threads", "1", "--bf16", "--write"]
+        phases.main([*tiny, *options, "--json", str(figures)])
+    return json.loads(figures.read_text()), document.read_text()
+
+
+def test_every_phase_is_measured_in_the_reference_way_and_ours(written):
+    measured, _ = written
+    assert measured["costs"].keys() == PHASES.keys()
+    compared = {phase for phase, variants in measured["costs"].items() if {"reference", "exact"} <= variants.keys()}
+    assert compared == {phase for phase in PHASES if "adapter" not in phase}
+    for variants in measured["costs"].values():
+        assert all(cost["seconds"] > 0 and cost["multiply_adds"] > 0 for cost in variants.values())
+    assert measured["peaks"].keys() == {"float32", "bfloat16"}
+    assert min(measured["peaks"].values()) > 0
+    assert measured["setting"]["batch"] == 2
+    assert measured["machine"]["kind"] == "cpu"
+
+
+def test_multiply_adds_are_those_of_the_computation(written):
+    """By hand: two images, 17 tokens of width 32, four layers with a bottleneck of 4, three of which mix."""
+    costs = written[0]["costs"]
+    tokens, width = 17, 32
+    attention = 4 * tokens * width**2 + 2 * tokens**2 * width
+    mlp, adapter = 8 * tokens * width**2, 2 * tokens * width * 4
+    patches, head, mixing = 16 * 3 * 64 * width, 100 * width, 2 * width  # mixing: a logit and a weighted output bias
+    descriptors, towards_input = 3 * 2 * 128 * width, 3 * 128 * width
+    timms = patches + 4 * (attention + mlp) + head
+    cut = patches + 4 * attention + 3 * (mlp + adapter) + 2 * mixing
+    by_hand = {
+        ("forward", "timm"): timms,
+        ("forward", "exact"): timms + 4 * adapter + 3 * mixing,
+        ("evaluation", "exact"): timms + 4 * adapter + 3 * mixing,
+        ("evaluation, seen before", "exact"): 3 * (attention + mlp + adapter + mixing) + head,
+        ("scan", "exact"): cut + descriptors,
+        ("rd step", "exact"): cut + 3 * descriptors - towards_input,  # of the token mean no gradient is asked
+    }
+    assert {(p, v): costs[p][v]["multiply_adds"] for p, v in by_hand} == {k: 2 * n for k, n in by_hand.items()}
+    assert costs["rd step"]["reference"]["multiply_adds"] > 1.8 * costs["rd step"]["exact"]["multiply_adds"]
+
+
+def test_tables_hold_every_ratio_and_every_work(written):
+    measured, _ = written
+    text = tables(measured)
+    assert all(f"| {target.title} |" in text for target in TARGETS)
+    for phase, variants in measured["costs"].items():
+        assert all(f"| {phase} | {variant} |" in text for variant in variants)
+
+
+def test_ratios_and_shares_are_of_the_figures(written):
+    measured, _ = written
+    fixed = json.loads(json.dumps(measured))
+    for variants in fixed["costs"].values():
+        for variant, cost in variants.items():
+            cost |= {"seconds": {"reference": 4.0}.get(variant, 2.0), "multiply_adds": 10**9, "memory": 3 * 2**20}
+    fixed["peaks"] = {"float32": 1e9, "bfloat16": 1e9}
+    text = tables(fixed)
+    assert "| rd step: reference / exact | 2.00 | >= 2 | yes |" in text
+    assert "| func step: nested / adaptmlp | 1.00 | <= 1.05 | yes |" in text
+    assert "| rd step | reference | 4,000.0 | 0.50 | 1.00 | 1.0 | 25 % | 3 |" in text
+    assert "| rd step | exact | 2,000.0 | 1.00 | 2.00 | 1.0 | 50 % | 3 |" in text
+    fixed["costs"]["rd step"]["exact"] |= {"seconds": 2.5, "memory": float("nan")}
+    assert "| rd step: reference / exact | 1.60 | >= 2 | no |" in tables(fixed)
+    assert "| rd step | exact | 2,500.0 | 0.80 | 1.60 | 1.0 | 40 % |  |" in tables(fixed)
+
+
+def test_the_document_gets_the_tables_of_its_device_and_nothing_else(written):
+    measured, document = written
+    assert document == MARKED.replace("begin -->\n", f"begin -->\n{tables(measured).rstrip()}\n")
+
+
+def test_the_shipped_document_has_a_place_for_both_kinds_of_device():
+    shipped = (Path(__file__).resolve().parents[2] / phases.DOCUMENT).read_text(encoding="utf-8")
+    for kind in ("cpu", "cuda"):
+        assert shipped.count(f"<!-- phases {kind} begin -->") == shipped.count(f"<!-- phases {kind} end -->") == 1
