@@ -41,6 +41,15 @@ DATA_ROOT_IS_THE_DATA = (
 )  # elsewhere the name says which images, and data_root only where they lie
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
+NOT_FOR_TIMM = {  # what would fetch other weights than those named, or write where no run writes
+    "pretrained": "the key pretrained of the configuration",
+    "checkpoint_path": "the key backbone_checkpoint of the configuration",
+    "pretrained_cfg": "the key backbone_checkpoint of the configuration",
+    "pretrained_cfg_overlay": "the key backbone_checkpoint of the configuration",
+    "cache_dir": "the environment variable HF_HOME",
+}
+LARGEST = 2**31 - 1  # what all that counts in integers takes, torch among them
+WIDEST = 8192  # inner width of an adapter or a descriptor; wider than any ViT, and memory for it is still there
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 
@@ -75,13 +84,19 @@ def _without_repeats(seeds: list[int]) -> list[int]:
 
 
 def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for kwarg, ours in {"pretrained": "pretrained", "checkpoint_path": "backbone_checkpoint"}.items():
-        if kwarg in kwargs:
-            raise ValueError(f"{kwarg} is not passed on to timm from here; use the key {ours} of the configuration")
+    for kwarg in kwargs:
+        if kwarg in NOT_FOR_TIMM:
+            raise ValueError(f"{kwarg} is not passed on to timm from here; use {NOT_FOR_TIMM[kwarg]}")
     return kwargs
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a character in it is NUL, which neither paths nor names can have; expected text without")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy's RandomState, which draws the class order, accepts
 Seeds = Annotated[
     list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]), AfterValidator(_without_repeats)
@@ -146,7 +161,7 @@ class Config(BaseModel):
         "a file that cannot be read as an image: error stops and names it; skip names it, leaves it out and goes on "
         "with the others, for which every image is decoded once before anything trains",
     )
-    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, changes_results=False)
+    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, le=1024, changes_results=False)
 
     model_name: Literal["sema"] = _model("sema", "learner")
     backbone_type: Text = _model(
@@ -169,7 +184,7 @@ class Config(BaseModel):
     )
 
     ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = _adapter("adaptmlp", "adapter in every slot")
-    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1)
+    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
 
@@ -186,10 +201,10 @@ class Config(BaseModel):
         2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
     )
     detect_batch_size: int = _expansion(128, "images in a batch of the scan", ge=1)
-    rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1)
+    rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1, le=WIDEST)
     buffer_size: int = _expansion(500, "reconstruction losses a descriptor remembers; z-scores need 3", ge=3)
 
-    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1)
+    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1, le=WIDEST)
     nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
     nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
     nested_lora_update_interval_slow: int = _nested(
@@ -219,7 +234,10 @@ class Config(BaseModel):
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
-        0, "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores", ge=0
+        0,
+        "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores",
+        ge=0,
+        le=1024,
     )
     eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
     branch_eval: bool = _run(
@@ -265,6 +283,12 @@ def _nested_floor_check(rate: str) -> Check:
     return Check(keys, lambda floor, lr, kind: kind != "nested_lora" or floor <= lr, _floor_check(rate).reason)
 
 
+def _size_check(key: str) -> Check:
+    """Not in the schema, as nobody means such numbers and every line of `--help` would speak of them."""
+    reason = f"expected at most {LARGEST}"
+    return Check((key,), lambda value: not isinstance(value, int) or value <= LARGEST, reason)
+
+
 CHECKS = (
     Check(
         ("adapt_start_layer", "adapt_end_layer"),
@@ -280,6 +304,7 @@ CHECKS = (
 
 
 def _broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
+    yield from (check for key, value in values.items() if not (check := _size_check(key)).holds(value))
     for check in CHECKS:
         if values.keys() >= set(check.keys) and not check.holds(*(values[key] for key in check.keys)):
             yield check
