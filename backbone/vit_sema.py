@@ -6,6 +6,7 @@ Shapes: B batch, N tokens (class token included), D embedding width.
 
 import difflib
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from torch import Tensor
 from backbone.sema_block import SEMABlock, SEMAModules
 
 SUFFIX = "_adapter"
+DEEPEST = 1000  # blocks; no ViT has a tenth of that
 SEMA_NAMES = {
     # Since timm's multi-weight naming the bare first name means augreg2_in21k_ft_in1k.
     "pretrained_vit_b16_224": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
@@ -57,23 +59,31 @@ def _unknown_name(backbone_type: str) -> str:
     )
 
 
-def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:
+def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: float = math.inf) -> VisionTransformer:
     """timm's model without a classifier, after a look at the architecture that costs neither memory nor a download.
 
     Args:
         name: timm model name.
         pretrained: Fetch the tag's weights from the hub (or its cache).
         kwargs: Passed to `timm.create_model`: `img_size`, `depth`, `embed_dim`, ...
+        most_bytes: That its parameters may take.
 
     Raises:
-        BackboneError: Not a VisionTransformer with plain Blocks and a class token, or kwargs it does not take.
+        BackboneError: Not a VisionTransformer with plain Blocks and a class token, kwargs it does not take, or too
+            large a network.
     """
+    depth = kwargs.get("depth")
+    if isinstance(depth, int) and depth > DEEPEST:  # even without memory, to make a million blocks takes for ever
+        raise BackboneError(f"backbone_kwargs: depth = {depth}; expected at most {DEEPEST}")
     try:
         with torch.device("meta"):
             sketch = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
     except Exception as error:  # timm lets through whatever its parts raise
         raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error!r}") from error
     refuse_unsupported(name, sketch)
+    needed = sum(parameter.nbytes for parameter in sketch.parameters())
+    if needed > most_bytes:
+        raise BackboneError(f"{name} with {kwargs} takes {needed:,} bytes, the memory here is {most_bytes:,}")
     try:
         return cast(VisionTransformer, timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs))
     except Exception as error:

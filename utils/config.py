@@ -28,7 +28,19 @@ from pydantic import (
 )
 
 from utils.config_text import choices, describe, did_you_mean, shown, shown_key
-from utils.config_values import A_DEVICE, A_JSON_OBJECT, SEEDS, BackboneKwargs, Dataset, Device, Seed, Seeds, Text
+from utils.config_values import (
+    A_DEVICE,
+    A_JSON_OBJECT,
+    LARGEST,
+    SEEDS,
+    WIDEST,
+    BackboneKwargs,
+    Dataset,
+    Device,
+    Seed,
+    Seeds,
+    Text,
+)
 from utils.errors import ConfigError as ConfigError
 from utils.errors import UserError as UserError
 from utils.json_file import read_object
@@ -95,7 +107,7 @@ class Config(BaseModel):
         "a file that cannot be read as an image: error stops and names it; skip names it, leaves it out and goes on "
         "with the others, for which every image is decoded once before anything trains",
     )
-    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, changes_results=False)
+    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, le=1024, changes_results=False)
 
     model_name: Literal["sema"] = _model("sema", "learner")
     backbone_type: Text = _model(
@@ -118,7 +130,7 @@ class Config(BaseModel):
     )
 
     ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = _adapter("adaptmlp", "adapter in every slot")
-    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1)
+    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
 
@@ -142,10 +154,10 @@ class Config(BaseModel):
         2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
     )
     detect_batch_size: int = _expansion(128, "images in a batch of the scan", ge=1)
-    rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1)
+    rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1, le=WIDEST)
     buffer_size: int = _expansion(500, "reconstruction losses a descriptor remembers; z-scores need 3", ge=3)
 
-    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1)
+    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1, le=WIDEST)
     nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
     nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
     nested_lora_update_interval_slow: int = _nested(
@@ -213,7 +225,10 @@ class Config(BaseModel):
     seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
     device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
-        0, "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores", ge=0
+        0,
+        "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores",
+        ge=0,
+        le=1024,
     )
     deterministic: bool = _run(
         False,
@@ -276,6 +291,12 @@ def _nested_floor_check(rate: str) -> Check:
     return Check(keys, lambda floor, lr, kind: kind != "nested_lora" or floor <= lr, _floor_check(rate).reason)
 
 
+def _size_check(key: str) -> Check:
+    """Not in the schema, as nobody means such numbers and every line of `--help` would speak of them."""
+    reason = f"expected at most {LARGEST}"
+    return Check((key,), lambda value: not isinstance(value, int) or value <= LARGEST, reason)
+
+
 CHECKS = (
     Check(
         ("adapt_start_layer", "adapt_end_layer"),
@@ -291,6 +312,7 @@ CHECKS = (
 
 
 def _broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
+    yield from (check for key, value in values.items() if not (check := _size_check(key)).holds(value))
     for check in CHECKS:
         if values.keys() >= set(check.keys) and not check.holds(*(values[key] for key in check.keys)):
             yield check

@@ -8,6 +8,15 @@ from utils.config_text import nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
+NOT_FOR_TIMM = {  # what would fetch other weights than those named, or write where no run writes
+    "pretrained": "the key pretrained of the configuration",
+    "checkpoint_path": "the key backbone_checkpoint of the configuration",
+    "pretrained_cfg": "the key backbone_checkpoint of the configuration",
+    "pretrained_cfg_overlay": "the key backbone_checkpoint of the configuration",
+    "cache_dir": "the environment variable HF_HOME",
+}
+LARGEST = 2**31 - 1  # what all that counts in integers takes, torch among them
+WIDEST = 8192  # inner width of an adapter or a descriptor; wider than any ViT, and memory for it is still there
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 
@@ -42,13 +51,19 @@ def _without_repeats(seeds: list[int]) -> list[int]:
 
 
 def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    for kwarg, ours in {"pretrained": "pretrained", "checkpoint_path": "backbone_checkpoint"}.items():
-        if kwarg in kwargs:
-            raise ValueError(f"{kwarg} is not passed on to timm from here; use the key {ours} of the configuration")
+    for kwarg in kwargs:
+        if kwarg in NOT_FOR_TIMM:
+            raise ValueError(f"{kwarg} is not passed on to timm from here; use {NOT_FOR_TIMM[kwarg]}")
     return kwargs
 
 
-Text = Annotated[str, Field(min_length=1)]
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a character in it is NUL, which neither paths nor names can have; expected text without")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # what numpy's RandomState, which draws the class order, accepts
 Seeds = Annotated[
     list[Seed], BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]), AfterValidator(_without_repeats)

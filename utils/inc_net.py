@@ -33,6 +33,7 @@ from backbone.vit_sema import (
 from utils.checkpoint import CheckpointError, SlotShape, adapter_type, differences, structure
 from utils.config import ConfigError
 from utils.data import InputSpec
+from utils.memory import memory
 from utils.tensor_file import refuse_packed
 
 
@@ -46,7 +47,7 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
     try:
         name = timm_name(config.backbone_type)
         local = config.backbone_checkpoint
-        vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs)
+        vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs, memory())
         if local is not None:
             _refuse_packed(Path(local))
             load_weights(vit, Path(local))
@@ -60,7 +61,8 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
 
 def _refuse_packed(path: Path) -> None:
     try:
-        refuse_packed(path)
+        if path.is_file():  # otherwise its reader says so
+            refuse_packed(path)
     except (ValueError, OSError, BadZipFile) as error:
         raise ConfigError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
 

@@ -316,6 +316,19 @@ def test_a_download_asks_for_the_tags_weights(monkeypatch, timms):
     assert_loaded(model, state)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depth": 10**9}, "depth = 1000000000; expected at most 1000"),
+        ({"embed_dim": 2**20, "num_heads": 2}, r"takes [\d,]{19} bytes, the memory here is 2,000,000,000"),
+        ({"img_size": 2**20}, "takes .* bytes, the memory here is 2,000,000,000"),
+    ],
+)
+def test_a_network_too_large_for_any_use_is_refused_before_it_is_made(kwargs, message):
+    with pytest.raises(BackboneError, match=message):
+        create_vit(NAME, False, {**SHAPE, **kwargs}, 2 * 10**9)
+
+
 # ---- slots
 
 

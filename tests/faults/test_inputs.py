@@ -1,60 +1,22 @@
 """Whole runs on images that are damaged, strange or few: they end with one clear message, or as they should."""
 
 import io
-import json
 import os
 import signal
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fault_record import fault
+from input_runs import Caller, events, make_images, results
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-import main
 from utils import data_manager, npz
 from utils.images import open_image
-
-KEYS: dict[str, Any] = {
-    "dataset": "imagefolder",
-    "backbone_type": "vit_tiny_patch16_224_adapter",
-    "pretrained": False,
-    "backbone_kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2},
-    "device": "cpu",
-    "num_workers": 0,
-    "seed": 4,
-    "shuffle": False,
-    "init_cls": 2,
-    "increment": 2,
-    "adapt_start_layer": 1,
-    "adapt_end_layer": 1,
-    "ffn_num": 2,
-    "rd_dim": 2,
-    "buffer_size": 10,
-    "batch_size": 4,
-    "detect_batch_size": 4,
-    "func_epoch": 1,
-    "rd_epoch": 1,
-    "exp_threshold": 1.0,
-}
-
-
-def make_images(root: Path, train: dict[str, int], test: int = 2) -> Path:
-    """Noise of another brightness for each class."""
-    rng = np.random.default_rng(0)
-    for brightness, (name, count) in enumerate(train.items()):
-        for split, number in [("train", n) for n in range(count)] + [("test", n) for n in range(test)]:
-            path = root / split / name / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 60, (18, 18, 3)) + 40 * brightness
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return root
 
 
 @pytest.fixture
@@ -63,26 +25,8 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Call main.py with these keys on a folder of images; its exit code and what it wrote to standard error."""
-
-    def run(root: Path, output: str = "logs", **keys: Any) -> tuple[int, str]:
-        values = {**KEYS, "data_root": str(root), "output_dir": str(tmp_path / output), **keys}
-        (tmp_path / "run.json").write_text(json.dumps(values))
-        code = main.main(["--config", str(tmp_path / "run.json")])
-        return code, capsys.readouterr().err
-
-    return run
-
-
-def results(output: Path) -> dict[str, Any]:
-    (file,) = output.glob("*/results.json")
-    return {key: value for key, value in json.loads(file.read_text()).items() if key != "run"}
-
-
-def events(output: Path) -> list[str]:
-    (file,) = output.glob("*/metrics.jsonl")
-    return file.read_text().splitlines()
+def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Caller:
+    return Caller(tmp_path, capsys)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -98,7 +42,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 # ---- files that are no images
 
 
-def refused_before_training(call: Callable[..., tuple[int, str]], images: Path, content: bytes) -> str:
+def refused_before_training(call: Caller, images: Path, content: bytes) -> str:
     """The message about one bad file, once the run has ended with it before it began."""
     bad = images / "train" / "d" / "3.png"
     bad.write_bytes(content)

@@ -156,6 +156,9 @@ def test_all_problems_at_once_one_line_each(write):
         ("checkpt_path", ""), ("data_root", None), ("prefix", 3), ("prefix", "\udcff"), ("memory_size", -1),
         ("backbone_kwargs", []), ("backbone_kwargs", {"a": float("inf")}),
         ("backbone_kwargs", {"a": [{"b": float("nan")}]}),
+        ("batch_size", 2**31), ("buffer_size", 10**400), ("max_tasks", 10**30), ("ffn_num", 8193), ("rd_dim", 8193),
+        ("nested_lora_rank", 8193), ("num_workers", 1025), ("num_threads", 1025), ("data_root", "a\0b"),
+        ("output_dir", "\0"), ("checkpt_path", "a\0"), ("backbone_checkpoint", "\0a"), ("backbone_type", "a\0_adapter"),
         ("seed", []), ("seed", -1), ("seed", 2**32), ("seed", [1, True]), ("seed", "1"), ("seed", [1, 2, 1]),
     ],
 )  # fmt: skip
@@ -247,6 +250,12 @@ def test_an_empty_text_may_be_an_argument_of_timm():
 
 def test_weights_are_not_named_twice():
     assert "backbone_checkpoint" in the_problem(dataset="cub", backbone_kwargs={"checkpoint_path": "x.pth"})
+    for kwarg in ("pretrained_cfg", "pretrained_cfg_overlay"):
+        assert "backbone_checkpoint" in the_problem(dataset="cub", backbone_kwargs={kwarg: {"hf_hub_id": "a/b"}})
+
+
+def test_no_key_makes_timm_write_where_no_run_writes():
+    assert "cache_dir is not passed on" in the_problem(dataset="cub", backbone_kwargs={"cache_dir": "/etc"})
 
 
 # ---------------------------------------------------------------- device and seed

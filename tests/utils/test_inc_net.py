@@ -1,5 +1,6 @@
 """The network that a configuration describes, against timm's own model."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,3 +278,28 @@ def test_pretrained_asks_the_hub(config, monkeypatch):
 def test_what_does_not_work_out_is_a_config_error_that_names_it(config, keys, named):
     with pytest.raises(ConfigError, match=named):
         get_backbone(config(**keys))
+
+
+def test_no_pickle_of_a_stranger_is_run_for_weights(config, tmp_path):
+    class Stranger:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"norm.weight": Stranger()}, tmp_path / "vit.pth")
+    with pytest.raises(ConfigError, match=r"vit\.pth.*cannot be read"):
+        get_backbone(config(backbone_checkpoint=str(tmp_path / "vit.pth")))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_compressed_weights_are_refused_unread(config, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "vit.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("vit/data/0", bytes(10**6))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ConfigError, match=r"vit\.pth.*cannot be read as weights: vit/data/0 in it is compressed"):
+        get_backbone(config(backbone_checkpoint=str(tmp_path / "vit.pth")))
+
+
+def test_a_network_larger_than_the_memory_is_refused(config):
+    kwargs = {**config().backbone_kwargs, "embed_dim": 2**20}
+    with pytest.raises(ConfigError, match="bytes, the memory here is"):
+        get_backbone(config(backbone_kwargs=kwargs))
