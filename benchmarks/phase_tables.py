@@ -1,6 +1,5 @@
 """What `benchmarks.phases` measured, as tables."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,5 +110,5 @@ def _cells(report: Report, phase: str, variant: str) -> list[str]:
         f"{compared['seconds'] / cost['seconds']:.2f}" if compared else "",
         f"{cost['multiply_adds'] / 1e9:,.1f}",
         f"{100 * share(report, phase, variant):.0f} %",
-        "" if math.isnan(cost["memory"]) else f"{cost['memory'] / 2**20:,.0f}",
+        "" if cost["memory"] is None else f"{cost['memory'] / 2**20:,.0f}",
     ]

@@ -2,9 +2,10 @@
 
     python -m benchmarks.phases [--vit vit_base_patch16_224] [--batch 4] [--rounds 4] [--threads 1 --clock cpu]
                                 [--json FILE] [--write]
+    python -m benchmarks.phases --from FILE --write
 
 All inputs and weights are random: nothing is downloaded. `--write` puts the tables into docs/performance.md, into the
-part of the device's kind.
+part of the device's kind; `--from` takes what `--json` wrote, on whichever machine, instead of measuring.
 """
 
 import argparse
@@ -110,23 +111,32 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--bf16", action="store_true", help="measure the matrix peak of bfloat16 too")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    parser.add_argument("--from", dest="earlier", type=Path, help="a file that --json wrote: measure nothing")
     parser.add_argument("--write", action="store_true", help=f"write the tables into {DOCUMENT}")
     return parser.parse_args(arguments)
+
+
+def measured_or_read(given: argparse.Namespace) -> dict[str, Any]:
+    """The report that the command line asks for."""
+    if given.earlier:
+        return json.loads(given.earlier.read_text(encoding="utf-8"))
+    device = prepare_device(given.device, given.threads)
+    setting = Setting(given.vit, given.batch, device, given.kwargs, given.keys)
+    timer = Timer(device, given.clock, repeats=5 if device.type == "cuda" else 1)
+    dtypes = [torch.float32, *([torch.bfloat16] if given.bf16 else [])]
+    return report(setting, given.rounds, timer, dtypes)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write what is asked for."""
     given = parse(arguments)
-    device = prepare_device(given.device, given.threads)
-    setting = Setting(given.vit, given.batch, device, given.kwargs, given.keys)
-    timer = Timer(device, given.clock, repeats=5 if device.type == "cuda" else 1)
-    measured = report(setting, given.rounds, timer, [torch.float32, *([torch.bfloat16] if given.bf16 else [])])
+    measured = measured_or_read(given)
     text = tables(measured)
     print(text)
     if given.json:
         given.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if given.write:
-        replace_part(DOCUMENT, f"phases {device.type}", text)
+        replace_part(DOCUMENT, f"phases {measured['machine']['kind']}", text)
 
 
 if __name__ == "__main__":

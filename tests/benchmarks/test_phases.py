@@ -84,7 +84,7 @@ def test_ratios_and_shares_are_of_the_figures(written):
     assert "| func step: nested / adaptmlp | 1.00 | <= 1.05 | yes |" in text
     assert "| rd step | reference | 4,000.0 | 0.50 | 1.00 | 1.0 | 25 % | 3 |" in text
     assert "| rd step | exact | 2,000.0 | 1.00 | 2.00 | 1.0 | 50 % | 3 |" in text
-    fixed["costs"]["rd step"]["exact"] |= {"seconds": 2.5, "memory": float("nan")}
+    fixed["costs"]["rd step"]["exact"] |= {"seconds": 2.5, "memory": None}
     assert "| rd step: reference / exact | 1.60 | >= 2 | no |" in tables(fixed)
     assert "| rd step | exact | 2,500.0 | 0.80 | 1.60 | 1.0 | 40 % |  |" in tables(fixed)
 
@@ -92,6 +92,19 @@ def test_ratios_and_shares_are_of_the_figures(written):
 def test_the_document_gets_the_tables_of_its_device_and_nothing_else(written):
     measured, document = written
     assert document == MARKED.replace("begin -->\n", f"begin -->\n{tables(measured).rstrip()}\n")
+
+
+def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monkeypatch, written, capsys):
+    measured, _ = written
+    document, figures = tmp_path / "performance.md", tmp_path / "figures.json"
+    document.write_text(MARKED.replace("cpu", "cuda"))
+    elsewhere = {**measured, "machine": {**measured["machine"], "kind": "cuda", "device": "Some GPU"}}
+    figures.write_text(json.dumps(elsewhere))
+    monkeypatch.setattr(phases, "DOCUMENT", document)
+    monkeypatch.setattr(phases, "report", None)  # to call it would fail
+    phases.main(["--from", str(figures), "--write"])
+    assert "on a Some GPU, 1 thread(s)" in document.read_text()
+    assert capsys.readouterr().out.rstrip() == tables(elsewhere).rstrip()
 
 
 def test_the_shipped_document_has_a_place_for_both_kinds_of_device():
