@@ -80,7 +80,7 @@ class Adapter(nn.Module):
 
         The draw is the CPU generator's wherever the adapter lies, so that a named stream decides it on a GPU too.
         """
-        if self.down_proj.weight.is_meta:  # a sketch, of which only shapes are asked
+        if torch.get_default_device().type == "meta":  # a sketch, of which only shapes are asked
             return
         drawn = torch.empty_like(self.down_proj.weight, device="cpu")
         self.down_proj.weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
