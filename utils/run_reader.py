@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from utils.config import Config, UserError, counted, counted_digest, result_hash
 from utils.config_text import did_you_mean, shown
 from utils.files import plain
-from utils.json_file import read_object
+from utils.json_file import parse, read_object
 from utils.metrics import AccuracyMatrix
 from utils.runlog import RESULTS
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", RESULTS)  # the last is written last
+LONGEST_LINE = 2**24  # characters of an event
+LONGEST_RUN = 1e9  # seconds
 RUN_NAME = re.compile(r"(?P<label>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d+)")
 
 
@@ -101,12 +103,12 @@ def read_run(path: Path) -> Run:
 
 
 def _require_files(path: Path) -> None:
-    if not (path / FILES[0]).exists():
+    if not (path / FILES[0]).is_file():
         inner = sorted(path.glob(f"*/{FILES[0]}"))
         hint = f"; runs lie in it: name them, as in {path}/*" if inner else ""
         raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{hint}")
     for name in reversed(FILES):
-        if not (path / name).exists():
+        if not (path / name).is_file():
             state = "the run is unfinished" if name == RESULTS else "the run directory is damaged"
             raise RunError(f"{path / name}: missing; {state}")
 
@@ -147,7 +149,7 @@ def _matrix(file: Path, results: Mapping[str, Any]) -> AccuracyMatrix:
 def _check_shape(file: Path, results: Mapping[str, Any], nb_tasks: int) -> None:
     tasks, run = results.get("tasks"), results.get("run")
     seconds = run.get("seconds") if isinstance(run, dict) else None
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or abs(seconds) > LONGEST_RUN:
         raise RunError(f"{file}: run.seconds = {shown(seconds)}; expected a number")
     if not isinstance(tasks, list) or len(tasks) != nb_tasks or not all(map(_is_task, tasks)):
         raise RunError(f"{file}: tasks: expected adapters and parameters for each of {nb_tasks} tasks")
@@ -156,9 +158,13 @@ def _check_shape(file: Path, results: Mapping[str, Any], nb_tasks: int) -> None:
 def _is_task(task: object) -> bool:
     match task:
         case {"adapters": list(adapters), "parameters": dict(parameters)}:
-            return "backbone" in parameters and all(isinstance(n, int) for n in [*adapters, *parameters.values()])
+            return "backbone" in parameters and all(map(_is_count, [*adapters, *parameters.values()]))
         case _:
             return False
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**53
 
 
 def _check_events(file: Path, matrix: AccuracyMatrix) -> None:
@@ -180,9 +186,9 @@ def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]
     Raises:
         RunError: A line is no JSON object; the message has its number.
     """
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         try:
-            event = json.loads(line)
+            event = parse(line)
         except ValueError:
             event = None
         if not isinstance(event, dict):
@@ -191,15 +197,32 @@ def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]
             yield event
 
 
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a file one by one, so that neither the file nor a line without end has to fit into memory."""
+    try:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as text:
+            while line := text.readline(LONGEST_LINE):
+                yield line.removesuffix("\n")
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read: {error}") from None
+
+
 def _close(a: object, b: object) -> bool:
     """Whether two JSON values are equal, numbers up to the rounding of another machine's sums."""
     match a, b:
         case [list(), list()]:
             return len(a) == len(b) and all(map(_close, a, b))
         case [int() | float(), int() | float()]:
-            return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+            return _are_close(a, b)
         case _:
             return a == b
+
+
+def _are_close(a: float, b: float) -> bool:
+    try:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:  # an integer beyond all floats
+        return a == b
 
 
 def digest(values: Mapping[str, Any]) -> str:
