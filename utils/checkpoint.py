@@ -15,6 +15,7 @@ from utils.checkpoint_meta import checked
 from utils.config import UserError
 from utils.config_text import shown_key
 from utils.files import atomic_write
+from utils.json_file import parse
 from utils.tensor_file import read_tensors
 
 FORMAT = "nested-sema-1"
@@ -59,8 +60,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
         if header.get("format") != FORMAT:
             raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
-        return checked(json.loads(header["meta"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        return checked(parse(header["meta"]))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 

@@ -22,6 +22,11 @@ def shown_key(key: str) -> str:
     return key if key.isprintable() and len(key) <= LONGEST_VALUE else shown(key)
 
 
+def writable(text: str) -> str:
+    """The text with whatever is no Unicode, as in names of files, written out as its number."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def nearest(word: object, choices: Iterable[str], count: int = 1) -> list[str]:
     """The choices spelled most like `word`, best first, whatever their case; empty when none is close."""
     by_lower = {choice.lower(): choice for choice in choices}

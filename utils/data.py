@@ -17,14 +17,14 @@ import numpy as np
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.config_text import did_you_mean
+from utils.config_text import did_you_mean, writable
 from utils.images import DataError as DataError
 from utils.images import InputSpec as InputSpec
-from utils.images import check_header, open_image
+from utils.images import open_image
 from utils.images import test_transform as test_transform
 from utils.images import train_transform as train_transform
 from utils.npz import read_arrays
-from utils.readable import unreadable
+from utils.readable import refuse_unreadable, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class ImageData:
         """How large it is, and by name what was left out."""
         train, test = len(self.train.labels), len(self.test.labels)
         size = f"{self.nb_classes} classes, {train} training and {test} test images"
-        names = ", ".join(map(str, self.left_out))
+        names = writable(", ".join(map(str, self.left_out)))
         return f"{size}; left out, as they cannot be read, {len(self.left_out)}: {names}" if names else size
 
 
@@ -124,10 +124,7 @@ def _files(data: ImageData) -> list[Path]:
 
 def _refuse_bad(data: ImageData) -> ImageData:
     """The data set itself, unless the first bytes of a file tell that it is no image."""
-    if bad := list(unreadable(_files(data), check_header).values()):
-        more = [f"and {len(bad) - NAMES_SHOWN} more files"] if len(bad) > NAMES_SHOWN else []
-        hint = "mend or remove them, or let on_bad_image be skip, which leaves out what cannot be read"
-        raise DataError("\n".join([*bad[:NAMES_SHOWN], *more, hint]))
+    refuse_unreadable(_files(data))
     return data
 
 

@@ -44,6 +44,20 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def read_text(path: Path, most_bytes: int, errors: str = "strict") -> str:
+    """The text of a file, a byte order mark left out.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger than `most_bytes`, of which no more are read, or no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"larger than {most_bytes:,} bytes")
+    return content.decode("utf-8-sig", errors)
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the new name as lasting as the bytes, where folders can be opened (not on Windows)."""
     if not hasattr(os, "O_DIRECTORY"):

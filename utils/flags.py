@@ -4,7 +4,6 @@ Here a text only becomes a value of its key's type; `utils.config` judges it tog
 one message lists every problem. This module never imports torch.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 
 from utils.config import ConfigError, schemas
 from utils.config_text import choices, describe, shown
+from utils.json_file import parse as parse_json
 
 DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
 CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags beat the file, the file beats the defaults"
@@ -23,7 +23,7 @@ FROM_TEXT: dict[str, Callable[[str], object]] = {
     "boolean": lambda text: TRUTH[text.lower()],
     "integer": int,
     "number": float,
-    "object": json.loads,
+    "object": parse_json,
     "string": str,
 }
 METAVARS = {"boolean": "{true,false}", "integer": "INT", "number": "FLOAT", "object": "JSON", "string": "TEXT"}
@@ -112,7 +112,7 @@ def _value(key: str, text: str | list[str]) -> object:
         return None
     try:
         return FROM_TEXT[_type(schemas()[key])](text)
-    except (ValueError, KeyError, RecursionError):
+    except (ValueError, KeyError):
         return text
 
 

@@ -1,11 +1,17 @@
-"""A configuration file read as it was meant, or refused with the place of the fault."""
+"""JSON of whoever wrote it: read as it was meant, or refused with the place of the fault."""
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.config_text import did_you_mean, shown
 from utils.errors import ConfigError
+from utils.files import read_text
+
+MOST_BYTES = 2**26  # a thousand times what any of our files holds
+DEEPEST = 100  # lists and objects within each other; what works on values may call itself for each
 
 
 def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
@@ -24,16 +30,39 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
         return dict(pairs)
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=note_repeated)
+        values = parse(read_text(path, MOST_BYTES), note_repeated)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{_files_like(path)}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object with keys such as dataset, not {shown(values)}")
     return values, repeated
+
+
+def parse(text: str, pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None) -> Any:
+    """The value that a text stands for.
+
+    Raises:
+        JSONDecodeError: It stands for none.
+        ValueError: It is nested too deeply, or a number in it is too long.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs_hook)
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        if not level:
+            return value
+        level = [inner for outer in level for inner in _inside(outer)]
+    raise ValueError(f"nested more than {DEEPEST} deep")
+
+
+def _inside(value: object) -> list[object]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def _files_like(path: Path) -> str:

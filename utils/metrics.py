@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
+MOST_TASKS = 2000  # the matrix of that many takes 32 MB; a file of a few bytes a task can claim any number
+
 
 def group_labels(sizes: Sequence[int]) -> list[str]:
     """First and last class of every task, in the order of the tasks: `00-09`, `10-19`, ..., `100-104`, `105-105`."""
@@ -202,6 +204,8 @@ class AccuracyMatrix:
             raise ValueError(
                 f"{len(sizes)} task sizes, {len(count)} counts, {len(correct)} rows; expected as many of each"
             )
+        if len(sizes) > MOST_TASKS:
+            raise ValueError(f"{len(sizes)} tasks; expected at most {MOST_TASKS}")
         if not all(_is_int(size) and size >= 1 for size in sizes) or not all(_is_int(n) and n >= 0 for n in count):
             raise ValueError("task sizes are integers >= 1, counts integers >= 0")
         for t, row in enumerate(correct):
@@ -214,7 +218,8 @@ _KEYS = ("task_sizes", "count", "correct")
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether it is an integer, and one that can count something."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 
 def _is_row(row: object, count: list[int]) -> bool:

@@ -103,11 +103,20 @@ def _check_classes(arrays: Mapping[str, np.ndarray]) -> None:
     names = arrays["class_names"]
     if names.dtype.kind != "U" or names.ndim != 1:
         raise DataError(f"class_names is {_shown(names)}, expected text of shape (C,)")
+    if not _is_unicode(names):
+        raise DataError("class_names holds what is no Unicode text, and could never be written into a log")
     for split in SPLITS:
         low, high = arrays[f"y_{split}"].min(), arrays[f"y_{split}"].max()
         if low < 0 or high >= len(names):
             expected = f"0 to {len(names) - 1}, as there are {len(names)} classes"
             raise DataError(f"y_{split} holds labels from {low} to {high}, expected {expected}")
+
+
+def _is_unicode(names: np.ndarray) -> bool:
+    try:
+        return all(name.encode() is not None for name in names.tolist())
+    except (UnicodeEncodeError, SystemError):  # half a surrogate pair; a number beyond all characters
+        return False
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ One file may hold several runs: these code bases write all seeds of a command in
 `parse` cuts a file into runs and understands lines; what the lines say together is for `utils.pilot_check`.
 """
 
-import ast
 import math
 import re
 from collections.abc import Callable
@@ -22,7 +21,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-LABEL = re.compile(r"(\d+)-(\d+)")
+from utils.pilot_values import are_numbers, config_value, literal, time_of
+
+MOST_TASKS = 1000  # a file of these is cut off there, as what its lines say together is a matrix
+LABEL = re.compile(r"(\d{1,6})-(\d{1,6})")
 STAMP = re.compile(r"\s*(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \[(?P<file>[^\]]+)\] => (?P<rest>.*)")
 CONFIG_LINE = re.compile(r"(?P<key>[A-Za-z_]\w*): (?P<value>.*)")
 CLASS_ORDER = re.compile(r"\[\d+(, \d+)+\]")
@@ -34,7 +36,6 @@ FORGETTING = re.compile(rf"\bForgetting \(CNN\): {NUMBER}")
 NME = re.compile(r"\bNME: \{")
 MATRIX = re.compile(r"\bAccuracy Matrix \(CNN\):(?P<value>.*)", re.IGNORECASE)
 MATRIX_LINE = re.compile(r"[\s\[\],.\d]+")
-SCALAR = re.compile(r"\b(?:np|numpy)\.\w+\((-?[\d.eE+-]+|nan)\)")  # numpy 2 prints np.float64(91.2)
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Segment:
         rows: One for each `CNN: {...}` line.
         top1, top5: The curves, in order.
         average, forgetting: The last that is printed.
-        matrix_text: The last accuracy matrix that is printed, as it is printed.
+        matrix_lines: The last accuracy matrix that is printed, as it is printed.
         names: Class ranges as they are spelled.
         has_nme: Whether it also has accuracies of nearest mean of exemplars.
         notes: Lines that could not be read.
@@ -86,7 +87,7 @@ class Segment:
     top5: list[tuple[int, list[float]]] = field(default_factory=list)
     average: float | None = None
     forgetting: float | None = None
-    matrix_text: str = ""
+    matrix_lines: list[str] = field(default_factory=list)
     names: dict[tuple[int, int], str] = field(default_factory=dict)
     has_nme: bool = False
     notes: list[str] = field(default_factory=list)
@@ -122,9 +123,10 @@ class Segment:
     @property
     def matrix(self) -> list[list[float]]:
         """The rows of the printed matrix; none if there is no matrix, or one with dots for numbers left out."""
-        if "..." in self.matrix_text:
+        text = "\n".join(self.matrix_lines)
+        if "..." in text:
             return []
-        rows = re.findall(r"\[([^\[\]]+)\]", self.matrix_text)
+        rows = re.findall(r"\[([^\[\]]+)\]", text)
         return [[float(number) for number in re.findall(r"\d+\.?\d*", row)] for row in rows]
 
 
@@ -148,7 +150,7 @@ class _Reader:
         segment, stamp = self.segments[-1], STAMP.match(line)
         rest = stamp["rest"] if stamp else line
         if self._in_matrix and MATRIX_LINE.fullmatch(rest):
-            segment.matrix_text += f"{rest}\n"
+            segment.matrix_lines.append(rest)
             return
         self._in_matrix = self._in_matrix and not rest.strip()
         hits = [(read, match) for pattern, read in _READ.items() if (match := pattern.search(rest))]
@@ -157,8 +159,8 @@ class _Reader:
         if stamp and not hits:
             self._other(number, stamp)
         self._in_config = self._in_config and not hits
-        if stamp:
-            self.segments[-1].stamp(datetime.fromisoformat(stamp["time"]))
+        if stamp and (time := time_of(stamp["time"])):
+            self.segments[-1].stamp(time)
 
     def _other(self, number: int, stamp: re.Match[str]) -> None:
         """A line without accuracies: of the configuration, the class order, or of no interest."""
@@ -169,7 +171,7 @@ class _Reader:
         segment = self.segments[-1]
         self._in_config = self._in_config and pair is not None
         if pair and self._in_config:
-            segment.config[pair["key"]] = _config_value(pair["value"])
+            segment.config[pair["key"]] = config_value(pair["value"])
         if CLASS_ORDER.fullmatch(stamp["rest"]) and segment.nb_classes is None:
             segment.nb_classes = stamp["rest"].count(",") + 1
 
@@ -181,12 +183,15 @@ class _Reader:
         names = {label: key for key in values if (label := _label(key))}
         named = {key: values.get(key) for key in ("total", "old", "new")}
         row = Row(number, {label: values[name] for label, name in names.items()}, **named)
-        if not _are_numbers([*row.groups.values(), *named.values()]) or not (names or row.total is not None):
+        if not are_numbers([*row.groups.values(), *named.values()]) or not (names or row.total is not None):
             self._damaged(number, match["value"])
             return
         if _restarts(self.segments[-1].rows, row):
             self._begin(number)
         rows = self.segments[-1].rows
+        if len(rows) == MOST_TASKS:
+            self._damaged(number, match["value"])
+            return
         if rows and rows[-1].curve is None and rows[-1].same_values(row):
             self._note(number, "the same accuracies as in the line before, counted once")
             return
@@ -195,7 +200,7 @@ class _Reader:
 
     def _curve(self, number: int, match: re.Match[str]) -> None:
         values = self._value(match["value"], list)
-        if not values or None in values or not _are_numbers(values):
+        if not 0 < len(values) <= MOST_TASKS or None in values or not are_numbers(values):
             self._damaged(number, match["value"])
             return
         segment = self.segments[-1]
@@ -216,7 +221,7 @@ class _Reader:
         self.segments[-1].forgetting = float(match["value"])
 
     def _matrix(self, number: int, match: re.Match[str]) -> None:
-        self.segments[-1].matrix_text = match["value"] + "\n"
+        self.segments[-1].matrix_lines = [match["value"]]
         self._in_matrix = True
 
     def _nme(self, number: int, match: re.Match[str]) -> None:
@@ -248,28 +253,9 @@ def _label(key: object) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _are_numbers(values: list[Any]) -> bool:
-    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
-
-
 def _restarts(rows: list[Row], row: Row) -> bool:
     """Whether a row is the first of another run: it knows fewer groups than the last, or it is a first task again."""
     if not rows or (rows[-1].curve is None and rows[-1].same_values(row)):
         return False
     first_again = row.groups.keys() == rows[0].groups.keys() and not row.old
     return row.groups.keys() < rows[-1].groups.keys() or first_again
-
-
-def literal(text: str) -> Any:
-    """The Python value that begins a text, numpy's scalars as numbers and nan as None; None if there is none."""
-    plain = re.sub(r"\bnan\b", "None", SCALAR.sub(r"\1", text.strip()))
-    end = max(plain.rfind("}"), plain.rfind("]")) + 1
-    try:
-        return ast.literal_eval(plain[:end] if plain[:1] in ("{", "[") else plain)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-
-
-def _config_value(text: str) -> Any:
-    value = literal(text)
-    return text if value is None and text != "None" else value

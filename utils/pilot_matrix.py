@@ -8,10 +8,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from utils.metrics import AccuracyMatrix
-from utils.pilot_log import Row, Segment
+from utils.pilot_log import MOST_TASKS, Row, Segment
 
 HALF = 0.0051  # two printed percentages closer than this may be the same number
 WHOLE = 10_000  # images that stand for 100.00 per cent
@@ -86,12 +87,26 @@ class Reading:
         row = self.rows[t]
         if row is None:
             return None
-        labels = [label for label in row.groups if self.task_of(label) == i]
+        labels = self._labels[t].get(i, [])
         if not labels:
             return row.new if t == i else None
         if len(labels) == 1:
             return row.groups[labels[0]]
-        return self.mean(row, labels) if self.is_balanced(row) else None
+        return self.mean(row, labels) if self._balanced[t] else None
+
+    @cached_property
+    def _labels(self) -> list[dict[int, list[Label]]]:
+        """For every row its groups by task."""
+        by_row: list[dict[int, list[Label]]] = []
+        for row in self.rows:
+            by_row.append({})
+            for label in row.groups if row else ():
+                by_row[-1].setdefault(self.task_of(label), []).append(label)
+        return by_row
+
+    @cached_property
+    def _balanced(self) -> list[bool]:
+        return [row is not None and self.is_balanced(row) for row in self.rows]
 
     def task_of(self, label: Label) -> int:
         """The task that a group of classes belongs to."""
@@ -136,6 +151,8 @@ def _declared_ends(segment: Segment) -> list[int]:
     ends = [first if first > 0 else step]
     while ends[-1] < highest or len(ends) < (len(segment.curve) or len(segment.rows)):
         ends.append(ends[-1] + step)
+        if len(ends) > MOST_TASKS:
+            return []
     return ends
 
 

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.files import read_text
 from utils.pilot_check import notes
 from utils.pilot_log import Segment, parse
 from utils.pilot_matrix import Reading
 from utils.run_reader import Run, RunError, digest
 
+MOST_BYTES = 2**25  # ten times the log of a long run, progress bars and all
 NO_EFFECT = ("config", "prefix", "seed", "device", "num_workers", "debug", "nb_classes", "nb_tasks", "print_forget")
 
 
@@ -18,9 +20,11 @@ def read_log(path: Path) -> list[Run]:
     Raises:
         RunError: The file cannot be read, or has no accuracies.
     """
+    if not path.is_file():
+        raise RunError(f"{path}: neither a run directory nor a log file")
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
+        text = read_text(path, MOST_BYTES, errors="replace")
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
     segments = parse(text)
     if not segments:

@@ -5,9 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from utils.images import DataError
+from utils.config_text import writable
+from utils.images import DataError, check_header
 from utils.runlog import progress
 
+SHOWN = 8  # files that a message names before it says how many more there are
 READERS = 8  # threads; PIL decodes without holding Python's lock
 
 
@@ -26,10 +28,22 @@ def unreadable(files: Sequence[Path], read: Callable[[Path], object]) -> dict[Pa
     return {file: problem for file, problem in zip(files, problems, strict=True) if problem}
 
 
+def refuse_unreadable(files: Sequence[Path]) -> None:
+    """Look at the first bytes of all files.
+
+    Raises:
+        DataError: Some are no images; the message names them, a line for each.
+    """
+    if bad := list(unreadable(files, check_header).values()):
+        more = [f"and {len(bad) - SHOWN} more files"] if len(bad) > SHOWN else []
+        hint = "mend or remove them, or let on_bad_image be skip, which leaves out what cannot be read"
+        raise DataError("\n".join([*bad[:SHOWN], *more, hint]))
+
+
 def _problem(read: Callable[[Path], object], file: Path) -> str:
     """What is wrong with a file, which the text names; empty if nothing is."""
     try:
         read(file)
     except DataError as error:
-        return str(error)
+        return writable(str(error))
     return ""

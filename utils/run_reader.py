@@ -21,6 +21,7 @@ from utils.run_dir import RESULTS
 from utils.run_record import check_events, close
 
 FILES = ("config.json", "environment.json", "metrics.jsonl", RESULTS)  # the last is written last
+LONGEST_RUN = 1e9  # seconds
 RUN_NAME = re.compile(r"(?P<label>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d+)")
 
 
@@ -115,10 +116,10 @@ def require_files(path: Path) -> None:
     Raises:
         RunError: Names the file that is missing.
     """
-    if not (path / FILES[0]).exists():
+    if not (path / FILES[0]).is_file():
         raise RunError(f"{path / FILES[0]}: missing, so {path} is no run directory{_runs_within(path)}")
     for name in reversed(FILES):
-        if not (path / name).exists():
+        if not (path / name).is_file():
             state = "the run is unfinished" if name == RESULTS else "the run directory is damaged"
             raise RunError(f"{path / name}: missing; {state}")
 
@@ -159,7 +160,7 @@ def _matrix(file: Path, results: Mapping[str, Any]) -> AccuracyMatrix:
 def _check_shape(file: Path, results: Mapping[str, Any], nb_tasks: int) -> None:
     tasks, run = results.get("tasks"), results.get("run")
     seconds = run.get("seconds") if isinstance(run, dict) else None
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or abs(seconds) > LONGEST_RUN:
         raise RunError(f"{file}: run.seconds = {shown(seconds)}; expected a number")
     if not isinstance(tasks, list) or len(tasks) != nb_tasks or not all(map(_is_task, tasks)):
         raise RunError(f"{file}: tasks: expected adapters and parameters for each of {nb_tasks} tasks")
@@ -168,9 +169,13 @@ def _check_shape(file: Path, results: Mapping[str, Any], nb_tasks: int) -> None:
 def _is_task(task: object) -> bool:
     match task:
         case {"adapters": list(adapters), "parameters": dict(parameters)}:
-            return "backbone" in parameters and all(isinstance(n, int) for n in [*adapters, *parameters.values()])
+            return "backbone" in parameters and all(map(_is_count, [*adapters, *parameters.values()]))
         case _:
             return False
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**53
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What a run recorded, its metrics.jsonl: the events, and whether they agree with the run's other files."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from utils.config import with_defaults
 from utils.config_text import shown
 from utils.errors import RunError
 from utils.files import plain
+from utils.json_file import parse
 from utils.metrics import AccuracyMatrix
 from utils.run_dir import RESULTS
 
 Event = Mapping[str, Any]
+LONGEST_LINE = 2**24  # characters of an event
 
 
 def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
@@ -23,15 +24,25 @@ def read_events(file: Path, kind: str | None = None) -> Iterator[dict[str, Any]]
     Raises:
         RunError: A line is no JSON object; the message has its number.
     """
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(_lines(file), 1):
         try:
-            event = json.loads(line)
+            event = parse(line)
         except ValueError:
             event = None
         if not isinstance(event, dict):
             raise RunError(f"{file}: line {number}: not a JSON object: {shown(line)}")
         if kind in (None, event.get("kind")):
             yield event
+
+
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a file one by one, so that neither the file nor a line without end has to fit into memory."""
+    try:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as text:
+            while line := text.readline(LONGEST_LINE):
+                yield line.removesuffix("\n")
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read: {error}") from None
 
 
 def check_events(
@@ -165,6 +176,13 @@ def close(a: object, b: object) -> bool:
         case [dict(), dict()]:
             return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
         case [int() | float(), int() | float()]:
-            return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+            return _are_close(a, b)
         case _:
             return a == b
+
+
+def _are_close(a: float, b: float) -> bool:
+    try:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:  # an integer beyond all floats
+        return a == b

@@ -13,6 +13,7 @@ The first member is what the others are compared with. A member's changes are fl
 
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ RESERVED = {
     "eval": "a sweep trains",
     "checkpt_path": "a sweep trains",
 }
+
+MOST_MEMBERS = 1000
 
 Text = Annotated[str, Field(min_length=1)]
 Changes = dict[str, JsonValue]
@@ -141,6 +144,8 @@ def _read_file(path: Path) -> SweepFile:
         sweep = SweepFile.model_validate(values)
         if (sweep.grid is None) == (sweep.entries is None):
             problems.append(f'{path}: expected either "grid" or "list"')
+        if (count := math.prod(map(len, (sweep.grid or {}).values()))) > MOST_MEMBERS:
+            problems.append(f"{path}: grid: {count} combinations of values; expected at most {MOST_MEMBERS}")
     except ValidationError as error:
         problems += [f"{path}: {_problem(item)}" for item in error.errors()]
     if problems:

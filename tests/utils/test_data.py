@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -266,6 +267,15 @@ def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: P
     )
 
 
+def test_a_bad_file_with_a_name_that_is_no_unicode_is_named_in_a_log_too(tmp_path: Path, caplog):
+    make_folders(tmp_path)
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    data = load_dataset("imagefolder", tmp_path, "skip")
+    assert data.summary.endswith(r"cat/\udcff.png")
+    assert caplog.text.encode().count(rb"cat/\udcff.png: not a readable image: it is empty") == 1
+
+
 def test_a_class_whose_training_images_are_all_bad_cannot_be_learnt(tmp_path: Path):
     make_folders(tmp_path)
     cut_off(tmp_path / "train" / "emu" / "0.png")
@@ -334,6 +344,10 @@ BAD_ARRAYS = {
     },
     "class_names is int64 of shape (3,), expected text": {"class_names": np.arange(3)},
     "class_names is <U3 of shape (), expected text of shape (C,)": {"class_names": np.array("cat")},
+    "class_names holds what is no Unicode text": {
+        "class_names": np.array([[97], [98], [2**21]], "<u4").view("<U1")[:, 0]
+    },
+    "class_names holds what is no Unicode text, ": {"class_names": np.array(["cat", "dog", "\ud800"])},
     "no training image of dog": {"y_train": np.array([2, 0, 0, 0, 0, 2])},
     "not a readable .npz file: Object arrays cannot be loaded when allow_pickle=False": {
         "class_names": np.array(["cat", "dog", "emu"], dtype=object)

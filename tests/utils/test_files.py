@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.files import atomic_write, json_line, naming, plain, write_json
+from utils.files import atomic_write, json_line, naming, plain, read_text, write_json
 
 
 def test_content_is_written_replaced_and_leaves_nothing_beside_it(tmp_path):
@@ -91,6 +92,22 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     atomic_write(tmp_path / "ours", b"")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "ours")]
     assert modes[0] == modes[1]
+
+
+def test_no_more_of_a_file_is_read_than_is_allowed(tmp_path):
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf123")
+    assert read_text(tmp_path / "a", 6) == "123"
+    with pytest.raises(ValueError, match="larger than 5 bytes"):
+        read_text(tmp_path / "a", 5)
+    with pytest.raises(ValueError, match="larger than 1,000 bytes"):
+        read_text(Path("/dev/zero"), 1000)
+
+
+def test_what_is_no_utf8_is_an_error_or_replaced(tmp_path):
+    (tmp_path / "a").write_bytes(b"a\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        read_text(tmp_path / "a", 10)
+    assert read_text(tmp_path / "a", 10, "replace") == "a\ufffd"
 
 
 def test_arrays_and_tensors_become_lists_and_what_json_lacks_becomes_null():

@@ -225,6 +225,13 @@ def test_json_that_is_no_matrix_is_refused(change, message):
         AccuracyMatrix.from_json({**GOOD, **change})
 
 
+def test_more_tasks_than_a_matrix_has_room_for_are_refused():
+    many = {"task_sizes": [1] * 2001, "count": [1] * 2001, "correct": [None] * 2001}
+    with pytest.raises(ValueError, match="2001 tasks; expected at most 2000"):
+        AccuracyMatrix.from_json(many)
+    assert AccuracyMatrix.from_json({key: values[1:] for key, values in many.items()}).matrix.shape == (2000, 2000)
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 5) | st.floats() | st.text(max_size=2),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(GOOD)), inner, max_size=3),

@@ -1,11 +1,13 @@
 import math
+import time
 
 import pytest
 from finished_runs import PilotRun, random_hits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.pilot_log import literal, parse
+from utils.pilot_log import parse
+from utils.pilot_values import literal
 
 STAMP = "2024-01-18 10:00:30,251 [trainer.py] => "
 HITS = [[900], [800, 700], [600, 650, 750]]
@@ -175,10 +177,53 @@ def test_a_text_without_accuracies_has_no_runs():
         ("1993", 1993),
         ("a b", None),
         ("[[" * 500, None),
+        ("{[]: 1}", None),
+        ("{{}}", None),
+        ("'\\d'", "\\d"),
+        ("[" + "1, " * 40_000 + "]", None),
     ],
 )
 def test_literals(text, value):
     assert literal(text) == value
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 5000, "{(1, 2): 3}", "{1, 2}", "b'x'", "{None: 1, 'a': 2}"])
+def test_what_is_no_value_of_a_configuration_stays_a_text(text):
+    (segment,) = parse(stamped(f"seed: {text}", "CNN top1 curve: [90.0]"))
+    assert segment.config == {"seed": text}
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "1" + "0" * 400, "0x" + "f" * 5000, "True", "'9'", "1e7"])
+def test_a_percentage_beyond_all_measure_is_damage(value):
+    good = "CNN: {'total': 90.0, '00-09': 90.0}\nCNN top1 curve: [90.0]"
+    bad = f"CNN: {{'total': {value}, '00-09': 90.0}}\nCNN top1 curve: [90.0, {value}]"
+    (segment,) = parse(f"{good}\n{bad}")
+    assert (len(segment.rows), segment.curve) == (1, [90.0])
+    assert [note[:7] for note in segment.notes] == ["line 3:", "line 4:"]
+
+
+def test_a_time_that_is_none_is_no_time():
+    (segment,) = parse(
+        "2024-02-31 10:00:00,000 [trainer.py] => CNN top1 curve: [90.0]\n"
+        "2024-02-01 10:00:00,000 [trainer.py] => x\n2024-02-01 10:01:00,000 [trainer.py] => x\n"
+    )
+    assert segment.seconds == 60.0
+
+
+def test_a_run_has_a_thousand_tasks_at_most():
+    rows = [f"CNN: {{'total': 1.0, '{2 * t}-{2 * t + 1}': {t % 90}.0}}" for t in range(1010)]
+    (segment,) = parse("\n".join([*rows, f"CNN top1 curve: {[1.0] * 1001}"]))
+    assert (len(segment.rows), segment.curve) == (1000, [])
+    assert len(segment.notes) == 11
+
+
+def test_a_printed_matrix_of_many_lines_takes_time_by_its_lines():
+    before = time.process_time()
+    (segment,) = parse("CNN top1 curve: [90.0]\nAccuracy Matrix (CNN):\n[" + "0 1 2 3 4 5 6 7 8 9\n" * 200_000 + "]")
+    assert len(segment.matrix_lines) == 200_002
+    assert (
+        time.process_time() - before < 10
+    )  # of which it takes a tenth; by the square of its lines it would take an hour
 
 
 @given(st.integers(0, len(TEXT)), st.text(max_size=20), st.integers(0, len(TEXT)))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from utils.pilot_log import parse
 from utils.pilot_matrix import Reading
 
+STAMP = "2024-01-18 10:00:30,251 [trainer.py] => "
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=12)
 
 
@@ -114,6 +115,13 @@ def test_a_log_of_curves_alone_has_accuracies_and_no_matrix():
 def test_keys_that_do_not_fit_the_groups_are_not_trusted():
     run = PilotRun(random_hits(0, [20, 20, 20]), [20, 20, 20], init_cls=10, increment=10)
     assert reading(run.text()).matrix.task_sizes == [20, 20, 20]
+
+
+@pytest.mark.parametrize("groups", ["'0-999999': 1.0", "'0-0': 1.0, '999998-999999': 2.0"])
+def test_more_tasks_than_any_run_has_are_not_believed(groups):
+    """One class a task, says the configuration, and a million classes, say the groups."""
+    found = reading(f"{STAMP}init_cls: 1\n{STAMP}increment: 1\n{STAMP}CNN: {{'total': 1.0, {groups}}}\n")
+    assert len(found.rows) == 1
 
 
 def test_a_row_with_too_much_is_no_task():

@@ -1,9 +1,11 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
 from finished_runs import PilotRun, random_hits, write_run
 
+from utils import pilot_runs
 from utils.config import UserError
 from utils.pilot_runs import read_log
 
@@ -74,6 +76,16 @@ def test_a_file_without_accuracies_is_refused(tmp_path):
     path = write_run(tmp_path, "x", 1, [[90]])
     with pytest.raises(UserError, match="named by its directory"):
         read_log(write(path / "log.txt", "after task 0: {'total': 90.0}\n"))
+
+
+def test_what_is_no_file_or_has_no_end_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.log")
+    for path in (tmp_path / "pipe.log", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="neither a run directory nor a log file"):
+            read_log(path)
+    monkeypatch.setattr(pilot_runs, "MOST_BYTES", 1000)
+    with pytest.raises(UserError, match=r"long\.log: cannot be read: larger than 1,000 bytes"):
+        read_log(write(tmp_path / "long.log", "x" * 1001))
 
 
 def test_bytes_that_are_no_text_do_no_harm(tmp_path):

@@ -1,12 +1,16 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 from finished_runs import write_run
 
+from utils import run_record
 from utils.config import UserError
+from utils.files import json_line
 from utils.run_reader import missing_path, read_run
+from utils.run_record import read_events
 
 CORRECT = [[90], [80, 70], [60, 65, 75]]
 
@@ -139,6 +143,62 @@ def test_a_run_of_a_version_with_fewer_keys_has_the_identity_it_would_have_now(r
     config["key_of_another_version"] = 1
     (run / "config.json").write_text(json.dumps(config))
     assert read_run(run).key != now.key
+
+
+def test_events_are_read_in_order_and_a_broken_line_has_its_number(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"kind": "a", "n": 1}\n{"kind": "b"}\n{"kind": "a", "n": 2}\n')
+    assert [event["n"] for event in read_events(file, "a")] == [1, 2]
+    assert len(list(read_events(file))) == 3
+    file.write_text('{"kind": "a"}\n{"kind": "a", "n"')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2: "):
+        list(read_events(file))
+
+
+def test_a_line_ends_where_one_was_written_and_nowhere_else(tmp_path):
+    """JSON may hold characters that Python's splitlines takes for the end of a line."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json_line({"kind": "a", "text": "one\u2028two\x85three"}) + '{"kind": "b"}')
+    assert [event["kind"] for event in read_events(file)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' * 500 + "1" + "}" * 500, "9" * 5000])
+def test_a_line_that_python_cannot_take_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "a"}\n' + line)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2: not a JSON object"):
+        list(read_events(tmp_path / "metrics.jsonl"))
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_record, "LONGEST_LINE", 100)
+    with pytest.raises(UserError, match="line 1: not a JSON object"):
+        list(read_events(Path("/dev/zero")))
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "results.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(UserError, match=rf"{name}: missing"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("last_acc", 10**400),
+        ("run", {"seconds": 10**400}),
+        ("run", {"seconds": float("inf")}),
+        ("tasks", [{"adapters": [10**400], "parameters": {"backbone": 1}}] * 3),
+        ("tasks", [{"adapters": [1], "parameters": {"backbone": -1}}] * 3),
+        ("accuracy", {"task_sizes": [1] * 5000, "count": [1] * 5000, "correct": [None] * 5000}),
+        ("accuracy", {"task_sizes": [1], "count": [10**400], "correct": [[1]]}),
+    ],
+)
+def test_numbers_beyond_all_measure_are_refused(run, key, value):
+    change(run / "results.json", **{key: value})
+    with pytest.raises(UserError, match=r"results\.json: "):
+        read_run(run)
 
 
 def test_nan_is_null_in_the_files_of_a_single_task(tmp_path):

@@ -163,6 +163,10 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
         ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: not for a sweep to change"),
         ({"seeds": [1, 1], "list": [{"name": "a"}]}, "the same seed twice"),
         ({"list": [{"name": "a"}, {"name": "a", "changes": {"ffn_num": 2}}]}, "a: two members have this name"),
+        (
+            {"grid": {"ffn_num": [*range(99)], "rd_dim": [*range(99)]}},
+            "9801 combinations of values; expected at most 1000",
+        ),
         ({"grid": {"num_workers": [0, 1]}}, "num_workers=1: the same runs as num_workers=0"),
     ],
 )
