@@ -13,7 +13,6 @@ NaN and infinities, which JSON does not know, are null in all of them.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,7 @@ from utils import run_dir
 from utils.environment import environment, reproduce_line
 from utils.files import json_line, naming, write_json
 from utils.json_file import read_object
-from utils.run_dir import CONFIG, RESULTS, STATES, RunPlan
+from utils.run_dir import CONFIG, RESULTS, RunPlan
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class RunLog:
         begun, _ = read_object(self.path / ENVIRONMENT)
         run = {**values.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun)}
         write_json(self.path / RESULTS, {**values, "run": run})
-        shutil.rmtree(self.path / STATES, ignore_errors=True)
+        run_dir.forget_states(self.path)
 
 
 @contextmanager
