@@ -17,8 +17,8 @@ from utils.errors import AuditError, DivergenceError, StoppedError
 from utils.flags import parse
 
 AFTER_DIVERGENCE = (
-    "the state before is saved. Begin anew with lower rates, or go on with --resume and --on_nan skip, which leaves "
-    "out batches whose loss is not finite"
+    "what was saved before is kept. Begin anew with lower rates, or go on with --auto_resume and --on_nan skip, which "
+    "leaves out batches whose loss is not finite"
 )
 
 AFTER_A_FAILED_FILE = (

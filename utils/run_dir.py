@@ -55,8 +55,15 @@ def run_name(config: Config, config_name: str, seed: int) -> str:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run came to its end."""
-    return (path / RESULTS).exists()
+    """Whether a run came to its end.
+
+    Raises:
+        RunDirError: That cannot be found out.
+    """
+    try:
+        return (path / RESULTS).exists()
+    except OSError as error:
+        raise RunDirError(f"run directory {str(path)!r} cannot be read: {error}") from error
 
 
 def can_resume(path: Path) -> bool:
@@ -82,6 +89,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
         for plan in plans:
             if is_finished(plan.path):
                 logger.warning("finished already: %s", plan.path)
+                _sweep(plan.path)
         return [plan for plan in plans if not is_finished(plan.path)]
     if not config.overwrite:
         _refuse([plan.path for plan in plans])
@@ -97,6 +105,18 @@ def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
         return RunPlan(seed, there)
     begun = [there for there in equal if can_resume(there)]
     return RunPlan(seed, max(begun, key=_last_saved), resumes=True) if begun else RunPlan(seed, path)
+
+
+def forget_states(path: Path) -> None:
+    """Remove what a finished run could have gone on from."""
+    shutil.rmtree(path / STATES, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove the states of a finished run that a kill in its last moment left, if nobody is at work there."""
+    with suppress(RunDirError, OSError), locked(path):
+        if is_finished(path):
+            forget_states(path)
 
 
 def _last_saved(path: Path) -> float:

@@ -13,7 +13,6 @@ NaN and infinities, which JSON does not know, are null in all of them.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from utils.checksums import checksums, results_checksum
 from utils.environment import environment, reproduce_line
 from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
-from utils.run_dir import CONFIG, RESULTS, STATES, RunPlan
+from utils.run_dir import CONFIG, RESULTS, RunPlan
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +135,7 @@ class RunLog:
         sha256 = {**checksums(self.path), RESULTS: results_checksum(results)}
         run = {**results.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun), "sha256": sha256}
         write_json(self.path / RESULTS, {**results, "run": run})
-        shutil.rmtree(self.path / STATES, ignore_errors=True)
+        run_dir.forget_states(self.path)
 
 
 @contextmanager

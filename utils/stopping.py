@@ -1,6 +1,6 @@
 """When a run saves its state, and how it ends when the process is asked to stop."""
 
-import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,8 +10,6 @@ from types import FrameType
 from typing import NoReturn
 
 from utils.errors import StoppedError
-
-logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,19 +23,31 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._ending = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
-            _end_at_once(number)
-        self.signal = signal.Signals(number)
-        logger.warning("%s: stopping at the next step; once more stops at once", self.signal.name)
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            _say(f"{self.signal.name}: stopping at the next step; once more stops at once")
+        elif not self._ending:
+            self._ending = True
+            _say(f"{signal.Signals(number).name} again: ended at once; what was saved is still there")
+            _end_at_once(128 + number)
 
 
-def _end_at_once(number: int) -> NoReturn:
-    """End as a killed process does, after which a run can go on; an exception might wait for a worker that hangs."""
+def _say(text: str) -> None:
+    """Write a line on the console, past every buffer: a handler may come while the log is being written."""
     with suppress(OSError):
-        os.write(2, f"{signal.Signals(number).name} again: ended at once; what was saved is still there\n".encode())
-    os._exit(128 + number)
+        os.write(2, f"{text}\n".encode())
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End as a killed process does, after which a run can go on; an exception might wait for a worker that hangs."""
+    try:
+        for child in multiprocessing.active_children():  # which would complain of it on the console
+            child.kill()
+    finally:
+        os._exit(code)
 
 
 @contextmanager

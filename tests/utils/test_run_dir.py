@@ -77,6 +77,8 @@ def test_auto_resume_takes_the_newest_of_the_same_hash_whatever_its_name(tmp_pat
     assert plan_runs(config(tmp_path, auto_resume=True), "x") == [RunPlan(1, new, resumes=True)]
     (new / "results.json").write_text("{}")
     assert plan_runs(config(tmp_path, auto_resume=True), "x") == []
+    assert not (new / "resume").exists()  # a kill before the end of its last act had left it
+    assert len(list((old / "resume").iterdir())) == 2
 
 
 def test_resume_names_a_run_or_says_which_there_are(tmp_path):
@@ -109,6 +111,15 @@ def test_a_directory_is_made_with_its_parents_and_locked(tmp_path):
     message = f"{path}: process {os.getpid()} on {os.uname().nodename} is at work on this run; wait for it, or end it"
     assert done.stderr.splitlines()[-1].endswith(message)
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_directory_that_cannot_be_looked_into_is_an_error_of_the_users(tmp_path, monkeypatch):
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(RunDirError, match=r"cannot be read: .*Permission denied"):
+        plan_runs(config(tmp_path), "x")
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
