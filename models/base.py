@@ -126,7 +126,8 @@ class BaseLearner:
     def open_data(self, data_manager: Tasks) -> None:
         """Loaders of the current task's training images and of all seen test images."""
         new = range(self.known_classes, self.total_classes)
-        images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec)
+        keep = self.args.image_cache_gib
+        images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec, decoded_gib=keep)
         self.train_loader = self.loader(images)
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
         self.scan_loader = self.loader(images)
@@ -138,9 +139,10 @@ class BaseLearner:
         self.test_loader = self.loader(data_manager.get_dataset(seen, source="test", mode="test", spec=self.spec))
 
     def end_data(self) -> None:
-        """End the task's loading workers."""
+        """End the task's loading workers, and forget its training images."""
         self.train_loader.close()
         self.scan_loader.close()
+        del self.train_loader, self.scan_loader
 
     def loader(self, dataset: Dataset) -> StreamLoader:
         """A loader whose order and augmentation come from named streams of this run's seed."""

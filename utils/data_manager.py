@@ -3,15 +3,17 @@
 Shapes: S image side.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.config import ConfigError
-from utils.data import DataError, ImageData, InputSpec, Split, test_transform, train_transform
+from utils.data import DataError, ImageData, InputSpec, test_transform, train_transform
+from utils.decoded import DecodedImages
 from utils.images import Transform, open_image
 
 TRANSFORMS = {"train": train_transform, "test": test_transform}
@@ -63,7 +65,12 @@ class DataManager:
         return int(np.isin(self._data.train.labels, stored).sum())
 
     def get_dataset(
-        self, indices: Iterable[int], source: Literal["train", "test"], mode: Literal["train", "test"], spec: InputSpec
+        self,
+        indices: Iterable[int],
+        source: Literal["train", "test"],
+        mode: Literal["train", "test"],
+        spec: InputSpec,
+        decoded_gib: float = 0.0,
     ) -> "TaskImages":
         """The images of some classes, class after class.
 
@@ -72,9 +79,10 @@ class DataManager:
             source: Which half of the data set.
             mode: Which transform, the random one of training or the fixed one of testing.
             spec: What the network wants to see.
+            decoded_gib: How much of them to decode now, once and for all, if they are files; GiB.
 
         Raises:
-            DataError: There is no image of any of the classes.
+            DataError: There is no image of any of the classes, or a file to decode now is not a readable image.
         """
         split = {"train": self._data.train, "test": self._data.test}[source]
         classes = list(indices)
@@ -83,21 +91,35 @@ class DataManager:
             names = ", ".join(self.class_names[label] for label in classes)
             raise DataError(f"there is no {source} image of any of these classes: {names}")
         labels = np.repeat(classes, [len(of_class) for of_class in rows])
-        return TaskImages(split, np.concatenate(rows), labels, TRANSFORMS[mode](spec))
+        images, places = _decoded(split.images, np.concatenate(rows), decoded_gib)
+        return TaskImages(images, places, labels, TRANSFORMS[mode](spec))
+
+
+class Stored(Protocol):
+    """Files, or uint8 pixels (H, W) or (H, W, 3)."""
+
+    def __getitem__(self, row: int, /) -> Path | np.ndarray: ...
+
+
+def _decoded(images: Sequence[Path] | np.ndarray, rows: np.ndarray, limit_gib: float) -> tuple[Stored, np.ndarray]:
+    """Some of a split's images and where they are in what is returned: arrays as they are, files decoded."""
+    if isinstance(images, np.ndarray) or not limit_gib:
+        return images, rows
+    return DecodedImages([images[row] for row in rows], limit_gib), np.arange(len(rows))
 
 
 class TaskImages(Dataset[tuple[int, Tensor, int]]):
-    """(index, image (3, S, S), new label) of some of a split's images, opened and transformed when asked for.
+    """(index, image (3, S, S), new label) of some images, opened and transformed when asked for.
 
     Args:
-        split: Shared with the other tasks, not copied.
-        rows: (n,) where in the split the images are.
+        images: Those of a split are shared with the other tasks, not copied.
+        rows: (n,) where among them this data set's are.
         labels: (n,) their new labels.
         transform: Applied to the opened image.
     """
 
-    def __init__(self, split: Split, rows: np.ndarray, labels: np.ndarray, transform: Transform) -> None:
-        self.images, self.rows, self.labels, self.transform = split.images, rows, labels, transform
+    def __init__(self, images: Stored, rows: np.ndarray, labels: np.ndarray, transform: Transform) -> None:
+        self.images, self.rows, self.labels, self.transform = images, rows, labels, transform
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -80,19 +80,30 @@ def open_image(image: Path | np.ndarray) -> Image.Image:
         DataError: The file cannot be read as an image, or claims more than `MOST_PIXELS`; the message names it.
     """
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
+        whole = Image.fromarray(image)
+        return whole if whole.mode == "RGB" else whole.convert("RGB")  # which would copy the one that is RGB
     with _opened(image) as opened:
         return _rgb(opened)
 
 
-def check_header(path: Path) -> None:
+def open_pixels(image: Path | np.ndarray) -> np.ndarray:
+    """The pixels of `open_image`, uint8 (H, W, 3); of an array that has them, a view."""
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return image
+    return np.asarray(open_image(image))
+
+
+def check_header(path: Path) -> tuple[int, int]:
     """Look at the first bytes of a file, which say what it is and how large, without decoding it.
+
+    Returns:
+        Height and width.
 
     Raises:
         DataError: As `open_image`, as far as these bytes tell.
     """
-    with _opened(path):
-        pass
+    with _opened(path) as opened:
+        return opened.height, opened.width
 
 
 @contextmanager

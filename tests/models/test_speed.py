@@ -1,15 +1,23 @@
 """The opt-in keys of speed: what each changes, what it must not change, and that it acts."""
 
+import gc
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_trainer import events, images, results, run  # noqa: F401
 from torch._dynamo.utils import counters
 
 from models.sema import Learner
+from utils import data_manager, decoded
+from utils.decoded import DecodedImages
+from utils.images import open_image, open_pixels
 from utils.inc_net import SEMAVitNet
 from utils.loader import StreamLoader
 
@@ -193,3 +201,75 @@ def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(config, tasks, monk
     third = [(loss, by_hand) for epoch, loss, by_hand in batches if epoch == 2]
     assert len(third) == 3
     assert [loss for loss, _ in third] == pytest.approx([by_hand for _, by_hand in third], rel=1e-4)
+
+
+# ---- images decoded once
+
+
+@pytest.fixture
+def files(images: Path, tmp_path: Path) -> dict[str, Any]:  # noqa: F811
+    """The keys of a run on the same images in files."""
+    with np.load(images) as arrays:
+        for split in ("train", "test"):
+            for number, (pixels, label) in enumerate(zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)):
+                path = tmp_path / "files" / split / str(label) / f"{number:03}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return {"dataset": "imagefolder", "data_root": str(tmp_path / "files"), "max_tasks": 2, "rd_epoch": 1}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often training files are opened in this process, by name."""
+    seen: Counter[str] = Counter()
+
+    def counting(read: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(image: Any) -> Any:
+            seen.update([image.name] if isinstance(image, Path) and "train" in image.parts else [])
+            return read(image)
+
+        return noted
+
+    monkeypatch.setattr(data_manager, "open_image", counting(open_image))
+    monkeypatch.setattr(decoded, "open_pixels", counting(open_pixels))
+    return seen
+
+
+def test_a_run_decodes_each_training_file_once_and_learns_the_same(
+    run: Callable[..., Path],  # noqa: F811
+    files: dict[str, Any],
+    opened: Counter[str],
+) -> None:
+    plain = run("plain", **files, image_cache_gib=0)
+    assert len(opened) == 40
+    assert min(opened.values()) >= 3  # two func epochs and one rd epoch
+    opened.clear()
+    once = run("once", **files)
+    assert (len(opened), set(opened.values())) == (40, {1})
+    assert (results(once), events(once)) == (results(plain), events(plain))
+
+
+def test_a_task_s_pixels_are_forgotten_before_the_next_ones_are_decoded(
+    run: Callable[..., Path],  # noqa: F811
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alive: list[weakref.ref[DecodedImages]] = []
+    left: list[int] = []
+    predict = Learner.predict
+
+    def count(learner: Learner) -> Any:
+        gc.collect()
+        left.append(sum(pixels() is not None for pixels in alive))
+        return predict(learner)
+
+    def made(*given: Any) -> DecodedImages:
+        new = DecodedImages(*given)
+        alive.append(weakref.ref(new))
+        return new
+
+    monkeypatch.setattr(data_manager, "DecodedImages", made)
+    monkeypatch.setattr(Learner, "predict", count)
+    run(**files, branch_eval=False)
+    assert len(alive) == 2
+    assert left == [0, 0]

@@ -29,6 +29,7 @@ NO_INFLUENCE = {
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
+    "image_cache_gib",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -154,6 +155,7 @@ def test_all_problems_at_once_one_line_each(write):
         ("shuffle", "true"), ("eval", 0), ("overwrite", "False"), ("pretrained", 1), ("normalize", None),
         ("optimizer", "adamw"), ("model_name", "der"), ("dataset", "CIFAR"), ("backbone_type", ""), ("output_dir", ""),
         ("checkpt_path", ""), ("data_root", None), ("prefix", 3), ("prefix", "\udcff"), ("memory_size", -1),
+        ("image_cache_gib", -0.1),
         ("backbone_kwargs", []), ("backbone_kwargs", {"a": float("inf")}),
         ("backbone_kwargs", {"a": [{"b": float("nan")}]}),
         ("seed", []), ("seed", -1), ("seed", 2**32), ("seed", [1, True]), ("seed", "1"), ("seed", [1, 2, 1]),
