@@ -3,19 +3,21 @@
 Shapes: S image side.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
 
 from utils.config import ConfigError
 from utils.data import DataError, ImageData, InputSpec, test_transform, train_transform
 from utils.decoded import DecodedImages
-from utils.images import Transform, open_image
+from utils.images import open_image, open_pixels
+from utils.resample import random_part
 
+Mode = Literal["train", "test", "part"]
 TRANSFORMS = {"train": train_transform, "test": test_transform}
 
 
@@ -68,7 +70,7 @@ class DataManager:
         self,
         indices: Iterable[int],
         source: Literal["train", "test"],
-        mode: Literal["train", "test"],
+        mode: Mode,
         spec: InputSpec,
         decoded_gib: float = 0.0,
     ) -> "TaskImages":
@@ -77,7 +79,8 @@ class DataManager:
         Args:
             indices: New labels of the classes.
             source: Which half of the data set.
-            mode: Which transform, the random one of training or the fixed one of testing.
+            mode: What to make of an image: the random transform of training, the fixed one of testing, or only the
+                part of it that the random one would resize, see utils.resample.
             spec: What the network wants to see.
             decoded_gib: How much of them to decode now, once and for all, if they are files; GiB.
 
@@ -92,7 +95,12 @@ class DataManager:
             raise DataError(f"there is no {source} image of any of these classes: {names}")
         labels = np.repeat(classes, [len(of_class) for of_class in rows])
         images, places = _decoded(split.images, np.concatenate(rows), decoded_gib)
-        return TaskImages(images, places, labels, TRANSFORMS[mode](spec))
+        return TaskImages(images, places, labels, _look(mode, spec))
+
+
+def _look(mode: Mode, spec: InputSpec) -> Callable[[Path | np.ndarray], Any]:
+    """What is made of an image as it is stored."""
+    return Compose([open_pixels, random_part] if mode == "part" else [open_image, TRANSFORMS[mode](spec)])
 
 
 class Stored(Protocol):
@@ -108,30 +116,31 @@ def _decoded(images: Sequence[Path] | np.ndarray, rows: np.ndarray, limit_gib: f
     return DecodedImages([images[row] for row in rows], limit_gib), np.arange(len(rows))
 
 
-class TaskImages(Dataset[tuple[int, Tensor, int]]):
-    """(index, image (3, S, S), new label) of some images, opened and transformed when asked for.
+class TaskImages(Dataset[tuple[int, Any, int]]):
+    """(index, image, new label) of some images, opened and transformed when asked for.
 
     Args:
         images: Those of a split are shared with the other tasks, not copied.
         rows: (n,) where among them this data set's are.
         labels: (n,) their new labels.
-        transform: Applied to the opened image.
+        look: Makes of a stored image what is asked for, (3, S, S) or a `Part`.
     """
 
-    def __init__(self, images: Stored, rows: np.ndarray, labels: np.ndarray, transform: Transform) -> None:
-        self.images, self.rows, self.labels, self.transform = images, rows, labels, transform
+    def __init__(
+        self, images: Stored, rows: np.ndarray, labels: np.ndarray, look: Callable[[Path | np.ndarray], Any]
+    ) -> None:
+        self.images, self.rows, self.labels, self.look = images, rows, labels, look
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[int, Any, int]:
         """Image number `index`.
 
         Raises:
             DataError: Its file is not a readable image.
         """
-        image = self.transform(open_image(self.images[self.rows[index]]))
-        return index, image, int(self.labels[index])
+        return index, self.look(self.images[self.rows[index]]), int(self.labels[index])
 
 
 def _class_order(nb_classes: int, seed: int | None) -> list[int]:

@@ -19,7 +19,7 @@ from utils import data_manager, decoded
 from utils.decoded import DecodedImages
 from utils.images import open_image, open_pixels
 from utils.inc_net import SEMAVitNet
-from utils.loader import StreamLoader
+from utils.loader import READY, StreamLoader
 
 LEARN = {"func_epoch": 2, "rd_epoch": 3, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
 
@@ -273,3 +273,27 @@ def test_a_task_s_pixels_are_forgotten_before_the_next_ones_are_decoded(
     run(**files, branch_eval=False)
     assert len(alive) == 2
     assert left == [0, 0]
+
+
+# ---- augmentation on the device
+
+
+def test_training_images_are_augmented_on_the_device_in_every_pass_and_test_images_are_not(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, bool] = {}
+    epoch = StreamLoader.epoch
+
+    def noted(loader: StreamLoader, *stream: Any, **options: Any) -> Any:
+        seen[stream[0]] = loader.way is not READY
+        return epoch(loader, *stream, **options)
+
+    monkeypatch.setattr(StreamLoader, "epoch", noted)
+    consolidating = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}
+    keys = {**consolidating, "max_tasks": 2, "rd_epoch": 1, "exp_threshold": 0.5, "branch_eval": False}
+    host, device = run("host", **keys), run("device", **keys, augment_on="device")
+    assert seen == {"func": True, "rd": True, "scan": True, "refill": True, "probe": True, "test": False}
+    losses = [[event["loss"] for event in events(path, "epoch")][:3] for path in (host, device)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)

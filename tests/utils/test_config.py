@@ -396,7 +396,7 @@ OTHER_VALUES = {
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
-    "precision": "bf16", "compile": True, "grad_checkpointing": True,
+    "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
