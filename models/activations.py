@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils.memory import GIB
+
 logger = logging.getLogger(__name__)
 
-GIB = 2**30
 Branches = tuple[str, ...]
 
 

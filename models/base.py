@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from models.activations import ActivationCache
 from utils.config import with_defaults
 from utils.inc_net import SEMAVitNet
-from utils.loader import StreamLoader
+from utils.loader import READY, StreamLoader, Way
 from utils.metrics import grouped_accuracy
+from utils.resample import resampling
 from utils.runlog import progress
 from utils.streams import seeded
 
@@ -125,11 +126,17 @@ class BaseLearner:
 
     def open_data(self, data_manager: Tasks) -> None:
         """Loaders of the current task's training images and of all seen test images."""
-        new = range(self.known_classes, self.total_classes)
-        images = data_manager.get_dataset(new, source="train", mode="train", spec=self.spec)
-        self.train_loader = self.loader(images)
+        on_device = self.args.augment_on == "device"
+        images = data_manager.get_dataset(
+            range(self.known_classes, self.total_classes),
+            source="train",
+            mode="part" if on_device else "train",
+            spec=self.spec,
+            decoded_gib=self.args.image_cache_gib,
+        )
+        way = resampling(self.spec, self.device) if on_device else READY
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
-        self.scan_loader = self.loader(images)
+        self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
         self.begin_test(data_manager)
 
     def begin_test(self, data_manager: Tasks) -> None:
@@ -138,13 +145,14 @@ class BaseLearner:
         self.test_loader = self.loader(data_manager.get_dataset(seen, source="test", mode="test", spec=self.spec))
 
     def end_data(self) -> None:
-        """End the task's loading workers."""
+        """End the task's loading workers, and forget its training images."""
         self.train_loader.close()
         self.scan_loader.close()
+        del self.train_loader, self.scan_loader
 
-    def loader(self, dataset: Dataset) -> StreamLoader:
+    def loader(self, dataset: Dataset, way: Way = READY) -> StreamLoader:
         """A loader whose order and augmentation come from named streams of this run's seed."""
-        return StreamLoader(dataset, self.args.num_workers, self.device, self.seed)
+        return StreamLoader(dataset, self.args.num_workers, self.device, self.seed, way)
 
     def eval_task(self) -> tuple[dict[str, Any], Predictions]:
         """Accuracy over all classes seen, in per cent, and the predictions it was computed from."""

@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero_grad": {"nested_lora_slow_update": "zero_grad"},
     "weights": {"nested_lora_use_consolidation": True, "nested_lora_fast_reset": "reinit"},
     "function": FUNCTION,
-    "views": {"rd_views": 1, "rd_epoch": 3},
+    "views": {"rd_views": 1, "rd_epoch": 3, "augment_on": "device"},
     "continual": {"nested_lora_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
 }
 

@@ -204,6 +204,18 @@ class Config(BaseModel):
         "for a small GPU: compute the frozen parts of the blocks again in the backward pass instead of keeping them",
         changes_results=False,
     )
+    augment_on: Literal["host", "device"] = _speed(
+        "host",
+        "where training images are resized; host: one by one, where they are loaded; device: a batch at once, from "
+        "the same random parts, without the host's rounding to 8 bits (a value differs by 1/255 at most)",
+    )
+    image_cache_gib: float = _speed(
+        2.0,
+        "GiB for the pixels of the current task's training images, decoded once from their files; those that find no "
+        "room are decoded whenever they are loaded; 0: all are (the pixels of cifar224 and npz are in memory anyway)",
+        ge=0,
+        changes_results=False,
+    )
     eval_cache_gib: float = _speed(
         4.0,
         "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "

@@ -3,17 +3,21 @@
 Shapes: S image side.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import Compose
 
 from utils.config import ConfigError
-from utils.data import DataError, ImageData, InputSpec, Split, test_transform, train_transform
-from utils.images import Transform, open_image
+from utils.data import DataError, ImageData, InputSpec, test_transform, train_transform
+from utils.decoded import DecodedImages
+from utils.images import open_image, open_pixels
+from utils.resample import random_part
 
+Mode = Literal["train", "test", "part"]
 TRANSFORMS = {"train": train_transform, "test": test_transform}
 
 
@@ -63,18 +67,25 @@ class DataManager:
         return int(np.isin(self._data.train.labels, stored).sum())
 
     def get_dataset(
-        self, indices: Iterable[int], source: Literal["train", "test"], mode: Literal["train", "test"], spec: InputSpec
+        self,
+        indices: Iterable[int],
+        source: Literal["train", "test"],
+        mode: Mode,
+        spec: InputSpec,
+        decoded_gib: float = 0.0,
     ) -> "TaskImages":
         """The images of some classes, class after class.
 
         Args:
             indices: New labels of the classes.
             source: Which half of the data set.
-            mode: Which transform, the random one of training or the fixed one of testing.
+            mode: What to make of an image: the random transform of training, the fixed one of testing, or only the
+                part of it that the random one would resize, see utils.resample.
             spec: What the network wants to see.
+            decoded_gib: How much of them to decode now, once and for all, if they are files; GiB.
 
         Raises:
-            DataError: There is no image of any of the classes.
+            DataError: There is no image of any of the classes, or a file to decode now is not a readable image.
         """
         split = {"train": self._data.train, "test": self._data.test}[source]
         classes = list(indices)
@@ -83,33 +94,53 @@ class DataManager:
             names = ", ".join(self.class_names[label] for label in classes)
             raise DataError(f"there is no {source} image of any of these classes: {names}")
         labels = np.repeat(classes, [len(of_class) for of_class in rows])
-        return TaskImages(split, np.concatenate(rows), labels, TRANSFORMS[mode](spec))
+        images, places = _decoded(split.images, np.concatenate(rows), decoded_gib)
+        return TaskImages(images, places, labels, _look(mode, spec))
 
 
-class TaskImages(Dataset[tuple[int, Tensor, int]]):
-    """(index, image (3, S, S), new label) of some of a split's images, opened and transformed when asked for.
+def _look(mode: Mode, spec: InputSpec) -> Callable[[Path | np.ndarray], Any]:
+    """What is made of an image as it is stored."""
+    return Compose([open_pixels, random_part] if mode == "part" else [open_image, TRANSFORMS[mode](spec)])
+
+
+class Stored(Protocol):
+    """Files, or uint8 pixels (H, W) or (H, W, 3)."""
+
+    def __getitem__(self, row: int, /) -> Path | np.ndarray: ...
+
+
+def _decoded(images: Sequence[Path] | np.ndarray, rows: np.ndarray, limit_gib: float) -> tuple[Stored, np.ndarray]:
+    """Some of a split's images and where they are in what is returned: arrays as they are, files decoded."""
+    if isinstance(images, np.ndarray) or not limit_gib:
+        return images, rows
+    return DecodedImages([images[row] for row in rows], limit_gib), np.arange(len(rows))
+
+
+class TaskImages(Dataset[tuple[int, Any, int]]):
+    """(index, image, new label) of some images, opened and transformed when asked for.
 
     Args:
-        split: Shared with the other tasks, not copied.
-        rows: (n,) where in the split the images are.
+        images: Those of a split are shared with the other tasks, not copied.
+        rows: (n,) where among them this data set's are.
         labels: (n,) their new labels.
-        transform: Applied to the opened image.
+        look: Makes of a stored image what is asked for, (3, S, S) or a `Part`.
     """
 
-    def __init__(self, split: Split, rows: np.ndarray, labels: np.ndarray, transform: Transform) -> None:
-        self.images, self.rows, self.labels, self.transform = split.images, rows, labels, transform
+    def __init__(
+        self, images: Stored, rows: np.ndarray, labels: np.ndarray, look: Callable[[Path | np.ndarray], Any]
+    ) -> None:
+        self.images, self.rows, self.labels, self.look = images, rows, labels, look
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[int, Any, int]:
         """Image number `index`.
 
         Raises:
             DataError: Its file is not a readable image.
         """
-        image = self.transform(open_image(self.images[self.rows[index]]))
-        return index, image, int(self.labels[index])
+        return index, self.look(self.images[self.rows[index]]), int(self.labels[index])
 
 
 def _class_order(nb_classes: int, seed: int | None) -> list[int]:

@@ -1,28 +1,40 @@
 """The tables of keys in the READMEs, written from the configuration itself: `python -m utils.docs`."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.config import schemas
 from utils.config_text import describe, shown
 from utils.generated import markdown_table, replace_part
 
 READMES = ("README.md", "README.ja.md")
+CELLS: dict[str, Callable[[str, dict[str, Any]], str]] = {
+    "key": lambda key, _: f"`{key}`",
+    "default": lambda _, schema: f"`{shown(schema['default'])}`",
+    "expected": lambda _, schema: describe(schema),
+    "can change a result": lambda _, schema: "yes" if schema["changes_results"] else "no",
+    "meaning": lambda _, schema: schema["description"].replace("|", "\\|"),
+}
+# what each part of a README lists: the keys under a heading of `--help`, and these columns
+TABLES = {
+    "nested keys": ("Nested LoRA", ("key", "default", "expected", "meaning")),
+    "speed keys": ("Speed", ("key", "default", "expected", "can change a result", "meaning")),
+}
 
 
-def key_table(group: str) -> str:
-    """Key, default, what is expected and meaning of every key under one heading of `--help`."""
-    rows = [
-        [f"`{key}`", f"`{shown(schema['default'])}`", describe(schema), schema["description"].replace("|", "\\|")]
-        for key, schema in schemas().items()
-        if schema["group"] == group
-    ]
-    return markdown_table(["key", "default", "expected", "meaning"], rows)
+def key_table(part: str) -> str:
+    """The table of a part of the READMEs."""
+    group, columns = TABLES[part]
+    keys = [(key, schema) for key, schema in schemas().items() if schema["group"] == group]
+    return markdown_table(list(columns), [[CELLS[column](*key) for column in columns] for key in keys])
 
 
 def write(folder: Path) -> None:
     """Bring the READMEs in `folder` up to date."""
     for name in READMES:
-        replace_part(folder / name, "nested keys", key_table("Nested LoRA"))
+        for part in TABLES:
+            replace_part(folder / name, part, key_table(part))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import (
@@ -17,11 +19,11 @@ from torchvision.transforms import (
     Compose,
     InterpolationMode,
     Normalize,
-    RandomHorizontalFlip,
     RandomResizedCrop,
     Resize,
     ToTensor,
 )
+from torchvision.transforms.functional import hflip, resized_crop
 
 from utils.config import UserError
 
@@ -51,10 +53,42 @@ class InputSpec:
     std: tuple[float, ...] | None = None
 
 
+class View(NamedTuple):
+    """What an augmentation takes of an image: a part of it, in pixels, and whether to mirror that."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def draw_view(height: int, width: int) -> View:
+    """SEMA's augmentation: a random part of the image, 5 % to all of it, and a coin toss for its mirror image.
+
+    Drawn from torch's global CPU generator as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
+    """
+    nothing = torch.empty(0, height, width)  # torchvision asks an image for its size alone
+    top, left, height, width = RandomResizedCrop.get_params(nothing, [0.05, 1.0], [3 / 4, 4 / 3])
+    return View(top, left, height, width, mirrored=bool(torch.rand(1) < 0.5))
+
+
+@dataclass(frozen=True)
+class RandomView:
+    """A view of an image, drawn anew every time and resized by PIL."""
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The view, (S, S)."""
+        *part, mirrored = draw_view(image.height, image.width)
+        view = resized_crop(image, *part, [self.size, self.size], InterpolationMode.BILINEAR)
+        return hflip(view) if mirrored else view
+
+
 def train_transform(spec: InputSpec) -> Transform:
-    """SEMA's augmentation: a random part of the image, 5 % to all of it, and a coin toss for its mirror image."""
-    crop = RandomResizedCrop(spec.size, (0.05, 1.0), (3 / 4, 4 / 3), InterpolationMode.BILINEAR)
-    return Compose([crop, RandomHorizontalFlip(p=0.5), *_to_tensor(spec)])
+    """A random view of the image."""
+    return Compose([RandomView(spec.size), *_to_tensor(spec)])
 
 
 def test_transform(spec: InputSpec) -> Transform:
@@ -80,19 +114,30 @@ def open_image(image: Path | np.ndarray) -> Image.Image:
         DataError: The file cannot be read as an image, or claims more than `MOST_PIXELS`; the message names it.
     """
     if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
+        whole = Image.fromarray(image)
+        return whole if whole.mode == "RGB" else whole.convert("RGB")  # which would copy the one that is RGB
     with _opened(image) as opened:
         return _rgb(opened)
 
 
-def check_header(path: Path) -> None:
+def open_pixels(image: Path | np.ndarray) -> np.ndarray:
+    """The pixels of `open_image`, uint8 (H, W, 3); of an array that has them, a view."""
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        return image
+    return np.asarray(open_image(image))
+
+
+def check_header(path: Path) -> tuple[int, int]:
     """Look at the first bytes of a file, which say what it is and how large, without decoding it.
+
+    Returns:
+        Height and width.
 
     Raises:
         DataError: As `open_image`, as far as these bytes tell.
     """
-    with _opened(path):
-        pass
+    with _opened(path) as opened:
+        return opened.height, opened.width
 
 
 @contextmanager

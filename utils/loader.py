@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,11 +35,33 @@ class LoadingError(UserError):
 
 
 class Images(Protocol):
-    """A data set: (index, image (3, S, S), label) for every index, drawing from torch's global CPU generator."""
+    """A data set: (index, image, label) for every index, drawing from torch's global CPU generator.
+
+    An image is (3, S, S), or whatever a way is there for.
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[int, Tensor, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[int, Any, int]: ...
+
+
+class Way(NamedTuple):
+    """How the images of a batch get from a data set to the device.
+
+    Attributes:
+        join: Makes of them what is handed over; in the process that loads.
+        finish: Makes of that the images (B, 3, S, S) on a device; in this process.
+    """
+
+    join: Callable[[list[Any]], Any]
+    finish: Callable[[Any, torch.device], Tensor]
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
+READY = Way(default_collate, _send)  # for a data set of images that are (3, S, S) already
 
 
 class StreamLoader:
@@ -50,10 +72,11 @@ class StreamLoader:
         workers: Processes that load; they start with the first pass and stay until `close`. 0: this process loads.
         device: Where images and labels go.
         seed: First name of every stream.
+        way: Which way the images go.
     """
 
-    def __init__(self, dataset: Images, workers: int, device: torch.device, seed: int) -> None:
-        self.dataset, self.workers, self.device, self.seed = dataset, workers, device, seed
+    def __init__(self, dataset: Images, workers: int, device: torch.device, seed: int, way: Way = READY) -> None:
+        self.dataset, self.workers, self.device, self.seed, self.way = dataset, workers, device, seed, way
         self._pass: object = None
         self._requests: list[Request] = []  # of the current pass
         self._running = _Running()
@@ -74,7 +97,7 @@ class StreamLoader:
 
     def _new_loader(self) -> "DataLoader[Batch | UserError]":
         return DataLoader(
-            _Batches(self.dataset),
+            _Batches(self.dataset, self.way.join),
             batch_size=None,  # a request is a whole batch
             sampler=self._requests,
             num_workers=self.workers,
@@ -125,7 +148,7 @@ class StreamLoader:
         if isinstance(batch, UserError):
             raise batch
         indices, images, labels = batch
-        return indices, images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        return indices, self.way.finish(images, self.device), _send(labels, self.device)
 
 
 @contextmanager
@@ -211,18 +234,19 @@ def _children_end_silently() -> Iterator[None]:
 class _Batches(Dataset[Batch | UserError]):
     """Whole batches by request, in the loading process."""
 
-    def __init__(self, dataset: Images) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Images, join: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.join = dataset, join
 
     def __getitem__(self, request: Request) -> Batch | UserError:
         """The batch, or a user's error as a value: DataLoader would bury its message in a worker's traceback."""
-        stream, indices = request
+        stream, wanted = request
         try:
-            indices, images, labels = default_collate([self._image(stream, index) for index in indices])
+            loaded = [self._image(stream, index) for index in wanted]
         except UserError as error:
             return error
-        return indices, images, labels
+        indices, images, labels = map(list, zip(*loaded, strict=True))
+        return default_collate(indices), self.join(images), default_collate(labels)
 
-    def _image(self, stream: Stream, index: int) -> tuple[int, Tensor, int]:
+    def _image(self, stream: Stream, index: int) -> tuple[int, Any, int]:
         with seeded(*stream, index):
             return self.dataset[index]

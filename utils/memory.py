@@ -1,6 +1,8 @@
-"""How much a file may claim before it is believed."""
+"""Sizes of memory: the unit of bounds, and how much a file may claim before it is believed."""
 
 import os
+
+GIB = 2**30
 
 
 def memory() -> int:

@@ -1,9 +1,10 @@
-"""Which files of a data set cannot be read as images, found out before anything is trained on the others."""
+"""Image files read many at a time, and which of a data set cannot be, found out before anything is trained."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from utils.config_text import writable
 from utils.images import DataError, check_header
@@ -11,6 +12,9 @@ from utils.runlog import progress
 
 SHOWN = 8  # files that a message names before it says how many more there are
 READERS = 8  # threads; PIL decodes without holding Python's lock
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def unreadable(files: Sequence[Path], read: Callable[[Path], object]) -> dict[Path, str]:
@@ -20,12 +24,23 @@ def unreadable(files: Sequence[Path], read: Callable[[Path], object]) -> dict[Pa
         files: What to look at.
         read: `check_header` for a look at the first bytes, `open_image` to decode every pixel.
     """
+    problems = read_all(partial(_problem, read), files, "checking images")
+    return {file: problem for file, problem in zip(files, problems, strict=True) if problem}
+
+
+def read_all(read: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+    """What `read` makes of every item, in their order, made by several threads which end with this call.
+
+    Args:
+        read: May raise; the error of the first item in their order is the one that ends it.
+        items: What to read.
+        what: Text before the progress bar.
+    """
     pool = ThreadPoolExecutor(READERS)
     try:
-        problems = list(progress(pool.map(partial(_problem, read), files), "checking images", len(files)))
+        return list(progress(pool.map(read, items), what, len(items)))
     finally:
         pool.shutdown(cancel_futures=True)  # or an interrupt would have to wait for the whole data set
-    return {file: problem for file, problem in zip(files, problems, strict=True) if problem}
 
 
 def refuse_unreadable(files: Sequence[Path]) -> None:

@@ -193,7 +193,7 @@ def test_a_killed_worker(call, images, monkeypatch):
 
     monkeypatch.setattr(data_manager, "open_image", deadly)
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))  # seconds, instead of 5
-    code, message = call(images, num_workers=2)
+    code, message = call(images, num_workers=2, image_cache_gib=0)
     assert code == 2
     assert message.splitlines()[-1] == (
         "a process that loads images was ended by SIGKILL, as the system does when memory runs out; "

@@ -9,9 +9,10 @@ import pytest
 import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
 
-from models.activations import GIB, ActivationCache, on_disk
+from models.activations import ActivationCache, on_disk
 from models.base import BaseLearner
 from utils.inc_net import SEMAVitNet
+from utils.memory import GIB
 
 BOTH = ("slow", "fast")
 X, LABELS = torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 2])

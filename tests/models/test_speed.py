@@ -1,17 +1,25 @@
 """The opt-in keys of speed: what each changes, what it must not change, and that it acts."""
 
+import gc
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_trainer import events, images, results, run  # noqa: F401
 from torch._dynamo.utils import counters
 
 from models.sema import Learner
+from utils import data_manager, decoded
+from utils.decoded import DecodedImages
+from utils.images import open_image, open_pixels
 from utils.inc_net import SEMAVitNet
-from utils.loader import StreamLoader
+from utils.loader import READY, StreamLoader
 
 LEARN = {"func_epoch": 2, "rd_epoch": 3, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
 
@@ -193,3 +201,99 @@ def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(config, tasks, monk
     third = [(loss, by_hand) for epoch, loss, by_hand in batches if epoch == 2]
     assert len(third) == 3
     assert [loss for loss, _ in third] == pytest.approx([by_hand for _, by_hand in third], rel=1e-4)
+
+
+# ---- images decoded once
+
+
+@pytest.fixture
+def files(images: Path, tmp_path: Path) -> dict[str, Any]:  # noqa: F811
+    """The keys of a run on the same images in files."""
+    with np.load(images) as arrays:
+        for split in ("train", "test"):
+            for number, (pixels, label) in enumerate(zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)):
+                path = tmp_path / "files" / split / str(label) / f"{number:03}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return {"dataset": "imagefolder", "data_root": str(tmp_path / "files"), "max_tasks": 2, "rd_epoch": 1}
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often training files are opened in this process, by name."""
+    seen: Counter[str] = Counter()
+
+    def counting(read: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(image: Any) -> Any:
+            seen.update([image.name] if isinstance(image, Path) and "train" in image.parts else [])
+            return read(image)
+
+        return noted
+
+    monkeypatch.setattr(data_manager, "open_image", counting(open_image))
+    monkeypatch.setattr(decoded, "open_pixels", counting(open_pixels))
+    return seen
+
+
+def test_a_run_decodes_each_training_file_once_and_learns_the_same(
+    run: Callable[..., Path],  # noqa: F811
+    files: dict[str, Any],
+    opened: Counter[str],
+) -> None:
+    plain = run("plain", **files, image_cache_gib=0)
+    assert len(opened) == 40
+    assert min(opened.values()) >= 3  # two func epochs and one rd epoch
+    opened.clear()
+    once = run("once", **files)
+    assert (len(opened), set(opened.values())) == (40, {1})
+    assert (results(once), events(once)) == (results(plain), events(plain))
+
+
+def test_a_task_s_pixels_are_forgotten_before_the_next_ones_are_decoded(
+    run: Callable[..., Path],  # noqa: F811
+    files: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alive: list[weakref.ref[DecodedImages]] = []
+    left: list[int] = []
+    predict = Learner.predict
+
+    def count(learner: Learner) -> Any:
+        gc.collect()
+        left.append(sum(pixels() is not None for pixels in alive))
+        return predict(learner)
+
+    def made(*given: Any) -> DecodedImages:
+        new = DecodedImages(*given)
+        alive.append(weakref.ref(new))
+        return new
+
+    monkeypatch.setattr(data_manager, "DecodedImages", made)
+    monkeypatch.setattr(Learner, "predict", count)
+    run(**files, branch_eval=False)
+    assert len(alive) == 2
+    assert left == [0, 0]
+
+
+# ---- augmentation on the device
+
+
+def test_training_images_are_augmented_on_the_device_in_every_pass_and_test_images_are_not(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, bool] = {}
+    epoch = StreamLoader.epoch
+
+    def noted(loader: StreamLoader, *stream: Any, **options: Any) -> Any:
+        seen[stream[0]] = loader.way is not READY
+        return epoch(loader, *stream, **options)
+
+    monkeypatch.setattr(StreamLoader, "epoch", noted)
+    consolidating = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}
+    keys = {**consolidating, "max_tasks": 2, "rd_epoch": 1, "exp_threshold": 0.5, "branch_eval": False}
+    host, device = run("host", **keys), run("device", **keys, augment_on="device")
+    assert seen == {"func": True, "rd": True, "scan": True, "refill": True, "probe": True, "test": False}
+    losses = [[event["loss"] for event in events(path, "epoch")][:3] for path in (host, device)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)

@@ -29,6 +29,7 @@ NO_INFLUENCE = {
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
+    "image_cache_gib",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -154,6 +155,7 @@ def test_all_problems_at_once_one_line_each(write):
         ("shuffle", "true"), ("eval", 0), ("overwrite", "False"), ("pretrained", 1), ("normalize", None),
         ("optimizer", "adamw"), ("model_name", "der"), ("dataset", "CIFAR"), ("backbone_type", ""), ("output_dir", ""),
         ("checkpt_path", ""), ("data_root", None), ("prefix", 3), ("prefix", "\udcff"), ("memory_size", -1),
+        ("image_cache_gib", -0.1),
         ("backbone_kwargs", []), ("backbone_kwargs", {"a": float("inf")}),
         ("backbone_kwargs", {"a": [{"b": float("nan")}]}),
         ("batch_size", 2**31), ("buffer_size", 10**400), ("max_tasks", 10**30), ("ffn_num", 8193), ("rd_dim", 8193),
@@ -403,7 +405,7 @@ OTHER_VALUES = {
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
-    "precision": "bf16", "compile": True, "grad_checkpointing": True,
+    "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",

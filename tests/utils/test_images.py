@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import Compose, InterpolationMode, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
 from utils import images
 from utils.images import DataError, InputSpec, check_header, open_image, train_transform
@@ -209,13 +210,26 @@ def test_the_train_transform_draws_boxes_of_semas_distribution():
     assert abs(mirrored / 400 - 0.5) < 4 * math.sqrt(0.25 / 400)
 
 
+@pytest.mark.parametrize("size", [(12, 16), (200, 200), (33, 7), (9, 90), (1, 1)])
+def test_the_train_transform_is_torchvision_s_bit_by_bit(size: tuple[int, int]):
+    """Against its own two transforms with the published numbers; the thin images often take the part in the middle."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    crop = RandomResizedCrop(32, (0.05, 1.0), (3 / 4, 4 / 3), InterpolationMode.BILINEAR)
+    expected, transform = Compose([crop, RandomHorizontalFlip(0.5), ToTensor()]), train_transform(InputSpec(32))
+    for number in range(50):
+        with seeded("view", number):
+            got = transform(image)
+            then = torch.rand(1)
+        with seeded("view", number):
+            assert torch.equal(got, expected(image))
+            assert torch.equal(then, torch.rand(1))  # as many draws, too
+
+
 def test_the_train_transform_is_bilinear():
-    """Against PIL's own resize of the box that the transform's first step draws."""
+    """Against PIL's own resize of the part that is drawn."""
     transform, image = train_transform(InputSpec(32)), Image.fromarray(RAMP).resize((90, 70))
-    crop = transform.transforms[0]
     with seeded("one"):
-        top, left, height, width = crop.get_params(image, [0.05, 1.0], [3 / 4, 4 / 3])
-        mirror = torch.rand(1).item() < 0.5
+        top, left, height, width, mirror = images.draw_view(70, 90)
     with seeded("one"):
         got = transform(image)
     expected = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BILINEAR)
