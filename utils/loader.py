@@ -226,9 +226,11 @@ def _children_end_silently() -> Iterator[None]:
     of a dead worker, within seconds.
     """
     before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 class _Batches(Dataset[Batch | UserError]):

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,12 @@ import pytest
 from finished_runs import PilotRun, write_run
 from recorded_events import cadence, record
 
+from utils.comparison import compare
 from utils.report import main
-from utils.report_sections import progression
+from utils.report_sections import SECTIONS, progression
 
 ROWS = ([[90], [80, 70], [60, 65, 75]], [[88], [79, 72], [63, 60, 77]])
 NESTED = {"ffn_adapter_type": "nested_lora", "nested_lora_update_interval_slow": 5}
-HOSTILE = "<script>alert(1)<!script>&\"'$x_1$ {0}"
 HEADINGS = [
     "Summary",
     "Accuracy curves",
@@ -170,18 +171,47 @@ def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
     assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
 
 
-def test_everything_shown_is_escaped(tmp_path):
-    folder = tmp_path / HOSTILE
-    keys = {"prefix": HOSTILE, "environment": {"command": HOSTILE, "commit": HOSTILE}}
-    run = write_run(folder, HOSTILE, 1, ROWS[0], **keys)
-    other = write_run(folder, "_other</svg>", 1, ROWS[0], backbone_type=f"vit{HOSTILE}")
-    record(run, tasks=3, interval=1)
-    page = write_page([run, other], "--baseline", str(other))
-    elements = Elements(page)
-    assert not {"script", "iframe", "object", "img", "embed"} & {tag for tag, _ in elements.tags}
-    assert not [key for _, attributes in elements.tags for key in attributes if key.startswith("on")]
-    assert HOSTILE in elements.text
-    assert page.count("<svg") == page.count("</svg>")
+ATTACK = (
+    "<script>alert(1)<!script> \" onload=alert(1) x=' --><svg onload=alert(1)> ]]><img src=x onerror=alert(1)> "
+    "&lt;b&gt;<!title><!style><b> {style}{0}%s $x$ \u2028\x1b[31m"
+)
+
+
+def page_of(folder: Path, text: str) -> Elements:
+    """A page about a run and a log which say `text` wherever a run or a log can say a text of its own."""
+    keys = {"prefix": text, "output_dir": text, "backbone_type": text, "backbone_kwargs": {text: [text, {text: text}]}}
+    said = {"command": text, "commit": text, "device": text, "backbone": {"timm_name": text, "sha256": text}}
+    run = write_run(folder / text, f"r{text}", 1, ROWS[0], environment=said, **keys, **NESTED)
+    record(run, tasks=2)
+    events = (run / "metrics.jsonl").read_text().replace('"weights"', json.dumps(text))  # the mode of consolidation
+    (run / "metrics.jsonl").write_text(events)
+    log = folder / f"l{text}.log"
+    damaged = f"CNN: {{'total': {text}\nCNN top1 curve: [{text}\n"
+    log.write_text(PilotRun([[400], [350, 380]], [5, 5], dataset=text, **{"note": text}).text() + damaged)
+    return Elements(write_page([run, log], "--baseline", str(log)))
+
+
+def shape(elements: Elements) -> set[tuple[str, str]]:
+    """Every kind of element with every attribute it has."""
+    return {(tag, key) for tag, attributes in elements.tags for key in ["", *attributes]}
+
+
+def test_no_text_of_a_run_or_a_log_becomes_an_element_or_an_attribute(tmp_path):
+    benign, attacked = page_of(tmp_path / "a", "plain"), page_of(tmp_path / "b", ATTACK)
+    assert shape(attacked) == shape(benign)
+    assert attacked.text.count(ATTACK) > 10
+    assert not {"script", "iframe", "object", "img", "embed", "image"} & {tag for tag, _ in attacked.tags}
+    links = {value for _, a in attacked.tags for key, value in a.items() if key in ("href", "xlink:href", "src")}
+    assert all(re.fullmatch(r"data:,|#[\w-]+", value or "") for value in links)
+
+
+def test_figures_stay_in_their_folder_whatever_runs_are_called(tmp_path):
+    """A sweep calls configurations what its file says."""
+    comparison = compare(plain_runs(tmp_path))
+    hostile = replace(comparison, groups=[replace(comparison.groups[0], name="../../../x/..\\y\0\n")])
+    names = [drawing.name for section in SECTIONS for drawing in section(hostile).drawings]
+    assert len(names) == 3
+    assert all(re.fullmatch(r"[\w-]+", name) for name in names)
 
 
 def test_nothing_is_loaded(page):
