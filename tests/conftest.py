@@ -1,7 +1,8 @@
 """A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import timm
 import torch
 from easydict import EasyDict
+from reliability import Account, spread_table
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -33,6 +35,46 @@ TINY = {
     "num_workers": 0,
     "nb_classes": 6,
 }
+
+
+ACCOUNT = pytest.StashKey[Account]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--reliability", type=Path, metavar="FILE", help="document that takes what fault tests observed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ACCOUNT] = Account()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fault = getattr(getattr(item, "function", None), "fault", None)
+    if fault and (report.when == "call" or report.failed):
+        sentence = item.originalname.removeprefix("test_").replace("_", " ")
+        observed = {"seen": sentence, **dict(item.user_properties).get("observed", {})}
+        item.config.stash[ACCOUNT].note(fault, report.passed, **observed)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    account, document = config.stash[ACCOUNT], config.option.reliability
+    if account.spread:
+        terminalreporter.section("what killed runs were at")
+        terminalreporter.write(spread_table(account.spread))
+    if document:
+        try:
+            account.write(document)
+        except ValueError as error:
+            terminalreporter.write_line(str(error), red=True)
+
+
+@pytest.fixture
+def observe(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """For a fault test to say how often it injected its fault and what came of it; see `Account.note`."""
+    return lambda **observed: request.node.user_properties.append(("observed", observed))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,15 +1,15 @@
-"""What a test of a fault says of itself, for the table of all faults."""
+"""What a fault test injects: a row of docs/reliability.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-T = TypeVar("T", bound=Callable[..., Any])
+Test = TypeVar("Test", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of the table.
+    """A fault.
 
     Attributes:
         what: What goes wrong.
@@ -20,10 +20,10 @@ class Fault:
     how: str
 
 
-def fault(what: str, how: str) -> Callable[[T], T]:
-    """Attach a fault to its test, as the attribute `fault`."""
+def fault(what: str, how: str) -> Callable[[Test], Test]:
+    """Attach a fault to the test that injects it, as its attribute `fault`."""
 
-    def attach(test: T) -> T:
+    def attach(test: Test) -> Test:
         test.fault = Fault(what, how)  # type: ignore[attr-defined]
         return test
 

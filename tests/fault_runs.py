@@ -1,0 +1,18 @@
+"""What the fault tests have in common: the run most of them end, and how they speak of runs that ended."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.preloaded import Started
+from benchmarks.tiny_runs import KINDS
+
+KEYS = {**KINDS["weights"], "max_tasks": 2}
+Ended = Callable[[Started], tuple[int, str]]
+Whole = Callable[..., Path]
+Observe = Callable[..., None]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """What a run directory holds, beside what every process that comes writes: the log and the lock."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name not in ("log.txt", ".lock")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}

@@ -1,0 +1,149 @@
+"""Disks that are full or cannot be written: one message, nothing lost, and the run goes on when there is room."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_record import fault
+from fault_runs import KEYS, Ended, Observe, Whole
+
+from benchmarks.tiny_runs import KINDS, TinyRun, Workshop, differences, finish
+from utils.run_dir import STATES
+from utils.saved_state import read_state
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def full_for_states(run: TinyRun, whole: Path) -> int:
+    return size(max((run.killed(1) / STATES).iterdir())) - 1
+
+
+def full_for_checkpoints(run: TinyRun, whole: Path) -> int:
+    """Of task 1: that of task 0, and the state after it, are smaller."""
+    return size(whole / "checkpoints" / "task_1.safetensors") - 1
+
+
+def full_for_metrics(run: TinyRun, whole: Path) -> int:
+    """With telemetry at every step they outgrow all other files."""
+    return int(0.6 * size(whole / "metrics.jsonl"))
+
+
+def full_for_the_log(run: TinyRun, whole: Path) -> int:
+    """That of a run with a long past."""
+    log = run.killed(1) / "log.txt"
+    log.write_text(log.read_text() + 100_000 * ".\n")
+    return size(log) + 1000
+
+
+FULL: dict[str, tuple[Callable[[TinyRun, Path], int], dict[str, Any]]] = {
+    "resume/000002.state": (full_for_states, KEYS),
+    "checkpoints/task_1.safetensors": (
+        full_for_checkpoints,
+        {**KINDS["adaptmlp"], "max_tasks": 2, "checkpoint_every": 0},
+    ),
+    "metrics.jsonl": (full_for_metrics, {**KEYS, "telemetry_every": 1}),
+    "log.txt": (full_for_the_log, KEYS),
+}
+
+
+@fault(
+    "no room for a state, a checkpoint, the metrics or the log",
+    "a limit on the size of the process's files (RLIMIT_FSIZE) that the file in question is the first to reach",
+)
+@pytest.mark.parametrize("file", FULL)
+def test_a_file_that_cannot_grow_ends_the_run_which_goes_on_with_more_room(
+    file: str, shop: Workshop, ended: Ended, whole: Whole, observe: Observe
+) -> None:
+    limit, keys = FULL[file]
+    run = shop.make("limited", keys)
+    code, message = ended(run.start("--auto_resume", before=LIMITED.format(limit(run, whole(**keys)))))
+    assert code == 1
+    assert message.startswith(
+        f"[Errno 27] File too large: '{run.path / file}'; what the run had written is still there"
+    )
+    assert_goes_on(run, whole(**keys))
+    observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
+
+
+def assert_goes_on(run: TinyRun, whole: Path) -> None:
+    """What is saved is whole, and the run gets from there to the same end."""
+    states = list((run.path / STATES).iterdir())
+    assert states
+    for state in states:
+        read_state(state)
+    finish(run.resume())
+    assert differences(run.path, whole) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of half a megabyte, where this user may mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(path)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only a user who may mount a disk can fill one")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+FILLED = """
+import pkgutil
+owner = pkgutil.resolve_name("{owner}")
+function, calls = owner.{name}, []
+def filled(*args, **keys):
+    calls.append("")
+    if len(calls) == {call}:
+        try:
+            with open({ballast!r}, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1024))
+        except OSError:
+            pass
+    return function(*args, **keys)
+owner.{name} = filled
+"""
+
+
+@fault(
+    "the disk is full",
+    "a small disk (tmpfs), filled to the last block when a state, a line of metrics or the results are to be written",
+)
+@pytest.mark.parametrize(
+    ("function", "call", "file"),
+    [
+        ("utils.saved_state.SavedStates.save", 5, "resume/000004.state"),
+        ("utils.runlog.RunLog.event", 40, "metrics.jsonl"),
+        ("utils.runlog.RunLog.results", 1, "results.json"),
+    ],
+)
+def test_a_full_disk_ends_the_run_which_goes_on_when_it_is_cleared(
+    function: str,
+    call: int,
+    file: str,
+    shop: Workshop,
+    small_disk: Path,
+    ended: Ended,
+    whole: Whole,
+    observe: Observe,
+) -> None:
+    keys, ballast = {**KEYS, "telemetry_every": 1}, small_disk / "ballast"
+    run = shop.make("full", keys)
+    run.folder.mkdir()
+    (run.folder / "logs").symlink_to(small_disk / "logs")
+    (small_disk / "logs").mkdir()
+    owner, _, name = function.rpartition(".")
+    code, message = ended(run.start(before=FILLED.format(owner=owner, name=name, call=call, ballast=str(ballast))))
+    assert code == 1
+    assert message.startswith(f"[Errno 28] No space left on device: '{run.path / file}'; what the run had written")
+    ballast.unlink()
+    assert_goes_on(run, whole(**keys))
+    observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
