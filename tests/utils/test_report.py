@@ -182,7 +182,7 @@ def page_of(folder: Path, text: str) -> Elements:
     keys = {"prefix": text, "output_dir": text, "backbone_type": text, "backbone_kwargs": {text: [text, {text: text}]}}
     said = {"command": text, "commit": text, "device": text, "backbone": {"timm_name": text, "sha256": text}}
     run = write_run(folder / text, f"r{text}", 1, ROWS[0], environment=said, **keys, **NESTED)
-    record(run, tasks=3, interval=1)
+    record(run, tasks=3)
     events = (run / "metrics.jsonl").read_text().replace('"weights"', json.dumps(text))  # the mode of consolidation
     (run / "metrics.jsonl").write_text(events)
     log = folder / f"l{text}.log"
