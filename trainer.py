@@ -11,7 +11,8 @@ from models import get_model
 from models.base import EventSink
 from models.sema import Learner
 from utils.cadence import judge, refuse_failed
-from utils.config import Config, result_hash
+from utils.config import Config
+from utils.config_hash import result_hash
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
 from utils.devices import device_name, prepare_device

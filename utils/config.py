@@ -8,7 +8,6 @@ answered at once.
 `python -m utils.config --schema` prints a JSON schema, by which editors complete and check the files.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -426,36 +425,6 @@ def with_defaults(args: Mapping[str, object]) -> EasyDict:
     This is what a learner is built from: nothing is validated, and keys of the caller's own are kept.
     """
     return EasyDict({**defaults(), **args})
-
-
-def counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration that can change a result, each with its value, defaults filled in.
-
-    The seed, which a run states beside its configuration, does not count. `data_root` counts where it alone says which
-    images are used. A key this version does not know counts.
-    """
-    known = schemas()
-    kept = {key: value for key, value in values.items() if known.get(key, {}).get("changes_results", True)}
-    if values.get("dataset") in DATA_ROOT_IS_THE_DATA:
-        kept["data_root"] = values.get("data_root")
-    return {key: value for key, value in defaults().items() if known[key]["changes_results"]} | kept
-
-
-def counted_digest(values: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits over the keys that `counted` keeps, so that equal digits mean equal computations.
-
-    BLAKE2b of the canonical JSON (sorted keys, no spaces) of those that are not at their default: a version with one
-    more key, whose default is what was done before, gives an old configuration its old digits.
-    """
-    usual = defaults()
-    kept = {key: value for key, value in counted(values).items() if key not in usual or usual[key] != value}
-    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=repr)
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def result_hash(config: Config) -> str:
-    """The hash in a run directory's name: `counted_digest` of its configuration."""
-    return counted_digest(config.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

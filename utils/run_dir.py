@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from utils.config import Config, counted, result_hash
+from utils.config import Config
+from utils.config_hash import counted, result_hash
 from utils.config_text import shown
 from utils.errors import UserError
 from utils.files import naming

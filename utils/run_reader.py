@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config import Config, counted, counted_digest, result_hash
+from utils.config import Config
+from utils.config_hash import counted, counted_digest, result_hash
 from utils.config_text import did_you_mean, shown
 from utils.errors import RunError as RunError
 from utils.files import plain

@@ -23,7 +23,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from utils.config import Config, ConfigError, load, result_hash
+from utils.config import Config, ConfigError, load
+from utils.config_hash import result_hash
 from utils.config_text import did_you_mean, shown
 from utils.environment import PROJECT
 from utils.json_file import read_object

@@ -18,7 +18,7 @@ from typing import Any
 
 from utils.checkpoint import CheckpointError, read_meta
 from utils.checksums import checksums, results_checksum
-from utils.config import counted
+from utils.config_hash import counted
 from utils.errors import UserError
 from utils.metrics import AccuracyMatrix, count_hits
 from utils.predictions import WHOLE, PredictionsError, predictions_file, read_predictions

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.config import Config, ConfigError, UserError, counted, load, resolve, result_hash, schemas, with_defaults
+from utils.config import Config, ConfigError, UserError, load, resolve, schemas, with_defaults
+from utils.config_hash import counted, result_hash
 
 # Defaults as sema.md and nested_lora.md state them.
 SEMA_DEFAULTS = {

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import Config, UserError, load, result_hash
+from utils.config import Config, UserError, load
+from utils.config_hash import result_hash
 from utils.run_dir import RunDirError, RunPlan, begun_config, can_resume, clear, locked, plan_runs, run_name
 
 LOCKED = "import sys; from pathlib import Path; from utils.run_dir import locked\nwith locked(Path(sys.argv[1])): "

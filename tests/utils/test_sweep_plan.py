@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import ConfigError, load, result_hash
+from utils.config import ConfigError, load
+from utils.config_hash import result_hash
 from utils.flags import parse
 from utils.run_dir import run_name
 from utils.sweep_plan import PlannedRun, read_plan
