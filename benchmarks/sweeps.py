@@ -65,7 +65,9 @@ def finished(path: Path, folder: str) -> Comparison:
 def tables(comparison: Comparison) -> str:
     """Its tables without times, and its warnings."""
     whole = page(comparison)
-    kept = [Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables]
+    kept = [
+        Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables
+    ]
     return markdown_page(Page(kept, {"Warnings": whole.lists["Warnings"]} if "Warnings" in whole.lists else {}))
 
 

@@ -4,7 +4,8 @@
 
 Trains the func phase of task 0 again and again in one process: without telemetry, at the default interval (once an
 epoch) and at every step, in turn. What counts is the ratio within a turn, as a busy machine hits neighbours alike, and
-of the turns' ratios the median. For the branch scores one whole run is made, unless it is there. The tables go into docs/telemetry.md.
+of the turns' ratios the median. For the branch scores one whole run is made, unless it is there. The tables go into
+docs/telemetry.md.
 """
 
 import argparse

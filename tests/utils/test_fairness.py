@@ -8,6 +8,7 @@ from recorded_events import cadence
 from utils.comparison import compare
 from utils.fairness import warnings
 
+
 def of(folder: Path, label: str, seeds: list[int], **options) -> list[Path]:
     """Runs of a configuration; those of another label have other right answers."""
     rows = options.pop("rows", [[90], [80, 70 + ord(label) - ord("a")]])
@@ -76,7 +77,14 @@ def test_tasks_that_a_log_does_not_show_are_not_unequal(tmp_path):
 
 def test_random_weights_may_differ_from_seed_to_seed(tmp_path):
     paths = [
-        write_run(tmp_path, label, seed, [[90 - epochs]], func_epoch=epochs, environment={"backbone": {"sha256": str(seed) * 64}})
+        write_run(
+            tmp_path,
+            label,
+            seed,
+            [[90 - epochs]],
+            func_epoch=epochs,
+            environment={"backbone": {"sha256": str(seed) * 64}},
+        )
         for label, epochs in (("a", 5), ("b", 6))
         for seed in (1, 2, 3)
     ]
@@ -113,8 +121,8 @@ def test_configurations_that_answer_alike_in_every_common_seed_are_suspicious(tm
     alike = [[90], [80, 70]]
     paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, func_epoch=9, rd_dim=7)
     assert warnings(compare(paths)) == [
-        "a and b: the same right answers on every task in every seed they share, as if func_epoch, rd_dim had no effect; "
-        "their cadence and telemetry tell whether it reached the training"
+        "a and b: the same right answers on every task in every seed they share, as if func_epoch, rd_dim had no "
+        "effect; their cadence and telemetry tell whether it reached the training"
     ]
     other = write_run(tmp_path, "b", 1, [[90], [80, 69]], func_epoch=9, rd_dim=7)
     assert warnings(compare([*paths, other])) == []
