@@ -1,10 +1,11 @@
 """Measure what watching costs: telemetry as a share of training, and the branch scores as a share of a run.
 
-    python -m benchmarks.telemetry [--config exps/quickstart.json] [--repeats 5] [--output_dir logs/telemetry]
+    python -m benchmarks.telemetry [--config exps/quickstart.json] [--repeats 12] [--output_dir logs/telemetry]
 
 Trains the func phase of task 0 again and again in one process: without telemetry, at the default interval (once an
-epoch) and at every step, in turn, so that a busy machine hits all alike. The smallest time of each counts. For the
-branch scores one whole run is made, unless it is there. The tables go into docs/telemetry.md.
+epoch) and at every step, in turn. What counts is the ratio within a turn, as a busy machine hits neighbours alike, and
+of the turns' ratios the median. For the branch scores one whole run is made, unless it is there. The tables go into
+docs/telemetry.md.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry", description=__doc__)
     parser.add_argument("--config", type=Path, default=Path("exps/quickstart.json"))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--output_dir", default="logs/telemetry")
     given = parser.parse_args()
     replace_part(DOCUMENT, "overhead", overhead_table(given.config, given.repeats))
@@ -60,9 +62,9 @@ def overhead_table(path: Path, repeats: int) -> str:
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
     steps = steps_of(tasks.train_images(0), config.batch_size, config.func_epoch)
     times = measured(configs, tasks, device, repeats)
-    title = f"{path.stem} on {device_name(device)}, {steps} steps, smallest of {repeats}"
+    title = f"{path.stem} on {device_name(device)}, {steps} steps, {repeats} turns"
     rows = overhead_rows(times, {OFF: 0, DEFAULT: config.func_epoch, ALWAYS: steps})
-    return markdown_table([title, "readings", clock_of(device)[0]], rows)
+    return markdown_table([title, "readings", clock_of(device)[0], "quartiles"], rows)
 
 
 def overhead_rows(times: dict[str, list[float]], readings: dict[str, int]) -> list[list[str]]:
@@ -72,20 +74,23 @@ def overhead_rows(times: dict[str, list[float]], readings: dict[str, int]) -> li
         times: Seconds of every repetition, by interval.
         readings: How many readings were made in each, by interval.
     """
-    ratios = {title: min(seconds) / min(times[OFF]) for title, seconds in times.items()}
-    rows = [[title, str(readings[title]), f"{ratio:.3f}"] for title, ratio in ratios.items()]
-    part = (ratios[ALWAYS] - 1) * readings[DEFAULT] / readings[ALWAYS]
-    return [*rows, [f"{DEFAULT}, by the cost of a reading", str(readings[DEFAULT]), f"{1 + part:.4f}"]]
+    rows = []
+    for title, seconds in times.items():
+        low, middle, high = quantiles([a / b for a, b in zip(seconds, times[OFF], strict=True)], method="inclusive")
+        spread = "" if title == OFF else f"{low:.3f} to {high:.3f}"
+        rows.append([title, str(readings[title]), f"{middle:.3f}", spread])
+    part = (middle - 1) * readings[DEFAULT] / readings[ALWAYS]  # the last are those of every step
+    return [*rows, [f"{DEFAULT}, by the cost of a reading", str(readings[DEFAULT]), f"{1 + part:.4f}", ""]]
 
 
 def measured(
     configs: dict[str, Config], tasks: DataManager, device: torch.device, repeats: int
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition, by interval; the intervals take turns, after one phase that does not count."""
+    """Seconds of every turn, by interval, forwards and backwards by turns; one phase before them does not count."""
     phase_seconds(configs[OFF], tasks, device)
     times: dict[str, list[float]] = {title: [] for title in configs}
-    for _ in range(repeats):
-        for title, config in configs.items():
+    for turn in range(repeats):
+        for title, config in list(configs.items())[:: -1 if turn % 2 else 1]:
             times[title].append(phase_seconds(config, tasks, device))
     return times
 
