@@ -9,22 +9,19 @@ part of the device's kind; `--from` takes what `--json` wrote, on whichever mach
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_parser
 from benchmarks.measure import Cost, Timer, costs, products
 from benchmarks.phase_tables import tables
 from benchmarks.workloads import MANY, TIMM, VARIANTS, Setting, Subject, Workshop
-from utils.devices import device_name, prepare_device
 from utils.generated import replace_part
 
-DOCUMENT = Path("docs/performance.md")
 PRODUCT = "product"
 BOTH = ("reference", "exact")
 # What is compared is measured together; a group's learners are in memory at the same time.
@@ -77,52 +74,25 @@ def report(setting: Setting, rounds: int, timer: Timer, dtypes: Sequence[torch.d
     phases = dict.fromkeys(phase for phase, _ in found)
     by_phase = {phase: {v: asdict(cost) for (p, v), cost in found.items() if p == phase} for phase in phases}
     return {
-        "setting": {"vit": setting.vit, "kwargs": dict(setting.kwargs), "batch": setting.batch, "rounds": rounds},
-        "machine": machine(setting.device, timer),
+        **origin(setting, rounds, timer),
         "peaks": peaks,
         "formats": {name: str(variant.dtype).removeprefix("torch.") for name, variant in VARIANTS.items()},
         "costs": by_phase,
     }
 
 
-def machine(device: torch.device, timer: Timer) -> dict[str, Any]:
-    """What the figures belong to."""
-    return {
-        "kind": device.type,
-        "device": device_name(device),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "clock": timer.clock,
-        "torch": torch.__version__,
-        "float32_precision": torch.get_float32_matmul_precision(),
-    }
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.phases", description=__doc__)
-    parser.add_argument("--vit", default="vit_base_patch16_224", help="timm's name")
-    parser.add_argument("--kwargs", type=json.loads, default={}, help='for timm.create_model: {"img_size": 96}')
-    parser.add_argument("--keys", type=json.loads, default={}, help='of the configuration: {"optimizer": "adam"}')
-    parser.add_argument("--batch", type=int, default=4, help="images")
-    parser.add_argument("--rounds", type=int, default=4, help="the best of so many counts")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu, with one thread: a busy machine")
-    parser.add_argument("--device", default="auto")
+    parser = timing_parser("benchmarks.phases", __doc__, rounds=4)
     parser.add_argument("--bf16", action="store_true", help="measure the matrix peak of bfloat16 too")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--from", dest="earlier", type=Path, help="a file that --json wrote: measure nothing")
-    parser.add_argument("--write", action="store_true", help=f"write the tables into {DOCUMENT}")
     return parser.parse_args(arguments)
 
 
 def measured_or_read(given: argparse.Namespace) -> dict[str, Any]:
     """The report that the command line asks for."""
-    if given.earlier:
-        return json.loads(given.earlier.read_text(encoding="utf-8"))
-    device = prepare_device(given.device, given.threads)
-    setting = Setting(given.vit, given.batch, device, given.kwargs, given.keys)
-    timer = Timer(device, given.clock, repeats=5 if device.type == "cuda" else 1)
+    if earlier := read_or(given):
+        return earlier
+    setting, timer = place(given)
     dtypes = [torch.float32, *([torch.bfloat16] if given.bf16 else [])]
     return report(setting, given.rounds, timer, dtypes)
 
@@ -133,8 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     measured = measured_or_read(given)
     text = tables(measured)
     print(text)
-    if given.json:
-        given.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    keep(given, measured)
     if given.write:
         replace_part(DOCUMENT, f"phases {measured['machine']['kind']}", text)
 

@@ -27,6 +27,7 @@ SEED = 0
 CLASSES = 10  # of a task
 MANY = 16  # adapters at each expandable layer
 TIMM = ("forward", "timm")
+KEPT = ", means kept"  # ends the name of a phase that reads token means instead of images
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ VARIANTS: dict[str, Variant] = {
     "exact": Variant(),
     # At a bottleneck of 16: as many parameters but for one more output bias.
     "nested": Variant(keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
+    "bf16": Variant(keys={"precision": "bf16"}, dtype=torch.bfloat16),
+    "compile": Variant(keys={"compile": True}),
 }
 
 
@@ -116,6 +119,9 @@ class Noise:
         """The batch, whatever is asked for."""
         return TensorDataset(*(tensor.cpu() for tensor in self.batch))
 
+
+Place = Callable[[Learner, Noise], None]
+Preparation = Callable[[Learner, Batch], Work]
 
 # ---- where a learner stands
 
@@ -143,7 +149,7 @@ def at_expansion(learner: Learner, data: Noise) -> None:
     slots[len(slots) // 2].expand()
 
 
-def with_adapters(number: int) -> Callable[[Learner, Noise], None]:
+def with_adapters(number: int) -> Place:
     """In a later task each expandable layer has this many adapters, and the newest is trainable."""
 
     def grow(learner: Learner, data: Noise) -> None:
@@ -169,6 +175,15 @@ def func_step(learner: Learner, batch: Batch) -> Work:
 def rd_step(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase."""
     _begin(learner, "rd")
+    return lambda: learner._step(learner._rd_loss(batch)[0])
+
+
+def rd_step_again(learner: Learner, batch: Batch) -> Work:
+    """One step of the rd phase on token means that are kept (the key `rd_views`)."""
+    _begin(learner, "rd")
+    learner.args.rd_views = 1
+    learner._rd_loss(batch)  # epoch 0 keeps them
+    learner.position.epoch = 1
     return lambda: learner._step(learner._rd_loss(batch)[0])
 
 
@@ -205,7 +220,7 @@ def forward(learner: Learner, batch: Batch) -> Work:
     return torch.no_grad()(lambda: network(batch[1]))
 
 
-PHASES: dict[str, tuple[Callable[[Learner, Noise], None], Callable[[Learner, Batch], Work]]] = {
+PHASES: dict[str, tuple[Place, Preparation]] = {
     "forward": (at_first_task, forward),
     "evaluation": (at_first_task, evaluation),
     "scan": (at_first_task, scan),
@@ -215,6 +230,8 @@ PHASES: dict[str, tuple[Callable[[Learner, Noise], None], Callable[[Learner, Bat
     "func step, one expansion": (at_expansion, func_step),
     "rd step, one expansion": (at_expansion, rd_step),
     "func step, no expansion": (at_later_task, func_step),
+    f"rd step{KEPT}": (at_first_task, rd_step_again),
+    f"rd step, one expansion{KEPT}": (at_expansion, rd_step_again),
     "func step, 1 adapter a layer": (with_adapters(1), func_step),
     f"func step, {MANY} adapters a layer": (with_adapters(MANY), func_step),
 }
@@ -237,9 +254,12 @@ class Workshop:
             network = self.setting.timms().to(self.setting.device)
             return torch.no_grad()(lambda: network(self.batch[1]))
         phase, variant = subject
-        place, work = PHASES[phase]
+        return self.placed(*PHASES[phase], variant)
+
+    def placed(self, place: Place, work: Preparation, variant: str) -> Work:
+        """A work in a place, on a learner of its own."""
         learner = self._learner(variant)
-        with seeded(SEED, phase):  # adapters that are added draw the same in every variant
+        with seeded(SEED, "place"):  # adapters that are added draw the same in every variant
             place(learner, Noise(self.batch))
         return work(learner, self._of_task(learner))
 

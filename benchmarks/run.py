@@ -1,0 +1,110 @@
+"""What a whole run costs against the plain method, from the times of its phases and how often it goes through each.
+
+    python -m benchmarks.run [--vit vit_base_patch16_224] [--batch 4] [--rounds 3] [--threads 1 --clock cpu]
+                             [--compile] [--profile] [--json FILE] [--write]
+    python -m benchmarks.run --from FILE --write
+
+All phases of all variants take turns in one process, on random images that are ready in memory. `--profile` asks
+instead which operators the time goes to, in float32 and in bfloat16. `--write` puts the tables into
+docs/performance.md, into the part of the device's kind.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import profiles
+from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_parser
+from benchmarks.measure import Timer, Work, best_of, multiply_adds, products
+from benchmarks.run_tables import tables
+from benchmarks.workloads import KEPT, TIMM, Setting, Subject, Workshop
+from utils.generated import replace_part
+
+PLAIN = (
+    "evaluation",
+    "scan",
+    "func step",
+    "rd step",
+    "func step, one expansion",
+    "rd step, one expansion",
+    "func step, no expansion",
+)
+OURS = (*PLAIN, "evaluation, seen before", f"rd step{KEPT}", f"rd step, one expansion{KEPT}")
+SUBJECTS: list[Subject] = [
+    (phase, variant)
+    for phase in OURS
+    for variant in ("reference", "exact", "bf16")
+    if phase in PLAIN or variant != "reference"
+]
+PASSES: list[Subject] = [TIMM, ("forward", "exact"), ("forward", "bf16")]
+COMPILED: Subject = ("forward", "compile")
+FORMATS = (torch.float32, torch.bfloat16)
+
+
+def report(setting: Setting, rounds: int, timer: Timer, compiled: bool = False) -> dict[str, Any]:
+    """Everything measured, JSON-ready.
+
+    Keys: `setting`, `machine`, `peaks` (multiply-adds a second by number format), `cache` (what decides how many test
+    images are kept), `passes` (seconds of a forward pass, by variant), `seconds` (of a batch: variant -> phase) and
+    `multiply_adds` (of a batch, by phase).
+    """
+    shop, passes = Workshop(setting), [*PASSES, *([COMPILED] if compiled else [])]
+    works: dict[tuple[str, str], Work] = {subject: shop.work(subject) for subject in [*passes, *SUBJECTS]}
+    squares = {(_name(f), rows): work for f in FORMATS for rows, work in products(setting.device, f).items()}
+    seconds = best_of(works | squares, rounds, timer)
+    return {
+        **origin(setting, rounds, timer),
+        "peaks": {_name(f): max(int(n) ** 3 / seconds[k, n] for k, n in squares if k == _name(f)) for f in FORMATS},
+        "cache": _cache(setting),
+        "passes": {variant: seconds[phase, variant] for phase, variant in passes},
+        "seconds": {v: {p: seconds[p, v] for p, w in SUBJECTS if w == v} for _, v in SUBJECTS},
+        "multiply_adds": {phase: multiply_adds(works[phase, "exact"]) for phase in OURS},
+    }
+
+
+def _name(number_format: torch.dtype) -> str:
+    return str(number_format).removeprefix("torch.")
+
+
+def _cache(setting: Setting) -> dict[str, float]:
+    """The bound on kept test images, GiB, the size of one, bytes, and how many are a batch."""
+    vit, args = setting.sketch, setting.args({})
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    image = tokens * vit.embed_dim * torch.float32.itemsize
+    return {"gib": args["eval_cache_gib"], "image_bytes": image, "batch": args["eval_batch_size"]}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = timing_parser("benchmarks.run", __doc__, rounds=3)
+    parser.add_argument("--compile", action="store_true", help="time a compiled forward pass too; takes a C++ compiler")
+    parser.add_argument("--profile", action="store_true", help="by operator instead of by phase")
+    return parser.parse_args(arguments)
+
+
+def measured_or_read(given: argparse.Namespace) -> dict[str, Any]:
+    """The report that the command line asks for."""
+    if earlier := read_or(given):
+        return earlier
+    setting, timer = place(given)
+    if given.profile:
+        return profiles.report(setting, given.rounds, timer)
+    return report(setting, given.rounds, timer, given.compile)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, print, and write what is asked for."""
+    given = parse(arguments)
+    measured = measured_or_read(given)
+    text = (profiles.tables if given.profile else tables)(measured)
+    print(text)
+    keep(given, measured)
+    if given.write:
+        replace_part(DOCUMENT, f"{'profile' if given.profile else 'run'} {measured['machine']['kind']}", text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
