@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.preloaded import Started
 from benchmarks.tiny_runs import KINDS
 
-KEYS = {**KINDS["weights"], "max_tasks": 2}
+KEYS = {**KINDS["weights"], "max_tasks": 2, "func_epoch": 2, "rd_epoch": 2}
 Ended = Callable[[Started], tuple[int, str]]
 Whole = Callable[..., Path]
 Observe = Callable[..., None]
