@@ -3,6 +3,7 @@
 import logging
 import shlex
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from utils.config_hash import result_hash
 from utils.data import ImageData, load_dataset
 from utils.data_manager import DataManager
 from utils.devices import device_name, prepare_device
+from utils.errors import StoppedError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
 from utils.param_groups import check_interval, steps_of
@@ -27,6 +29,8 @@ from utils.stopping import StateKeeper, StopRequest, stop_requests
 from utils.tracking import require_trackers, tracked
 
 logger = logging.getLogger(__name__)
+
+WITH_THE_OTHERS = "for the other seeds as well, give the same command again with --auto_resume"
 
 
 def train(config: Config, name: str) -> None:
@@ -45,11 +49,17 @@ def train(config: Config, name: str) -> None:
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for plan in plans:
-        train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
+        last = plan is plans[-1]
+        try:
+            asked = train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
+        except StoppedError as stopped:
+            raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{WITH_THE_OTHERS}") from None
+        if asked is not None and not last:
+            raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{WITH_THE_OTHERS}")
 
 
-def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
-    """Train one seed and write its run directory."""
+def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> Signals | None:
+    """Train one seed and write its run directory; the signal that asked to stop when there was nothing left to do."""
     tasks = make_tasks(config, data)
     check_steps(config, tasks)
     learner = get_model(config.model_name, learner_args(config, tasks, device))
@@ -63,6 +73,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
         with tracked(log, config) as record:
             learner.events = audited(record, config)
             log.results(run.to_end())
+        return request.signal
 
 
 def audited(record: EventSink, config: Config) -> EventSink:

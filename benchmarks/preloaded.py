@@ -26,6 +26,8 @@ from typing import Any, NoReturn, Self
 
 import torch
 
+from utils.config import DATA_ROOT_VARIABLE
+
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 100  # seconds until a run that hangs is ended by its own alarm
 
@@ -97,8 +99,11 @@ class Preloaded:
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
         command = [sys.executable, "-m", "benchmarks.preloaded", str(theirs.fileno())]
+        surroundings = {name: value for name, value in os.environ.items() if name != DATA_ROOT_VARIABLE}
         with theirs:
-            self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
         self._asking = threading.Lock()
         self._started: list[Started] = []
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from benchmarks.preloaded import Started
 from benchmarks.tiny_runs import KINDS
 
-KEYS = {**KINDS["weights"], "max_tasks": 2}
+KEYS = {**KINDS["weights"], "max_tasks": 2, "func_epoch": 2, "rd_epoch": 2}
 Ended = Callable[[Started], tuple[int, str]]
 Whole = Callable[..., Path]
 Observe = Callable[..., None]
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """What a run directory holds, beside what every process that comes writes: the log and the lock."""
+    """What a run directory holds, but for what every process that comes writes or sweeps."""
     files = [file for file in path.rglob("*") if file.is_file() and file.name not in ("log.txt", ".lock")]
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+    return {str(file.relative_to(path)): file.read_bytes() for file in files if file.suffix != ".tmp"}

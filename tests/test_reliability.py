@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from fault_record import Fault, fault
-from reliability import Account, known_faults
+from reliability import Account, cells, known_faults
 
+ROOT = Path(__file__).resolve().parents[1]
 MARKERS = "".join(f"<!-- {name} begin -->\n<!-- {name} end -->\n" for name in ("faults", "spread"))
 BROKEN, LOST = Fault("a broken disk", "with a hammer"), Fault("a | lost", "b")
 
@@ -58,3 +59,11 @@ def test_the_faults_of_all_tests_are_found(tmp_path: Path) -> None:
     )
     (tmp_path / "test_y.py").write_text("raise AssertionError('not run: no fault in it')")
     assert list(known_faults(tmp_path)) == [Fault("x", "by hand")]
+
+
+def test_the_document_lists_exactly_the_faults_there_are() -> None:
+    """What was observed differs from session to session; the faults do not."""
+    table = (ROOT / "docs/reliability.md").read_text(encoding="utf-8").split("<!-- faults begin -->\n")[1].splitlines()
+    listed = [line.rpartition(" | ")[0].rpartition(" | ")[0] for line in table[2 : table.index("<!-- faults end -->")]]
+    known = [f"| {' | '.join(cells(fault))}" for fault in known_faults(ROOT / "tests")]
+    assert sorted(listed) == sorted(known), "run: python -m pytest tests/faults --reliability docs/reliability.md"

@@ -1,6 +1,7 @@
 """Runs that are ended at every point where they could be, and go on: in the end they are the uninterrupted run."""
 
 import json
+import os
 import random
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from utils.checkpoint import CheckpointError, read_checkpoint
 from utils.config import Config
 from utils.errors import DivergenceError, StoppedError
 from utils.run_dir import RunDirError
+from utils.runlog import RunLog
 from utils.saved_state import StateError
 from utils.stopping import StateKeeper
 
@@ -155,6 +157,31 @@ def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
     cut = only_run(tmp_path / "cut")
     assert (results(cut), events(cut)) == (results(whole), events(whole))
     assert len(steps) == counted
+
+
+@pytest.mark.usefixtures("handlers_kept")
+@pytest.mark.parametrize(("method", "says"), [("event", "nothing is lost"), ("results", "seed 4 is finished")])
+def test_no_seed_is_begun_after_a_run_was_asked_to_stop(
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    says: str,
+) -> None:
+    write = getattr(RunLog, method)
+
+    def asked(log: RunLog, *args: Any, **fields: Any) -> None:
+        monkeypatch.setattr(RunLog, method, write)
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(log, *args, **fields)
+
+    monkeypatch.setattr(RunLog, method, asked)
+    config = configuration(images, tmp_path / "cut", seed=[4, 5], auto_resume=True, max_tasks=1)
+    with pytest.raises(StoppedError, match=rf"(?s){says}.*for the other seeds as well, .*--auto_resume"):
+        trainer.train(config, "tiny")
+    assert [path.name[-2:] for path in (tmp_path / "cut").iterdir()] == ["s4"]
+    trainer.train(config, "tiny")
+    assert all((path / "results.json").exists() for path in (tmp_path / "cut").iterdir())
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
-"""What the fault tests share: a preloaded process, tiny runs that nothing interrupts, how a run ended, and gates."""
+"""What the fault tests share: a preloaded process, whole runs, killed runs, how a run ended, and gates."""
 
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.kills import Toll, kill_every_kind
 from benchmarks.preloaded import LONGEST, Preloaded, Started
 from benchmarks.tiny_runs import Workshop
 
+SEED = 0
+LATE = 5  # kills of each kind that find a saved state
 collect_ignore_glob = [] if hasattr(os, "pidfd_open") else ["test_*.py"]  # of Linux, without which nobody keeps watch
 
 
@@ -42,6 +46,23 @@ def whole(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return made[name]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tolls(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Toll]]:
+    """What came of killing each kind of run."""
+    with ThreadPoolExecutor(1) as pool:
+        shop = Workshop(preloaded, tmp_path_factory.mktemp("kills"))
+        futures = kill_every_kind(shop, SEED, LATE, pool)
+        yield lambda kind: futures[kind].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kills_beside_other_tests(request: pytest.FixtureRequest) -> None:
+    """Killing takes longest and needs nobody who looks on: it begins with the first fault test, on another core."""
+    if any("tolls" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("tolls")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Disks that are full or cannot be written: one message, nothing lost, and the run goes on when there is room."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -32,8 +33,8 @@ def full_for_checkpoints(run: TinyRun, whole: Path) -> int:
 
 
 def full_for_metrics(run: TinyRun, whole: Path) -> int:
-    """With telemetry at every step they outgrow all other files."""
-    return int(0.6 * size(whole / "metrics.jsonl"))
+    """With telemetry at every step they outgrow all other files, of which the largest is a state near the end."""
+    return int(0.85 * size(whole / "metrics.jsonl"))
 
 
 def full_for_the_log(run: TinyRun, whole: Path) -> int:
@@ -44,10 +45,10 @@ def full_for_the_log(run: TinyRun, whole: Path) -> int:
 
 
 FULL: dict[str, tuple[Callable[[TinyRun, Path], int], dict[str, Any]]] = {
-    "resume/000002.state": (full_for_states, KEYS),
+    "resume/[0-9]{6}.state": (full_for_states, KEYS),
     "checkpoints/task_1.safetensors": (
         full_for_checkpoints,
-        {**KINDS["adaptmlp"], "max_tasks": 2, "checkpoint_every": 0},
+        {**KEYS, **KINDS["adaptmlp"], "checkpoint_every": 0},
     ),
     "metrics.jsonl": (full_for_metrics, {**KEYS, "telemetry_every": 1}),
     "log.txt": (full_for_the_log, KEYS),
@@ -66,9 +67,8 @@ def test_a_file_that_cannot_grow_ends_the_run_which_goes_on_with_more_room(
     run = shop.make("limited", keys)
     code, message = ended(run.start("--auto_resume", before=LIMITED.format(limit(run, whole(**keys)))))
     assert code == 1
-    assert message.startswith(
-        f"[Errno 27] File too large: '{run.path / file}'; what the run had written is still there"
-    )
+    named = f"File too large: '{re.escape(str(run.path))}/{file}'; what the run had written is still there"
+    assert re.search(named, message)
     assert_goes_on(run, whole(**keys))
     observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
 
@@ -121,7 +121,7 @@ owner.{name} = filled
     ("function", "call", "file"),
     [
         ("utils.saved_state.SavedStates.save", 5, "resume/000004.state"),
-        ("utils.runlog.RunLog.event", 40, "metrics.jsonl"),
+        ("utils.runlog.RunLog.event", 10, "metrics.jsonl"),  # of the first steps of an epoch, so that no state is next
         ("utils.runlog.RunLog.results", 1, "results.json"),
     ],
 )

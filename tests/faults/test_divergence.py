@@ -46,7 +46,7 @@ def test_a_nan_stops_a_run_that_can_go_on(shop: Workshop, ended: Ended, whole: W
     run = shop.make("poisoned", KEYS)
     code, message = ended(run.start(before=POISONED))
     assert code == 4
-    assert message.startswith("task 0 cycle 0 func phase, epoch 2, batch 3: the loss is nan (rates: slow 0.00075, fast")
+    assert message.startswith("task 0 cycle 0 func phase, epoch 2, batch 3: the loss is nan (rates: slow 0.0005, fast")
     finish(run.start("--auto_resume"))
     assert differences(run.path, whole(**KEYS)) == []
     observe(seen="exit code 4, with phase, task, epoch, batch and rates; goes on to the bit-identical end")

@@ -2,30 +2,15 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fault_record import fault
 from fault_runs import KEYS, Observe, Whole
 
-from benchmarks.kills import AT_ONCE, Toll, kill_every_kind, spread
-from benchmarks.preloaded import Preloaded
-from benchmarks.tiny_runs import KINDS, Workshop, differences
-
-SEED = 0
-LATE = 5  # kills of each kind that find a saved state
-
-
-@pytest.fixture(scope="module")
-def tolls(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Toll]]:
-    """What came of killing each kind; all of them are at work from the first question on."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        shop = Workshop(preloaded, tmp_path_factory.mktemp("kills"))
-        futures: dict[str, Future[Toll]] = kill_every_kind(shop, SEED, LATE, pool)
-        yield lambda kind: futures[kind].result()
-        pool.shutdown(cancel_futures=True)
+from benchmarks.kills import Toll, spread
+from benchmarks.tiny_runs import KINDS, differences
 
 
 @fault(
@@ -38,7 +23,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(
     kind: str, tolls: Callable[[str], Toll], observe: Observe
 ) -> None:
     toll = tolls(kind)
-    assert toll.late >= LATE
+    assert toll.late >= 5
     assert toll.ends == [[]] * len(toll.ends)
     assert max(kill.lost for kill in toll.kills) <= 1
     assert toll.repeated <= sum(kill.lost for kill in toll.kills)
