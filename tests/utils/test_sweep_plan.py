@@ -32,8 +32,6 @@ ON_ONE_BASE = {
         f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
     },
 }
-# a rate at which the slow steps of a quickstart's short phases can be told apart in its accuracy
-COMMON = {"quickstart_interval": {"nested_lora_lr_slow": 0.05}}
 SHIPPED = {
     f"{form}{name}": (base, members)
     for form, base in (("", "nested_lora_cifar"), ("quickstart_", "quickstart"))
@@ -194,8 +192,7 @@ def shipped(name: str) -> list[PlannedRun]:
 
 
 def test_every_shipped_file_is_tested_below():
-    elsewhere = {"quickstart_speed"}  # in tests/benchmarks/test_accuracy.py
-    assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | PAIRS.keys() | elsewhere
+    assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | PAIRS.keys()
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -203,7 +200,7 @@ def test_a_shipped_sweep_sets_what_its_name_says_and_nothing_else(name):
     base, members = SHIPPED[name]
     runs = shipped(name)
     assert [(run.member.name, run.seed) for run in runs] == [(member, seed) for seed in SEEDS for member in members]
-    common = {"seed": SEEDS, "output_dir": "logs", **COMMON.get(name, {})}
+    common = {"seed": SEEDS, "output_dir": "logs"}
     origin = load(EXPS / f"{base}.json").model_dump()
     for run in runs:
         assert run.member.config.model_dump() == origin | common | members[run.member.name]
