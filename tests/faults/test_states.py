@@ -47,8 +47,8 @@ def test_without_a_whole_state_nothing_is_removed(shop: Workshop, ended: Ended, 
     for state in (run.killed(5) / "resume").iterdir():
         state.write_bytes(cut(state.read_bytes()))
     before = contents(run.path)
-    for process in (run.resume(), run.start("--auto_resume")):
-        code, message = ended(process)
+    for go_on in (run.resume, lambda: run.start("--auto_resume")):
+        code, message = ended(go_on())
         assert (code, message) == (2, f"{run.path}/resume: no state can be used; --overwrite begins the run anew")
     assert contents(run.path) == before
     observe(times=2, seen="exit code 2 and what to do; nothing is removed or changed")
