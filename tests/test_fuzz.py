@@ -32,7 +32,8 @@ from utils.config import ConfigError, UserError, load, schemas
 from utils.data import DataError, load_dataset
 from utils.flags import parse
 from utils.inc_net import SEMAVitNet
-from utils.run_reader import read_events, read_run
+from utils.run_reader import read_run
+from utils.run_record import read_events
 
 EXPS = Path(__file__).parents[1] / "exps"
 TIMES = int(os.environ.get("NESTED_SEMA_FUZZ", "1"))
