@@ -112,11 +112,11 @@ def _shown(learner: Learner, taken: list[dict[str, Any]], tensors: int) -> dict[
 
 
 def alive() -> int:
-    """Bytes of all tensors there are; those that share memory count once."""
+    """Bytes of all tensors there are, but for sparse ones, which a learner has none of; shared memory counts once."""
     gc.collect()
     things = gc.get_objects()
     kinds = {kind for kind in {type(thing) for thing in things} if issubclass(kind, Tensor)}
-    tensors = [thing for thing in things if type(thing) in kinds and thing.device.type != "meta"]
+    tensors = [t for t in things if type(t) in kinds and t.layout == torch.strided and t.device.type != "meta"]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
