@@ -145,16 +145,6 @@ def test_a_run_of_a_version_with_fewer_keys_has_the_identity_it_would_have_now(r
     assert read_run(run).key != now.key
 
 
-def test_events_are_read_in_order_and_a_broken_line_has_its_number(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"kind": "a", "n": 1}\n{"kind": "b"}\n{"kind": "a", "n": 2}\n')
-    assert [event["n"] for event in read_events(file, "a")] == [1, 2]
-    assert len(list(read_events(file))) == 3
-    file.write_text('{"kind": "a"}\n{"kind": "a", "n"')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2: "):
-        list(read_events(file))
-
-
 def test_a_line_ends_where_one_was_written_and_nowhere_else(tmp_path):
     """JSON may hold characters that Python's splitlines takes for the end of a line."""
     file = tmp_path / "metrics.jsonl"
