@@ -7,12 +7,12 @@ from typing import Any
 
 from models import get_model
 from trainer import learner_args, make_tasks
-from utils.checkpoint import CheckpointError
-from utils.config import Config
-from utils.data import load_dataset
-from utils.data_manager import DataManager
+from utils.config.schema import Config
+from utils.data.sources import load_dataset
+from utils.data.tasks import DataManager
 from utils.devices import prepare_device
 from utils.metrics import AccuracyMatrix, format_table
+from utils.runs.checkpoint import CheckpointError
 
 logger = logging.getLogger(__name__)
 

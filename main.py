@@ -12,9 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.config import Config, UserError, load, resolve
-from utils.errors import AuditError, DivergenceError, StoppedError
-from utils.flags import parse
+from utils.config.flags import parse
+from utils.config.load import load, resolve
+from utils.config.schema import Config
+from utils.errors import AuditError, DivergenceError, StoppedError, UserError
 
 AFTER_DIVERGENCE = (
     "what was saved before is kept. Begin anew with lower rates, or go on with --auto_resume and --on_nan skip, which "
@@ -61,12 +62,12 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
     """
     begun = flags.get("resume")
     if path is None and isinstance(begun, str):
-        from utils.run_dir import begun_config
+        from utils.runs.directory import begun_config
 
         return resolve(begun_config(Path(begun)), begun, flags)
     checkpoint = flags.get("checkpt_path")
     if path is None and flags.get("eval") is True and isinstance(checkpoint, str):
-        from utils import checkpoint as checkpoints
+        from utils.runs import checkpoint as checkpoints
 
         return resolve(checkpoints.read_config(checkpoint), checkpoint, flags)
     return load(path, flags)

@@ -11,22 +11,22 @@ import torch
 from models import get_model
 from models.base import EventSink
 from models.sema import Learner
-from utils.cadence import judge, refuse_failed
-from utils.config import Config
-from utils.config_hash import result_hash
-from utils.data import ImageData, load_dataset
-from utils.data_manager import DataManager
+from utils.config.identity import result_hash
+from utils.config.schema import Config
+from utils.data.sources import ImageData, load_dataset
+from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
 from utils.errors import StoppedError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
-from utils.param_groups import check_interval, steps_of
-from utils.predictions import WHOLE, predictions_file, save_predictions
-from utils.run_dir import STATES, RunPlan, plan_runs
-from utils.runlog import RunClock, RunLog
-from utils.saved_state import SavedStates, StateError
+from utils.runs.directory import STATES, RunPlan, plan_runs
+from utils.runs.log import RunClock, RunLog
+from utils.runs.predictions import WHOLE, predictions_file, save_predictions
+from utils.runs.states import SavedStates, StateError
+from utils.runs.tracking import require_trackers, tracked
 from utils.stopping import StateKeeper, StopRequest, stop_requests
-from utils.tracking import require_trackers, tracked
+from utils.timescales.gate import check_interval, steps_of
+from utils.timescales.judge import judge, refuse_failed
 
 logger = logging.getLogger(__name__)
 

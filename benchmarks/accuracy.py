@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy [--output_dir logs/sweeps]
 
-Runs whatever is missing of exps/sweeps/quickstart_speed.json, as `python -m utils.sweep` does.
+Runs whatever is missing of exps/sweeps/quickstart_speed.json, as `python -m tools.sweep` does.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 from benchmarks.sweeps import finished
-from utils import sweep
-from utils.comparison import Comparison, Group
+from tools.compare.comparison import Comparison, Group
+from tools.compare.measures import MEASURES, Measure
+from tools.compare.paired import Difference
+from tools.generated import markdown_table, replace_part
+from tools.sweep import __main__ as sweep
 from utils.errors import UserError
-from utils.generated import markdown_table, replace_part
-from utils.measures import MEASURES, Measure
-from utils.paired import Difference
 
 SWEEP = Path("exps/sweeps/quickstart_speed.json")
 DOCUMENT = Path("docs/performance.md")

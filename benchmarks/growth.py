@@ -26,7 +26,7 @@ from benchmarks.growth_tables import tables
 from benchmarks.measure import Timer, Work, costs, peak_memory
 from benchmarks.workloads import Setting, Workshop, evaluation, func_step, rd_step, scan, with_adapters
 from models.sema import Learner
-from utils.generated import replace_part
+from tools.generated import replace_part
 
 TASKS = (10, 20, 50, 100)
 ADAPTERS = (1, 4, 16, 32)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.phase_tables import Report
-from utils.generated import markdown_table
+from tools.generated import markdown_table
 
 MIB = 2**20
 

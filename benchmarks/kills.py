@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.preloaded import Preloaded, Started
 from benchmarks.tiny_runs import KINDS, TinyRun, Workshop, differences, epochs_repeated, finish
-from utils.generated import markdown_table, replace_part
-from utils.run_dir import CONFIG, STATES, can_resume, is_finished
-from utils.runlog import METRICS
-from utils.saved_state import SavedStates
+from tools.generated import markdown_table, replace_part
+from utils.runs.directory import CONFIG, STATES, can_resume, is_finished
+from utils.runs.log import METRICS
+from utils.runs.states import SavedStates
 
 REACH = 0.7  # of an uninterrupted run's duration: the latest moment of a kill, so that about five meet one run
 AT_ONCE = 2  # kinds that are killed side by side

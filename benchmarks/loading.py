@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from benchmarks.telemetry import clock_of
-from utils.data import ImageData, InputSpec, Split
-from utils.data_manager import DataManager
+from tools.generated import markdown_table, replace_part
+from utils.data.images import InputSpec
+from utils.data.loader import READY, StreamLoader
+from utils.data.resample import resampling
+from utils.data.sources import ImageData, Split
+from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
-from utils.generated import markdown_table, replace_part
-from utils.loader import READY, StreamLoader
-from utils.resample import resampling
 
 DOCUMENT = Path("docs/loading.md")
 ARRAYS = {"32 x 32 to 224": (32, 32, 224), "64 x 64 to 56": (64, 64, 56), "400 x 500 to 224": (400, 500, 224)}

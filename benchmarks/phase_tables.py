@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.workloads import MANY
-from utils.generated import markdown_table
+from tools.generated import markdown_table
 
 Report = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_pa
 from benchmarks.measure import Cost, Timer, costs, products
 from benchmarks.phase_tables import tables
 from benchmarks.workloads import MANY, TIMM, VARIANTS, Setting, Subject, Workshop
-from utils.generated import replace_part
+from tools.generated import replace_part
 
 PRODUCT = "product"
 BOTH = ("reference", "exact")

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 
-from utils.config import DATA_ROOT_VARIABLE
+from utils.config.schema import DATA_ROOT_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 100  # seconds until a run that hangs is ended by its own alarm

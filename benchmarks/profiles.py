@@ -12,7 +12,7 @@ from benchmarks.command import origin
 from benchmarks.measure import Timer, Work, best_of
 from benchmarks.phase_tables import Report
 from benchmarks.workloads import Setting, Workshop
-from utils.generated import markdown_table
+from tools.generated import markdown_table
 from utils.inc_net import SEMAVitNet
 
 PHASES = ("forward", "func step")

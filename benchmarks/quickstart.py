@@ -12,10 +12,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.references import references
+from tools.generated import markdown_table, replace_part
 from trainer import train
-from utils.config import Config, load
-from utils.generated import markdown_table, replace_part
-from utils.run_dir import RESULTS, run_name
+from utils.config.load import load
+from utils.config.schema import Config
+from utils.runs.directory import RESULTS, run_name
 
 DOCUMENT = Path("docs/quickstart.md")
 RANDOM = {"pretrained": False, "backbone_checkpoint": None}

@@ -20,8 +20,8 @@ from backbone.vit_sema import sema_blocks
 from models.base import EventSink, no_events
 from models.sema import Learner
 from models.steps import Phase
+from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
-from utils.loader import Batch
 
 PLAINLY = {"precision": "fp32", "compile": False, "grad_checkpointing": False, "rd_views": 0}
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from models import get_model
 from models.sema import Learner
 from trainer import learner_args, make_tasks
-from utils.config import Config
-from utils.data import load_dataset
+from utils.config.schema import Config
+from utils.data.sources import load_dataset
 from utils.devices import resolve_device
 
 WEIGHT_DECAY = 1e-3  # of the linear head, on standardised features

@@ -21,7 +21,7 @@ from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_pa
 from benchmarks.measure import Timer, Work, best_of, multiply_adds, products
 from benchmarks.run_tables import tables
 from benchmarks.workloads import KEPT, TIMM, Setting, Subject, Workshop
-from utils.generated import replace_part
+from tools.generated import replace_part
 
 PLAIN = (
     "evaluation",

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.composition import Counts, Run, our_counts, plain_counts, room_for, total
 from benchmarks.phase_tables import Report, described
-from utils.generated import markdown_table
+from tools.generated import markdown_table
 
 
 @dataclass(frozen=True)

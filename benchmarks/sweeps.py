@@ -2,22 +2,22 @@
 
     python -m benchmarks.sweeps [--output_dir logs/sweeps]
 
-Runs whatever is missing, as `python -m utils.sweep` does.
+Runs whatever is missing, as `python -m tools.sweep` does.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from utils import sweep
-from utils.comparison import Comparison
-from utils.comparison_tables import Page, Table, markdown_page, page
+from tools.compare.comparison import Comparison
+from tools.compare.measures import MEASURES
+from tools.compare.tables import Page, Table, markdown_page, page
+from tools.generated import replace_part
+from tools.report.figures import accuracy_curves
+from tools.sweep import __main__ as sweep
+from tools.sweep.plan import read_plan
 from utils.errors import UserError
-from utils.figures import accuracy_curves
 from utils.files import atomic_write
-from utils.generated import replace_part
-from utils.measures import MEASURES
-from utils.sweep_plan import read_plan
 
 DOCUMENT = Path("docs/sweeps.md")
 INTERVAL, MATCHED = (Path(f"exps/sweeps/quickstart_{name}.json") for name in ("interval", "matched_rank8"))

@@ -21,16 +21,17 @@ import torch
 
 from benchmarks.quickstart import runs_of
 from models import get_model
+from tools.finished.record import read_events
+from tools.generated import markdown_table, replace_part
 from trainer import learner_args, make_tasks
-from utils.config import Config, load
-from utils.data import load_dataset
-from utils.data_manager import DataManager
+from utils.config.load import load
+from utils.config.schema import Config
+from utils.data.sources import load_dataset
+from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
 from utils.files import json_line
-from utils.generated import markdown_table, replace_part
-from utils.param_groups import steps_of
-from utils.run_record import read_events
-from utils.runlog import RESULTS
+from utils.runs.log import RESULTS
+from utils.timescales.gate import steps_of
 
 DOCUMENT = Path("docs/telemetry.md")
 NEVER = 10**9  # more steps than any phase has

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.preloaded import LONGEST, Preloaded, Started
-from utils.checkpoint import read_checkpoint
 from utils.files import json_line
-from utils.run_dir import RESULTS, STATES
-from utils.runlog import METRICS
+from utils.runs.checkpoint import read_checkpoint
+from utils.runs.directory import RESULTS, STATES
+from utils.runs.log import METRICS
 
 CLASSES, TRAIN, TEST, BATCH = 6, 24, 12, 8  # images of a class; images of a batch
 KEYS: dict[str, Any] = {

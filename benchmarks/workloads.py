@@ -18,8 +18,8 @@ from benchmarks.measure import Work
 from benchmarks.reference import Reference
 from models.sema import Learner
 from models.steps import Phase
-from utils.config import with_defaults
-from utils.loader import Batch
+from utils.config.load import with_defaults
+from utils.data.loader import Batch
 from utils.streams import seeded
 
 Subject = tuple[str, str]  # a phase and a variant

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.activations import ActivationCache
-from utils.config import with_defaults
+from utils.config.load import with_defaults
+from utils.data.loader import READY, StreamLoader, Way
+from utils.data.resample import resampling
 from utils.inc_net import SEMAVitNet
-from utils.loader import READY, StreamLoader, Way
 from utils.metrics import grouped_accuracy
-from utils.resample import resampling
-from utils.runlog import progress
+from utils.progress import progress
 from utils.streams import seeded
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from backbone.sema_components import Records
 from models.epoch import EpochSums
 from models.steps import Phase, StepLearner
+from utils.data.loader import Batch
 from utils.errors import DivergenceError
-from utils.loader import Batch
-from utils.param_groups import check_interval, steps_of
-from utils.runlog import progress
+from utils.progress import progress
+from utils.timescales.gate import check_interval, steps_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from backbone.sema_block import SEMAModules
 from models.base import Predictions
 from models.evidence import hits_by_task, mean_weights, predict_branches, router_weights
 from models.phases import PhaseLearner
-from utils.param_groups import count_parameters
-from utils.runlog import progress
+from utils.progress import progress
+from utils.timescales.groups import count_parameters
 
 logger = logging.getLogger(__name__)
 

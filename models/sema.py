@@ -20,10 +20,10 @@ from models.base import EventSink, Tasks, no_events
 from models.evidence import NO_Z, Refill
 from models.reports import ReportingLearner
 from models.steps import Position
-from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.runlog import progress
+from utils.progress import progress
+from utils.runs.checkpoint import read_checkpoint, save_checkpoint
 from utils.streams import seeded
-from utils.telemetry import to_host
+from utils.timescales.telemetry import to_host
 
 logger = logging.getLogger(__name__)
 

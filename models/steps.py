@@ -15,19 +15,11 @@ from backbone.sema_block import SEMAModules
 from models.base import BaseLearner, EventSink, no_events
 from models.epoch import EpochSums
 from models.views import KeptViews
-from utils.audit import CadenceWatch
 from utils.errors import DivergenceError
-from utils.param_groups import (
-    SlowGate,
-    describe,
-    func_groups,
-    make_optimizer,
-    rd_groups,
-    verify_gate,
-    verify_groups,
-    verify_kind,
-)
-from utils.telemetry import Telemetry
+from utils.timescales.gate import SlowGate, verify_gate
+from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_groups, verify_kind
+from utils.timescales.telemetry import Telemetry
+from utils.timescales.watch import CadenceWatch
 
 logger = logging.getLogger(__name__)
 

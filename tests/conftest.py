@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from backbone.sema_block import SEMAModules
-from utils.config import with_defaults
+from utils.config.load import with_defaults
 from utils.stopping import SIGNALS
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.config import Config
-from utils.config_hash import result_hash
+from utils.config.identity import result_hash
+from utils.config.schema import Config
 from utils.files import plain
 from utils.metrics import AccuracyMatrix
 

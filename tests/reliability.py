@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fault_record import Fault
 
-from utils.generated import markdown_table, replace_part
+from tools.generated import markdown_table, replace_part
 
 HEADER = ["fault", "how it is injected", "times", "what was observed"]
 

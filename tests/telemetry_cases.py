@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn, optim
 
-from utils.telemetry import Telemetry
+from utils.timescales.telemetry import Telemetry
 
 D, R, TOKENS, BATCH = 6, 3, 4, 11
 BRANCHES = ("slow", "fast")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import main
-from utils import checkpoint
-from utils.config import Config, ConfigError
+from utils.config.schema import Config
+from utils.errors import ConfigError
+from utils.runs import checkpoint
 
 ROOT = Path(__file__).parents[1]
 TORCH_LOADED = 99

@@ -11,9 +11,9 @@ import pytest
 from test_trainer import configuration
 
 import trainer
-from utils.comparison import compare
+from tools.compare.comparison import compare
+from tools.compare.fairness import warnings
 from utils.errors import RunError
-from utils.fairness import warnings
 
 Edit = Callable[[Any], None]
 

@@ -12,8 +12,8 @@ from test_trainer import events, images, results, run  # noqa: F401
 
 import models.steps
 import trainer
-from utils import param_groups
 from utils.errors import AuditError
+from utils.timescales import groups as param_groups
 
 NESTED: dict[str, Any] = {"max_tasks": 2, "nested_lora_update_interval_slow": 2}
 

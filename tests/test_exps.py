@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.config import load
+from utils.config.load import load
 from utils.inc_net import SEMAVitNet
 
 EXPS = Path(__file__).parents[1] / "exps"

@@ -24,16 +24,18 @@ from mutations import TOKENS, VALUES, as_json, changed, damaged
 from recorded_events import record
 from safetensors.torch import save
 
-from utils.checkpoint import FORMAT, CheckpointError, read_checkpoint, read_config
-from utils.comparison import compare
-from utils.comparison_data import as_json as comparison_json
-from utils.comparison_tables import terminal
-from utils.config import ConfigError, UserError, load, schemas
-from utils.data import DataError, load_dataset
-from utils.flags import parse
+from tools.compare.comparison import compare
+from tools.compare.data import as_json as comparison_json
+from tools.compare.tables import terminal
+from tools.finished.reader import read_run
+from tools.finished.record import read_events
+from utils.config.flags import parse
+from utils.config.load import load
+from utils.config.schema import schemas
+from utils.data.sources import load_dataset
+from utils.errors import ConfigError, DataError, UserError
 from utils.inc_net import SEMAVitNet
-from utils.run_reader import read_run
-from utils.run_record import read_events
+from utils.runs.checkpoint import FORMAT, CheckpointError, read_checkpoint, read_config
 
 EXPS = Path(__file__).parents[1] / "exps"
 TIMES = int(os.environ.get("NESTED_SEMA_FUZZ", "1"))
@@ -125,7 +127,7 @@ META = {
 def network() -> SEMAVitNet:
     from conftest import TINY
 
-    from utils.config import with_defaults
+    from utils.config.load import with_defaults
 
     return SEMAVitNet(with_defaults({**TINY, "ffn_adapter_type": "nested_lora"}))
 

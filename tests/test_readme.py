@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import schemas
-from utils.docs import READMES, TABLES, key_table
+from tools.docs import READMES, TABLES, key_table
+from utils.config.schema import schemas
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,12 +15,12 @@ from test_trainer import configuration, events, images, results, run  # noqa: F4
 
 import trainer
 from models.sema import Learner
-from utils.checkpoint import CheckpointError, read_checkpoint
-from utils.config import Config
+from utils.config.schema import Config
 from utils.errors import DivergenceError, StoppedError
-from utils.run_dir import RunDirError
-from utils.runlog import RunLog
-from utils.saved_state import StateError
+from utils.runs.checkpoint import CheckpointError, read_checkpoint
+from utils.runs.directory import RunDirError
+from utils.runs.log import RunLog
+from utils.runs.states import StateError
 from utils.stopping import StateKeeper
 
 FUNCTION: dict[str, Any] = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}

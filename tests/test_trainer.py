@@ -12,10 +12,12 @@ import torch
 import trainer
 from eval import evaluate
 from models.sema import Learner
-from utils.checkpoint import CheckpointError, read_checkpoint, read_meta
-from utils.config import Config, ConfigError, load
+from utils.config.load import load
+from utils.config.schema import Config
+from utils.errors import ConfigError
 from utils.metrics import AccuracyMatrix
-from utils.run_dir import RunDirError
+from utils.runs.checkpoint import CheckpointError, read_checkpoint, read_meta
+from utils.runs.directory import RunDirError
 
 KEYS: dict[str, Any] = {
     "dataset": "npz",

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-from utils.config import ConfigError
+from utils.errors import ConfigError
 
 
 def resolve_device(device: str | int | list[str | int]) -> torch.device:

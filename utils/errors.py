@@ -9,6 +9,10 @@ class ConfigError(UserError, ValueError):
     """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
 
 
+class DataError(UserError):
+    """A data set or an image is not there, not complete or not readable."""
+
+
 class RunError(UserError):
     """A run that is not there, not finished or damaged; the message names the file."""
 

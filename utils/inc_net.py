@@ -30,11 +30,11 @@ from backbone.vit_sema import (
     timm_name,
     weights_hash,
 )
-from utils.checkpoint import CheckpointError, SlotShape, adapter_type, differences, structure
-from utils.config import ConfigError
-from utils.data import InputSpec
+from utils.data.images import InputSpec
+from utils.errors import ConfigError
 from utils.memory import memory
-from utils.tensor_file import refuse_packed
+from utils.runs.checkpoint import CheckpointError, SlotShape, adapter_type, differences, structure
+from utils.runs.tensor_file import refuse_packed
 
 
 def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.config_text import did_you_mean, shown
 from utils.errors import ConfigError
 from utils.files import read_text
+from utils.text import did_you_mean, shown
 
 MOST_BYTES = 2**26  # a thousand times what any of our files holds
 DEEPEST = 100  # lists and objects within each other; what works on values may call itself for each

@@ -3,9 +3,9 @@ from pathlib import Path
 from finished_runs import write_run
 
 from benchmarks.accuracy import SWEEP, table
-from utils.comparison import compare
-from utils.config import schemas
-from utils.sweep_plan import read_plan
+from tools.compare.comparison import compare
+from tools.sweep.plan import read_plan
+from utils.config.schema import schemas
 
 
 def test_a_row_holds_means_deviations_and_paired_differences(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks import loading
 from benchmarks.loading import DOCUMENT, loader, noise, photographs, rates, row
-from utils.decoded import DecodedImages
-from utils.generated import replace_part
+from tools.generated import replace_part
+from utils.data.decoded import DecodedImages
 
 CPU = torch.device("cpu")
 

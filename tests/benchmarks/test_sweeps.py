@@ -8,8 +8,8 @@ import pytest
 from finished_runs import write_run
 
 from benchmarks import sweeps
-from utils import sweep
-from utils.sweep_plan import PlannedRun, read_plan
+from tools.sweep import __main__ as sweep
+from tools.sweep.plan import PlannedRun, read_plan
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "logs/sweeps"

@@ -8,8 +8,8 @@ from test_trainer import configuration, images  # noqa: F401
 from benchmarks.telemetry import ALONE, ALWAYS, DEFAULT, INTERVALS, OFF, measured, overhead_rows
 from models.sema import Learner
 from trainer import make_tasks
-from utils.data import load_dataset
-from utils.telemetry import Telemetry
+from utils.data.sources import load_dataset
+from utils.timescales.telemetry import Telemetry
 
 
 def test_ratios_are_those_of_a_turn_and_a_reading_s_cost_is_taken_from_many():

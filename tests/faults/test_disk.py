@@ -13,8 +13,8 @@ from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole
 
 from benchmarks.tiny_runs import KINDS, TinyRun, Workshop, differences, finish
-from utils.run_dir import STATES
-from utils.saved_state import read_state
+from utils.runs.directory import STATES
+from utils.runs.states import read_state
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({}, resource.RLIM_INFINITY))"
 
@@ -120,9 +120,10 @@ owner.{name} = filled
 @pytest.mark.parametrize(
     ("function", "call", "file"),
     [
-        ("utils.saved_state.SavedStates.save", 5, "resume/000004.state"),
-        ("utils.runlog.RunLog.event", 10, "metrics.jsonl"),  # of the first steps of an epoch, so that no state is next
-        ("utils.runlog.RunLog.results", 1, "results.json"),
+        ("utils.runs.states.SavedStates.save", 5, "resume/000004.state"),
+        # one of the first steps of an epoch, so that no state is next
+        ("utils.runs.log.RunLog.event", 10, "metrics.jsonl"),
+        ("utils.runs.log.RunLog.results", 1, "results.json"),
     ],
 )
 def test_a_full_disk_ends_the_run_which_goes_on_when_it_is_cleared(

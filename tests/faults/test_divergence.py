@@ -6,8 +6,8 @@ from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole
 
 from benchmarks.tiny_runs import Workshop, differences, finish
-from utils.run_dir import STATES
-from utils.saved_state import SavedStates
+from utils.runs.directory import STATES
+from utils.runs.states import SavedStates
 
 POISONED = """
 from models.sema import Learner

@@ -15,8 +15,9 @@ from input_runs import Caller, events, make_images, results
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils import data_manager, npz
-from utils.images import open_image
+from utils.data import npz
+from utils.data import tasks as data_manager
+from utils.data.images import open_image
 
 
 @pytest.fixture

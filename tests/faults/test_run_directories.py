@@ -11,7 +11,7 @@ from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole, contents
 
 from benchmarks.tiny_runs import Workshop, differences, finish
-from utils.run_dir import can_resume
+from utils.runs.directory import can_resume
 
 
 @fault("a second process begins the run of a first", "with --auto_resume, with --overwrite and with --resume, together")
@@ -63,7 +63,7 @@ def test_the_lock_of_a_killed_run_is_free_while_its_workers_live(
 ) -> None:
     run, loading = (
         shop.make("orphans", {**KEYS, "num_workers": 2}),
-        gate("utils.data_manager.TaskImages.__getitem__", 60),
+        gate("utils.data.tasks.TaskImages.__getitem__", 60),
     )
     first = run.start(before=loading.code)
     loading.reached(first)

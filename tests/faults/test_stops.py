@@ -63,7 +63,7 @@ def test_a_run_asked_to_stop_finishes_its_step_and_repeats_none(
     "a second Ctrl-C",
     "SIGINT twice to the group of a run that cannot finish its step: it waits in the step, or for a worker that hangs",
 )
-@pytest.mark.parametrize("place", ["models.sema.Learner._step", "utils.data_manager.TaskImages.__getitem__"])
+@pytest.mark.parametrize("place", ["models.sema.Learner._step", "utils.data.tasks.TaskImages.__getitem__"])
 def test_the_second_signal_ends_a_run_that_hangs(
     place: str, shop: Workshop, gate: Callable[..., Any], ended: Ended, whole: Whole, observe: Observe
 ) -> None:

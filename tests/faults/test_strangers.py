@@ -15,8 +15,8 @@ from input_runs import KEYS, Caller, make_images
 from safetensors.torch import load_file, save_file
 
 import main
-from utils.checkpoint import FORMAT, read_meta
-from utils.compare import main as compare
+from tools.compare.__main__ import main as compare
+from utils.runs.checkpoint import FORMAT, read_meta
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 SLOW = "backbone.blocks.1.adapter_module.adapters.0.functional.slow.down_proj.weight"

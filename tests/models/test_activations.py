@@ -159,7 +159,7 @@ def test_bfloat16_changes_little(run: Callable[..., Path]) -> None:  # noqa: F81
 def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: Path, tmp_path: Path) -> None:  # noqa: F811
     from models import get_model
     from trainer import learner_args, make_tasks
-    from utils.data import load_dataset
+    from utils.data.sources import load_dataset
 
     config = configuration(images, tmp_path, ffn_adapter_type="adaptmlp", eval_batch_size=4)
     tasks = make_tasks(config, load_dataset("npz", images))

@@ -17,10 +17,11 @@ from backbone.sema_block import SEMAModules
 from backbone.sema_components import ADAPTER_TYPES, AE, Adapter
 from models import get_model
 from models.sema import Learner
-from utils.checkpoint import CheckpointError
-from utils.config import ConfigError
-from utils.loader import Batch
-from utils.param_groups import SlowGate, func_groups
+from utils.data.loader import Batch
+from utils.errors import ConfigError
+from utils.runs.checkpoint import CheckpointError
+from utils.timescales.gate import SlowGate
+from utils.timescales.groups import func_groups
 
 LAYERS = (1, 2)  # the expandable ones of the tiny configuration
 SMALL = {"func_epoch": 2, "rd_epoch": 1, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}

@@ -15,11 +15,12 @@ from test_trainer import events, images, results, run  # noqa: F401
 from torch._dynamo.utils import counters
 
 from models.sema import Learner
-from utils import data_manager, decoded
-from utils.decoded import DecodedImages
-from utils.images import open_image, open_pixels
+from utils.data import decoded
+from utils.data import tasks as data_manager
+from utils.data.decoded import DecodedImages
+from utils.data.images import open_image, open_pixels
+from utils.data.loader import READY, StreamLoader
 from utils.inc_net import SEMAVitNet
-from utils.loader import READY, StreamLoader
 
 LEARN = {"func_epoch": 2, "rd_epoch": 3, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
 

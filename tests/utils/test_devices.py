@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from utils.config import ConfigError
 from utils.devices import prepare_device, resolve_device
+from utils.errors import ConfigError
 
 
 @pytest.fixture

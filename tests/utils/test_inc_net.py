@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from utils.config import ConfigError
+from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet, get_backbone
 
 NAME = "vit_tiny_patch16_224"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from utils import json_file
-from utils.config import ConfigError
+from utils.errors import ConfigError
 from utils.json_file import parse, read_object
 
 

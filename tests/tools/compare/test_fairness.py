@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import pytest
+from finished_runs import PilotRun, write_run
+from recorded_events import cadence
+
+from tools.compare.comparison import compare
+from tools.compare.fairness import warnings
+
+
+def of(folder: Path, label: str, seeds: list[int], **options) -> list[Path]:
+    """Runs of a configuration; those of another label have other right answers."""
+    rows = options.pop("rows", [[90], [80, 70 + ord(label) - ord("a")]])
+    return [write_run(folder, label, seed, rows, **options) for seed in seeds]
+
+
+def test_equal_conditions_and_three_paired_seeds_give_no_warning(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], func_epoch=9)
+    assert warnings(compare(paths, "a")) == []
+
+
+def test_few_seeds_are_said_for_each_configuration(tmp_path):
+    paths = of(tmp_path, "a", [1]) + of(tmp_path, "b", [1, 2], func_epoch=9)
+    assert [text.split(";")[0] for text in warnings(compare(paths))] == ["a: only one seed", "b: only 2 seeds"]
+
+
+def test_unpaired_seeds_are_named(tmp_path):
+    paths = (
+        of(tmp_path, "a", [1, 2, 3])
+        + of(tmp_path, "b", [2, 3, 4, 5], func_epoch=9)
+        + of(tmp_path, "c", [6, 7, 8], rd_dim=9)
+    )
+    assert warnings(compare(paths, "a")) == [
+        "b: its difference to a is over seed 2, 3 only; unpaired: 4, 5 of b and 1 of a",
+        "c: no seed in common with a, so no difference is given",
+    ]
+    assert warnings(compare(paths)) == []
+
+
+def test_an_unknown_seed_is_unpaired(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text(PilotRun([[900], [800, 700]], [10, 10]).text())
+    assert "x: no seed in common with a, so no difference is given" in warnings(
+        compare([*of(tmp_path, "a", [1]), log], "a")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"sizes": [15, 5]}, "unequal tasks (number x classes): 2 x 10 in a; 1 x 15 + 1 x 5 in b"),
+        ({"count": [100, 90]}, "unequal numbers of test images: 200 in a; 190 in b"),
+        ({"environment": {"commit": "e" * 40}}, "unequal commits: cccccccccc in a; eeeeeeeeee in b"),
+        (
+            {"environment": {"backbone": {"sha256": "f" * 64}}},
+            "unequal backbone weights of seed 1: dddddddddd in a; ffffffffff in b",
+        ),
+    ],
+)
+def test_unequal_conditions_are_said(tmp_path, options, expected):
+    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], func_epoch=9, **options)
+    assert expected in warnings(compare(paths))
+
+
+def test_unequal_data_sets_are_said(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text(PilotRun([[900], [800, 700]], [10, 10], dataset="cifar224", seed=1).text())
+    assert "unequal data sets: cub in a; cifar224 in x" in warnings(compare([*of(tmp_path, "a", [1]), log]))
+
+
+def test_tasks_that_a_log_does_not_show_are_not_unequal(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("CNN top1 curve: [90.0, 75.0]\n")
+    assert not [text for text in warnings(compare([*of(tmp_path, "a", [1]), log])) if "unequal" in text]
+
+
+def test_random_weights_may_differ_from_seed_to_seed(tmp_path):
+    paths = [
+        write_run(
+            tmp_path,
+            label,
+            seed,
+            [[90 - epochs]],
+            func_epoch=epochs,
+            environment={"backbone": {"sha256": str(seed) * 64}},
+        )
+        for label, epochs in (("a", 5), ("b", 6))
+        for seed in (1, 2, 3)
+    ]
+    assert warnings(compare(paths)) == []
+
+
+def test_uncommitted_changes_are_said(tmp_path):
+    paths = of(tmp_path, "a", [1, 2]) + of(tmp_path, "a", [3], environment={"dirty": True})
+    assert warnings(compare(paths)) == [f"1 of 3 runs were made with changes that no commit holds, such as {paths[2]}"]
+
+
+def test_an_environment_that_knows_nothing_is_no_reason_to_warn(tmp_path):
+    nothing = {"commit": None, "dirty": None, "backbone": None}
+    assert warnings(compare(of(tmp_path, "a", [1, 2, 3], environment=nothing))) == []
+
+
+def test_what_is_odd_about_a_run_and_what_was_left_out_is_among_the_warnings(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3])
+    moved = paths[0].rename(paths[0].with_name(paths[0].name.replace("-s1", "-s9")))
+    again = of(tmp_path / "x", "a", [2])
+    texts = warnings(compare([moved, *paths[1:], *again]))
+    assert texts[0].startswith(f"{again[0]}: left out, as {paths[1]} is seed 2 too")
+    assert texts[1].startswith(f"{moved}: the directory's name says seed 9, its config.json 1")
+
+
+def test_the_notes_on_a_log_name_file_and_seed(tmp_path):
+    text = PilotRun([[900], [800, 700]], [10, 10], seed=5).text()
+    (tmp_path / "x.log").write_text(text.replace("CNN top5 curve: [100.0]", "CNN top5 curve: [50.0]"))
+    found = [line for line in warnings(compare([tmp_path / "x.log"])) if "top-5" in line]
+    assert found[0].startswith(f"{tmp_path / 'x.log'}, seed 5: line ")
+
+
+def test_configurations_that_answer_alike_in_every_common_seed_are_suspicious(tmp_path):
+    alike = [[90], [80, 70]]
+    paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, func_epoch=9, rd_dim=7)
+    assert warnings(compare(paths)) == [
+        "a and b: the same right answers on every task in every seed they share, as if func_epoch, rd_dim had no "
+        "effect; their cadence and telemetry tell whether it reached the training"
+    ]
+    other = write_run(tmp_path, "b", 1, [[90], [80, 69]], func_epoch=9, rd_dim=7)
+    assert warnings(compare([*paths, other])) == []
+    assert not [text for text in warnings(compare([paths[0], paths[5]])) if "same right answers" in text]
+
+
+def test_a_failed_cadence_audit_is_a_warning_that_names_run_and_phase(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3], nested_lora_update_interval_slow=5)
+    with (paths[1] / "metrics.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps(event) + "\n" for event in (cadence(0, 12, 5), cadence(1, 12, 5, observed=[5, 11, 12]))
+        )
+    assert warnings(compare(paths)) == [
+        f"{paths[1]}: metrics.jsonl: the cadence audit failed in task 1 cycle 0: slow moved at 3 of 12 steps, "
+        "the configuration says 2"
+    ]

@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+from finished_runs import PilotRun, write_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.compare.measures import MEASURES
+from tools.finished.reader import Run, read_run
+from tools.pilot.runs import read_log
+from utils.metrics import AccuracyMatrix
+
+BY_KEY = {measure.key: measure for measure in MEASURES}
+
+
+def values(run: Run) -> dict[str, float]:
+    return {key: measure.of(run) for key, measure in BY_KEY.items()}
+
+
+def test_every_measure_of_a_run_by_hand(tmp_path):
+    parameters = {"slow": 20, "fast": 22, "router": 3, "descriptor": 5, "head": 10, "backbone": 900, "total": 960}
+    options = {"count": [100, 100, 50], "parameters": parameters, "seconds": 12.5}
+    run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 70], [60, 65, 50]], **options))
+    assert values(run) == {
+        "last_acc": pytest.approx(175 / 250),
+        "avg_inc_acc": pytest.approx((0.9 + 0.75 + 0.7) / 3),
+        "forgetting": pytest.approx((0.3 + 0.05) / 2),
+        "bwt": pytest.approx((-0.3 - 0.05) / 2),
+        "learning_accuracy": pytest.approx((0.9 + 0.7 + 1.0) / 3),
+        "plasticity": pytest.approx((0.7 + 1.0) / 2),
+        "stability": pytest.approx(1 - 0.175),
+        "parameters": 60,
+        "adapter_parameters": 42,
+        "adapters": 4,
+        "seconds": 12.5,
+    }
+
+
+def test_after_one_task_there_is_neither_plasticity_nor_stability(tmp_path):
+    found = values(read_run(write_run(tmp_path, "x", 1, [[90]])))
+    assert (found["last_acc"], found["learning_accuracy"]) == (0.9, 0.9)
+    assert all(math.isnan(found[key]) for key in ("plasticity", "stability", "forgetting", "bwt"))
+
+
+def test_a_task_without_test_images_takes_no_part_in_plasticity(tmp_path):
+    run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 0], [60, 0, 75]], count=[100, 0, 100]))
+    assert BY_KEY["plasticity"].of(run) == 0.75
+
+
+def test_a_log_says_nothing_of_parameters(tmp_path):
+    (tmp_path / "x.log").write_text(PilotRun([[900], [800, 700]], [10, 10]).text())
+    found = values(read_log(tmp_path / "x.log")[0])
+    assert all(math.isnan(found[key]) for key in ("parameters", "adapter_parameters", "adapters"))
+    assert (found["last_acc"], found["plasticity"], found["stability"]) == pytest.approx((0.75, 0.7, 0.9))
+
+
+@given(st.integers(1, 6).flatmap(lambda n: st.lists(st.integers(0, 50), min_size=n * n, max_size=n * n)))
+def test_plasticity_and_stability_are_what_their_formulas_say(flat):
+    size = math.isqrt(len(flat))
+    table = np.array(flat).reshape(size, size) / 50
+    rows = [[int(50 * table[t, i] + 0.5) for i in range(t + 1)] for t in range(size)]
+    matrix = AccuracyMatrix([1] * size, [50] * size, list(rows))
+    run = Run(
+        path=None, label="", seed=1, config={}, identity={}, matrix=matrix, curve=tuple(matrix.average_accuracies)
+    )
+    if size == 1:
+        assert math.isnan(BY_KEY["plasticity"].of(run))
+        return
+    new = [table[i, i] for i in range(1, size)]
+    lost = [max(table[t, i] for t in range(i, size - 1)) - table[size - 1, i] for i in range(size - 1)]
+    assert BY_KEY["plasticity"].of(run) == pytest.approx(sum(new) / len(new))
+    assert BY_KEY["stability"].of(run) == pytest.approx(1 - sum(lost) / len(lost))

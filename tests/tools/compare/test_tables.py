@@ -1,0 +1,134 @@
+import math
+import re
+
+import pytest
+from finished_runs import write_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tools.compare.comparison import compare
+from tools.compare.measures import MEASURES
+from tools.compare.paired import Difference, Spread
+from tools.compare.tables import LATEX, _difference_cell, _latex, _markdown, _spread_cell, latex, markdown, terminal
+
+BY_KEY = {measure.key: measure for measure in MEASURES}
+ACCURACY, COUNT, TIME = BY_KEY["last_acc"], BY_KEY["parameters"], BY_KEY["seconds"]
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    def runs(label: str, gains: list[int], **options) -> list:
+        return [
+            write_run(tmp_path, label, seed, [[90], [80, 60 + gain]], **options)
+            for seed, gain in enumerate(gains, start=1)
+        ]
+
+    paths = runs("b_ours", [12, 14, 16], backbone_checkpoint="a|b_[x]{50%}~$1$&#^\\.pth") + runs("a_base", [10, 10, 10])
+    return compare(paths, "a_base")
+
+
+@pytest.mark.parametrize(
+    ("spread", "measure", "cell"),
+    [
+        (Spread(0.87654, 0.0123, 3), ACCURACY, "87.65 ± 1.23"),
+        (Spread(0.5, math.nan, 1), ACCURACY, "50.00"),
+        (Spread(-0.01, 0.0, 3), ACCURACY, "-1.00 ± 0.00"),
+        (Spread(25360.0, 0.0, 3), COUNT, "25360"),
+        (Spread(25360.5, 0.5, 2), COUNT, "25360.5 ± 0.5"),
+        (Spread(12.34, 1.0, 2), TIME, "12.3 ± 1.0"),
+        (Spread(math.nan, math.nan, 2), TIME, "-"),
+    ],
+)
+def test_mean_and_deviation_in_a_cell(spread, measure, cell):
+    assert _spread_cell(spread, measure) == cell
+
+
+@pytest.mark.parametrize(
+    ("difference", "measure", "cell"),
+    [
+        (Difference(0.012, 0.005, 0.019, 0.0164, 3), ACCURACY, "+1.20 [+0.50, +1.90], p = 0.016"),
+        (Difference(-0.012, -0.03, 0.006, 0.00001, 3), ACCURACY, "-1.20 [-3.00, +0.60], p < 0.001"),
+        (Difference(-768.0, -768.0, -768.0, math.nan, 3), COUNT, "-768"),
+        (Difference(0.1, math.nan, math.nan, math.nan, 1), ACCURACY, "+10.00"),
+        (Difference(math.nan, math.nan, math.nan, math.nan, 0), ACCURACY, "-"),
+    ],
+)
+def test_a_difference_in_a_cell(difference, measure, cell):
+    assert _difference_cell(difference, measure) == cell
+
+
+def test_the_terminal_has_all_tables_with_aligned_columns(comparison):
+    text = terminal(comparison)
+    assert re.search(r"^  b_ours +1, 2, 3$", text, re.MULTILINE)
+    assert re.search(r"^  backbone_checkpoint +a\|b_.*pth +null$", text, re.MULTILINE)
+    assert re.search(r"^  last accuracy +77\.00 ± 1\.00 +75\.00 ± 0\.00$", text, re.MULTILINE)
+    assert re.search(r"^  last accuracy +\+2\.00 \[-0\.48, \+4\.48\], p = 0\.074$", text, re.MULTILINE)
+    header, *rows = text.split("Mean ±")[1].split("\n\n")[0].splitlines()[1:]
+    assert {row.rfind("  ", 0, header.index("a_base") + 2) + 2 for row in rows} == {header.index("a_base")}
+    assert "Warnings" not in text
+    assert all(f"- {measure.title}: {measure.meaning}" in text for measure in MEASURES)
+
+
+def test_one_configuration_needs_no_table_of_differences(comparison, tmp_path):
+    text = terminal(compare([write_run(tmp_path, "x", 1, [[90]])]))
+    assert "What differs" not in text
+    assert "paired" not in text
+    assert "Warnings\n- x: only one seed" in text
+
+
+def test_configurations_that_differ_in_nothing_known_to_both_say_so(tmp_path):
+    logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    for log in logs:
+        log.write_text("CNN top1 curve: [90.0, 80.0]\n")
+    assert "What differs" in terminal(compare(logs))  # each is known by its file only
+    run = write_run(tmp_path, "x", 1, [[90]])
+    assert "The configurations differ in no key that both have" in terminal(compare([run, logs[0]]))
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r"(?<!\\)\|", line)[1:-1]
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row(comparison):
+    blocks = re.findall(r"(?:^\|.*\n)+", markdown(comparison), re.MULTILINE)
+    assert len(blocks) == 4
+    for block in blocks:
+        lines = block.splitlines()
+        assert len({len(cells(line)) for line in lines}) == 1
+        assert set(cells(lines[1])) == {" --- "}
+    assert "a\\|b\\_" in blocks[1]
+
+
+def test_latex_is_balanced_and_escaped(comparison):
+    text = latex(comparison)
+    code = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert code.count(r"\begin{tabular}") == code.count(r"\end{tabular}") == 4
+    depth = 0
+    for character in re.sub(r"\\[\\{}$&%#_]", "", code):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0
+    assert re.sub(r"\\.", "", code).count("$") % 2 == 0
+    for table in re.findall(r"\\begin\{tabular\}\{(l+)\}(.*?)\\end\{tabular\}", code, re.DOTALL):
+        rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(table[0])}
+    assert r"77.00 $\pm$ 1.00" in code
+    assert r"+2.00 {[}$-$0.48, +4.48{]}, p = 0.074" in code
+
+
+@given(st.text())
+def test_latex_leaves_no_character_that_means_something(text):
+    plain = _latex(text)
+    for escape in sorted(LATEX.values(), key=len, reverse=True):
+        plain = plain.replace(escape, "")
+    assert not set(plain) & set("\\&%$#_{}~^")
+
+
+@given(st.text(alphabet="ab|\\*_`<[]"))
+def test_markdown_can_be_read_back(text):
+    assert re.sub(r"\\(.)", r"\1", _markdown(text)) == text
+    assert "|" not in re.sub(r"\\.", "", _markdown(text))
+
+
+def test_a_hyphen_in_a_name_is_no_minus():
+    assert _latex("run-1 -1.5 [-2]") == "run-1 $-$1.5 {[}$-$2{]}"

@@ -1,0 +1,350 @@
+"""The page about finished runs: what it shows, that nothing in it acts or loads, and how it looks in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from finished_runs import PilotRun, write_run
+from recorded_events import cadence, record
+
+from tools.compare.comparison import compare
+from tools.report.__main__ import main
+from tools.report.sections import SECTIONS, progression
+
+ROWS = ([[90], [80, 70], [60, 65, 75]], [[88], [79, 72], [63, 60, 77]])
+NESTED = {"ffn_adapter_type": "nested_lora", "nested_lora_update_interval_slow": 5}
+HEADINGS = [
+    "Summary",
+    "Accuracy curves",
+    "Accuracy matrices",
+    "Fast and slow over steps and tasks",
+    "Cadence of slow",
+    "Consolidation",
+    "Expansion",
+    "Configurations",
+    "Runs and legend",
+]
+
+
+class Elements(HTMLParser):
+    """Keeps all tags with their attributes, and the text outside of them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def nested_runs(folder: Path) -> list[Path]:
+    runs = [write_run(folder, "nested", seed, rows, **NESTED) for seed, rows in enumerate(ROWS, 1)]
+    for seed, run in enumerate(runs):
+        record(run, tasks=3, seed=seed)
+    return runs
+
+
+def plain_runs(folder: Path) -> list[Path]:
+    return [write_run(folder, "plain", seed, rows, batch_size=64) for seed, rows in enumerate(ROWS, 1)]
+
+
+def write_page(runs: list[Path], *more: str) -> str:
+    file = runs[0].parent / "report.html"
+    assert main([*map(str, runs), "-o", str(file), *more]) == 0
+    return file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [*nested_runs(folder), *plain_runs(folder)]
+
+
+@pytest.fixture(scope="module")
+def page(runs) -> str:
+    return write_page(runs, "--baseline", "plain")
+
+
+def headings(page: str, level: int) -> list[str]:
+    return re.findall(rf"<h{level}>(.*?)</h{level}>", page)
+
+
+def section(page: str, key: str) -> str:
+    return page.split(f'<section id="{key}">')[1].split("</section>")[0]
+
+
+def test_all_sections_are_there_with_their_figures_and_tables(page):
+    assert headings(page, 2) == HEADINGS
+    figures = {key: section(page, key).count("<figure>") for key in ("accuracy", "time-scales", "consolidation")}
+    assert figures == {"accuracy": 1, "time-scales": 7, "consolidation": 1}
+    assert section(page, "matrices").count("<figure>") == 2 + 1 + 4  # each configuration; of the branches, curves too
+    assert section(page, "expansion").count("<figure>") == 2 + 2  # nested runs were scanned; all have adapters
+    assert "batch_size" in section(page, "configurations")
+
+
+def test_the_summary_is_the_comparison_with_its_warnings(page):
+    summary = section(page, "summary")
+    assert "only 2 seeds" in summary
+    assert "Difference to plain on equal seeds" in summary
+    assert "baseline is plain" in page
+
+
+def test_numbers_are_those_of_the_runs(page):
+    assert "nested ends at 66.7 %" in section(page, "accuracy")  # 200 of 300 in either seed
+    matrix = section(page, "matrices").split("<svg")[1].split("</svg>")[0]
+    cells = [re.sub("<[^>]*>", "", cell) for cell in re.findall(r"<text[^>]*>(.*?)</text>", matrix)]
+    assert {"89", "80", "71", "62", "76"} <= set(cells)  # means over two seeds, half to even
+    steps = section(page, "cadence")
+    assert "<td>3</td><td>120</td><td>24</td><td>24</td><td>yes</td>" in steps
+    assert "<td>6.5 → 0.75</td><td>2 → 0.5</td><td>61.25 → 60.50</td>" in section(page, "consolidation")
+    assert "Dashed: the threshold, 1.5. 8 batches were scanned; 1 of them" in section(page, "expansion")
+
+
+def test_a_failed_cadence_says_so(tmp_path):
+    run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
+    free = write_run(tmp_path, "free", 1, ROWS[0], **NESTED, nested_lora_slow_update="zero_grad")
+    for path, event in (
+        (run, cadence(0, 12, 5, observed=[5, 11])),
+        (run, cadence(1, 12, 5)),
+        (free, {**cadence(1, 12, 5), "expected": None}),
+    ):
+        with (path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+    page = write_page([run, free])
+    shown = section(page, "cadence")
+    assert "NO: 1 of 2 phases differ" in shown
+    assert "<td>5, 10</td><td>5, 11</td><td>NO</td>" in shown
+    assert "<td>not stated</td><td>5, 10</td><td>not judged</td>" in shown
+    assert "metrics.jsonl: the cadence audit failed in task 0 cycle 0" in section(page, "summary")
+
+
+def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
+    run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
+    record(run, tasks=3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for receipt in (receipt for line in lines for receipt in line.get("receipts", [])):
+        for key in [key for key in receipt if key.startswith("z_")]:
+            del receipt[key]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<td>-</td><td>-</td><td>61.25 → 60.50</td>" in section(write_page([run]), "consolidation")
+
+
+def test_sections_without_events_say_so_in_a_sentence(tmp_path):
+    page = write_page(plain_runs(tmp_path))
+    assert headings(page, 2) == HEADINGS
+    for key, sentence in {
+        "matrices": "no run has measured them",
+        "time-scales": "No run has telemetry events",
+        "cadence": "No run has cadence events",
+        "consolidation": "No run has consolidation events",
+        "expansion": "No run has scan events",
+        "configurations": "There is one configuration",
+    }.items():
+        assert sentence in section(page, key)
+
+
+def test_a_log_file_takes_part(tmp_path):
+    log = tmp_path / "other_1.log"
+    log.write_text(PilotRun([[400], [350, 380]], [5, 5], dataset="cub", seed=[1]).text())
+    page = write_page([*plain_runs(tmp_path), log])
+    assert "other" in section(page, "summary")
+    assert "seed 1" in section(page, "runs")
+
+
+def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])
+    assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
+
+
+ATTACK = (
+    "<script>alert(1)<!script> \" onload=alert(1) x=' --><svg onload=alert(1)> ]]><img src=x onerror=alert(1)> "
+    "&lt;b&gt;<!title><!style><b> {style}{0}%s $x$ \u2028\x1b[31m"
+)
+
+
+def page_of(folder: Path, text: str) -> Elements:
+    """A page about a run and a log which say `text` wherever a run or a log can say a text of its own."""
+    keys = {"prefix": text, "output_dir": text, "backbone_type": text, "backbone_kwargs": {text: [text, {text: text}]}}
+    said = {"command": text, "commit": text, "device": text, "backbone": {"timm_name": text, "sha256": text}}
+    run = write_run(folder / text, f"r{text}", 1, ROWS[0], environment=said, **keys, **NESTED)
+    record(run, tasks=3)
+    events = (run / "metrics.jsonl").read_text().replace('"weights"', json.dumps(text))  # the mode of consolidation
+    (run / "metrics.jsonl").write_text(events)
+    log = folder / f"l{text}.log"
+    damaged = f"CNN: {{'total': {text}\nCNN top1 curve: [{text}\n"
+    log.write_text(PilotRun([[400], [350, 380]], [5, 5], dataset=text, **{"note": text}).text() + damaged)
+    return Elements(write_page([run, log], "--baseline", str(log)))
+
+
+def shape(elements: Elements) -> set[tuple[str, str]]:
+    """Every kind of element with every attribute it has."""
+    return {(tag, key) for tag, attributes in elements.tags for key in ["", *attributes]}
+
+
+def test_no_text_of_a_run_or_a_log_becomes_an_element_or_an_attribute(tmp_path):
+    benign, attacked = page_of(tmp_path / "a", "plain"), page_of(tmp_path / "b", ATTACK)
+    assert shape(attacked) == shape(benign)
+    assert attacked.text.count(ATTACK) > 10
+    assert not {"script", "iframe", "object", "img", "embed", "image"} & {tag for tag, _ in attacked.tags}
+    links = {value for _, a in attacked.tags for key, value in a.items() if key in ("href", "xlink:href", "src")}
+    assert all(re.fullmatch(r"data:,|#[\w-]+", value or "") for value in links)
+
+
+def test_figures_stay_in_their_folder_whatever_runs_are_called(tmp_path):
+    """A sweep calls configurations what its file says."""
+    comparison = compare(plain_runs(tmp_path))
+    hostile = replace(comparison, groups=[replace(comparison.groups[0], name="../../../x/..\\y\0\n")])
+    names = [drawing.name for section in SECTIONS for drawing in section(hostile).drawings]
+    assert len(names) == 3
+    assert all(re.fullmatch(r"[\w-]+", name) for name in names)
+
+
+def test_nothing_is_loaded(page):
+    elements = Elements(page)
+    assert not re.search(r"https?://|@import|//cdn", page)
+    addresses = {value for _, a in elements.tags for key in ("src", "href", "xlink:href") if (value := a.get(key))}
+    assert {value for value in addresses if not value.startswith("#")} == {"data:,"}
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+
+
+def test_ids_are_used_once_and_links_lead_somewhere(page):
+    elements = Elements(page)
+    ids = [a["id"] for _, a in elements.tags if "id" in a]
+    links = [
+        value[1:] for _, a in elements.tags for key in ("href", "xlink:href") if (value := a.get(key)) and "#" in value
+    ]
+    assert len(ids) == len(set(ids))
+    assert set(links) <= set(ids)
+
+
+def test_figures_are_described(page):
+    drawings = Elements(page).all("svg")
+    assert all(a["role"] == "img" and len(a["aria-label"] or "") > 40 for a in drawings)
+    assert page.count("<figcaption>") == len(drawings)
+
+
+def test_the_page_is_the_same_in_another_process(runs, page, tmp_path):
+    file = tmp_path / "again.html"
+    command = [sys.executable, "-m", "tools.report", *map(str, runs), "--baseline", "plain", "-o", str(file)]
+    subprocess.run(command, check=True, timeout=100, capture_output=True)
+    assert file.read_text(encoding="utf-8") == page
+
+
+def test_the_figures_are_written_for_papers_and_the_same_every_time(tmp_path):
+    runs = plain_runs(tmp_path)
+    page = write_page(runs, "--figures", str(tmp_path / "a"))
+    assert write_page(runs, "--figures", str(tmp_path / "b")) == page
+    written = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    assert written == {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
+    assert len(written) == 2 * page.count("<figure>")
+    for name, content in written.items():
+        assert content.startswith(b"%PDF" if name.endswith(".pdf") else b"\x89PNG")
+
+
+def test_progressions_are_short():
+    assert progression([]) == "never"
+    assert progression([1, 2]) == "1, 2"
+    assert progression(range(5, 61, 5)) == "5, 10, ..., 60 (12)"
+    assert progression([*range(1, 15), 99]) == "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ... (15)"
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"kind": "telemetry", "task": 0, "cycle": 0, "step": 1, "layers": [{}]}, "a telemetry event is not as"),
+        ({"kind": "cadence", "task": "x"}, "a cadence event is not as"),
+        ({"kind": "scan", "z": []}, "a scan event is not as"),
+        ({"kind": "consolidation", "task": 1, "receipts": None}, "a consolidation event is not as"),
+    ],
+)
+def test_a_damaged_event_is_named(tmp_path, capsys, event, message):
+    run = write_run(tmp_path, "nested", 1, ROWS[0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(event) + "\n")
+    assert main([str(run), "-o", str(tmp_path / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(run) in error
+
+
+def test_what_cannot_be_read_or_written_is_one_sentence(tmp_path, capsys):
+    assert main([str(tmp_path / "none"), "-o", str(tmp_path / "report.html")]) == 2
+    assert "no such run" in capsys.readouterr().err
+    run = write_run(tmp_path, "plain", 1, ROWS[0])
+    (tmp_path / "file").write_text("")
+    assert main([str(run), "-o", str(tmp_path / "file" / "report.html")]) == 2
+    assert capsys.readouterr().err.startswith("cannot be written: ")
+
+
+def test_torch_is_not_imported():
+    check = "import sys, tools.report.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; that it is missing is a failure of these tests, not a reason to leave them out."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    missing = "install Debian's packages chromium and chromium-driver"
+    assert chromium, missing
+    assert driver, missing
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(flag)
+    window = webdriver.Chrome(options, Service(driver))
+    yield window
+    window.quit()
+
+
+def requests(browser) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_shows_it_without_errors_requests_or_overflow(browser, page, runs, tmp_path, width, scheme):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get_log("browser"), browser.get_log("performance")  # empties both
+    address = (runs[0].parent / "report.html").as_uri()
+    browser.get(address)
+    assert browser.get_log("browser") == []
+    assert [url for url in requests(browser) if not url.startswith("data:")] == [address]
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(BEYOND, width) == []
+    ground, ink = browser.execute_script(COLOURS)
+    assert (sum(ground) > sum(ink)) == (scheme == "light")
+    assert browser.save_screenshot(str(tmp_path / f"{scheme}-{width}.png"))
+
+
+BEYOND = """return [...document.querySelectorAll('h1, h2, h3, p, li, figure, svg, .scroll')]
+    .filter(e => e.getBoundingClientRect().right > arguments[0] + 1).map(e => e.tagName)"""
+COLOURS = """const style = getComputedStyle(document.body), text = getComputedStyle(document.querySelector('svg text'));
+    return [style.backgroundColor, text.fill].map(colour => colour.match(/\\d+/g).slice(0, 3).map(Number))"""

@@ -1,0 +1,226 @@
+"""The command `python -m tools.sweep`: with a stand-in for main.py, and once with real runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools.sweep import __main__ as sweep
+from tools.sweep.launch import LocalLauncher
+from tools.sweep.plan import read_plan
+
+ROOT = Path(__file__).parents[3]
+# instead of training: a finished run whose accuracy follows from batch size and seed; func_epoch 13 fails
+STAND_IN = f"""
+import sys, time
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from finished_runs import write_run
+from utils.config.flags import parse
+path, flags = parse(sys.argv[1:])
+if flags["func_epoch"] == 13:
+    sys.exit("unlucky")
+while flags["func_epoch"] == 99:
+    time.sleep(0.1)
+from pathlib import Path
+seed, size = flags.pop("seed")[0], flags["batch_size"]
+write_run(Path(flags["output_dir"]), path.stem, seed, [[size], [size - 9, size + seed]], sizes=[10, 10], **flags)
+"""
+# of the stand-in's process, so that nothing is patched in a subprocess
+PROGRAM = """
+import sys
+from pathlib import Path
+from tools.sweep import __main__ as sweep
+from tools.sweep import plan as sweep_plan
+sweep_plan.PROJECT = Path(sys.argv[1])
+sweep.write_page = lambda comparison, target: None  # the stand-in's runs have too little for a page
+code = sweep.main(sys.argv[2:])
+assert not sys.modules.keys() & {"torch", "timm", "submitit"}, "the sweep imported what only runs need"
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the stand-in, a base and a sweep of two members with two seeds."""
+    (tmp_path / "main.py").write_text(STAND_IN)
+    (tmp_path / "base.json").write_text('{"dataset": "cub"}')
+    write_sweep(tmp_path)
+    return tmp_path
+
+
+def write_sweep(folder: Path, func_epoch: int = 1, **keys) -> None:
+    values = {"base": "base.json", "seeds": [1, 2], "changes": {"func_epoch": func_epoch}}
+    (folder / "s.json").write_text(json.dumps({**values, "grid": {"batch_size": [40, 60]}, **keys}))
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    program = [sys.executable, "-c", PROGRAM, str(folder), str(folder / "s.json")]
+    return [*program, "--output_dir", str(folder / "runs"), "--jobs", "2", *options]
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_what_is_missing_runs_and_the_comparison_has_the_members_names(folder):
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 runs, 0 finished already" in done.stderr
+    assert done.stderr.count("finished: batch_size=") == 4
+    assert "Difference to batch_size=40 on equal seeds" in done.stdout
+    text = (folder / "runs" / "s.md").read_text()
+    assert text.startswith("# s\n\n")
+    assert "| key | batch\\_size=40 | batch\\_size=60 |" in text.replace("  ", " ")
+    again = run(folder, "--seed", "1", "2", "3")
+    assert "6 runs, 4 finished already" in again.stderr
+    assert again.stderr.count("finished: batch_size=") == 2
+    assert "1, 2, 3" in (folder / "runs" / "s.md").read_text()
+
+
+def test_a_dry_run_lists_the_runs_and_starts_none(folder):
+    listed = run(folder, "--dry-run")
+    names = [planned.name for planned in read_plan(folder / "s.json", str(folder / "runs"))]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["missing", name] for name in names]
+    assert not (folder / "runs").exists()
+    for name, content in zip(names, ["config.json", "results.json"], strict=False):
+        (folder / "runs" / name).mkdir(parents=True)
+        (folder / "runs" / name / content).touch()
+    states = [line.split()[0] for line in run(folder, "--dry-run").stdout.splitlines()]
+    assert states == ["unfinished", "finished", "missing", "missing"]
+
+
+def test_runs_that_fail_twice_are_reported_and_the_others_compared(folder):
+    unlucky = {"name": "unlucky", "changes": {"batch_size": 50, "func_epoch": 13}}
+    write_sweep(folder, grid=None, list=[{"name": "lucky", "changes": {"batch_size": 60}}, unlucky], seeds=[1])
+    done = run(folder)
+    assert done.returncode == 1
+    assert done.stderr.count("unlucky, seed 1") == 3  # tried again, failed, and once more at the end
+    assert "    unlucky\n" in done.stderr
+    assert "lucky" in done.stdout
+    assert "unlucky" not in done.stdout
+
+
+def test_problems_are_listed_before_anything_runs(folder):
+    write_sweep(folder, grid={"batch_sise": [1]})
+    done = run(folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean batch_size?" in done.stderr
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("sent", "jobs"), [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGHUP, 1)])
+def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
+    write_sweep(folder, func_epoch=99)
+    process = subprocess.Popen(command(folder, "--jobs", str(jobs)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    logs = folder / "runs" / "s.logs"
+    deadline = time.monotonic() + 30
+    while len(list(logs.glob("*.log"))) < jobs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    beside = run(folder)
+    assert (beside.returncode, beside.stdout) == (2, "")
+    assert "another sweep is at work" in beside.stderr
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command goes on from here" in errors
+    assert not children_in(folder)
+
+
+def children_in(folder: Path) -> list[str]:
+    """The processes whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes()
+        except OSError:  # ended meanwhile
+            continue
+        if os.fsencode(folder / "main.py") in words:
+            found.append(entry.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [["--jobs", "0"], ["--jobs", "two"], ["--slurm", "partition"], ["--launcher", "bus"]]
+)
+def test_a_wrong_option_is_refused(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(["s.json", *options])
+    assert ended.value.code == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_values_for_slurm_are_numbers_where_they_look_like_it():
+    options = sweep._parser().parse_args(["s.json", "--slurm", "timeout_min=5", "slurm_partition=gpu"])
+    assert dict(options.slurm) == {"timeout_min": 5, "slurm_partition": "gpu"}
+
+
+# ---- with real runs
+
+TINY = {
+    "dataset": "npz",
+    "data_root": "images.npz",
+    "backbone_type": "vit_tiny_patch16_224_adapter",
+    "pretrained": False,
+    "backbone_kwargs": {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
+    "device": "cpu",
+    "num_workers": 0,
+    "init_cls": 2,
+    "increment": 2,
+    "ffn_adapter_type": "nested_lora",
+    "nested_lora_rank": 2,
+    "adapt_start_layer": 1,
+    "adapt_end_layer": 1,
+    "batch_size": 8,
+    "func_epoch": 1,
+    "rd_epoch": 1,
+    "rd_dim": 4,
+}
+
+
+class FailsOnce(LocalLauncher):
+    """The first run it starts is given a flag that main.py refuses."""
+
+    broken = ("--eval=true",)
+
+    def start(self, command, log, slot):
+        extra, FailsOnce.broken = FailsOnce.broken, ()
+        return super().start([*command, *extra], log, slot)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_real_runs_of_which_one_fails_at_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SEMA_DATA_ROOT", raising=False)
+    monkeypatch.setattr(sweep, "LocalLauncher", FailsOnce)
+    rng, labels = np.random.RandomState(0), np.repeat(np.arange(4), 8)
+    pixels = rng.randint(0, 255, size=(len(labels), 20, 20, 3)).astype(np.uint8)
+    np.savez("images.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    Path("tiny.json").write_text(json.dumps(TINY))
+    sweep_file = {"base": "tiny.json", "seeds": [1], "grid": {"nested_lora_update_interval_slow": [1, 2]}}
+    Path("tiny_sweep.json").write_text(json.dumps(sweep_file))
+    arguments = ["tiny_sweep.json", "--output_dir", "runs", "--jobs", "2"]
+    second = Path("runs") / read_plan(Path("tiny_sweep.json"), "runs")[1].name
+    second.mkdir(parents=True)
+    (second / "config.json").write_text("left by a run that was killed")
+
+    assert sweep.main(arguments) == 0
+    told = capsys.readouterr()
+    assert told.err.count("failed, to be tried again: update_interval_slow=1, seed 1") == 1
+    assert "    eval = true (flag --eval)" in told.err
+    assert told.err.count("finished: ") == 2
+    assert "update_interval_slow=2" in told.out
+    assert "update_interval_slow=2" in Path("runs/tiny_sweep.html").read_text()
+    assert json.loads((second / "config.json").read_text())["nested_lora_update_interval_slow"] == 2
+
+    monkeypatch.setattr(sweep, "write_page", lambda comparison, target: None)
+    before = (second / "results.json").stat().st_mtime_ns
+    assert sweep.main(arguments) == 0
+    assert "2 runs, 2 finished already" in capsys.readouterr().err
+    assert (second / "results.json").stat().st_mtime_ns == before

@@ -1,0 +1,230 @@
+"""Sweep files: what they ask for, what is refused, and what the shipped ones hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.sweep.plan import PlannedRun, read_plan
+from utils.config.flags import parse
+from utils.config.identity import result_hash
+from utils.config.load import load
+from utils.errors import ConfigError
+from utils.runs.directory import run_name
+
+EXPS = Path(__file__).parents[3] / "exps"
+INTERVAL = "nested_lora_update_interval_slow"
+SWITCH, MODE, ALPHA = (
+    f"nested_lora_{key}" for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha")
+)
+SEEDS = [1993, 1994, 1995]
+
+OFF_AND_ON = {"off": {SWITCH: False}} | {
+    f"{mode}, alpha {alpha}": {SWITCH: True, MODE: mode, ALPHA: alpha}
+    for mode in ("weights", "function")
+    for alpha in (0.05, 0.1, 0.2)
+}
+# of every sweep on one base: what its members set, the first being the baseline
+ON_ONE_BASE = {
+    "interval": {f"update_interval_slow={k}": {INTERVAL: k} for k in (1, 5, 10)},
+    "consolidation": OFF_AND_ON,
+    "lifetime": {f"lifetime={kind}": {"nested_lora_lifetime": kind} for kind in ("expansion", "continual")},
+    "slow_update": {
+        f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
+    },
+}
+SHIPPED = {
+    f"{form}{name}": (base, members)
+    for form, base in (("", "nested_lora_cifar"), ("quickstart_", "quickstart"))
+    for name, members in ON_ONE_BASE.items()
+}
+PAIRS = {
+    f"{form}matched_rank{rank}": (bases, rank, bottleneck)
+    for rank, bottleneck in ((8, 16), (16, 32))
+    for form, bases in (
+        ("", (f"pair_rank{rank}_adaptmlp_cifar", f"pair_rank{rank}_nested_lora_cifar")),
+        ("quickstart_", ("quickstart_adaptmlp", "quickstart")),
+    )
+}
+
+
+@pytest.fixture(autouse=True)
+def no_data_root_variable(monkeypatch):
+    monkeypatch.delenv("SEMA_DATA_ROOT", raising=False)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """The plan of a sweep file with these keys, beside a base configuration base.json."""
+    (tmp_path / "base.json").write_text('{"dataset": "cub", "ffn_adapter_type": "nested_lora"}')
+    (tmp_path / "flat.json").write_text('{"dataset": "cub", "ffn_num": 8}')
+
+    def read(seeds=None, **keys) -> list[PlannedRun]:
+        (tmp_path / "s.json").write_text(json.dumps({"base": "base.json", "seeds": [1, 2], **keys}))
+        return read_plan(tmp_path / "s.json", str(tmp_path / "runs"), seeds)
+
+    return read
+
+
+def problems(plan, **keys) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        plan(**keys)
+    return str(refused.value).splitlines()
+
+
+# ---- what is planned
+
+
+def test_a_grid_is_every_combination_and_a_seed_of_all_comes_before_the_next(plan):
+    runs = plan(grid={INTERVAL: [1, 5], "nested_lora_lifetime": ["expansion", "continual"]})
+    names = [f"update_interval_slow={k}, lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")]
+    assert [(run.member.name, run.seed) for run in runs] == [(name, seed) for seed in (1, 2) for name in names]
+    assert runs[3].member.config.nested_lora_update_interval_slow == 5
+    assert runs[3].member.config.nested_lora_lifetime == "continual"
+
+
+def test_members_of_a_list_may_have_another_base_and_override_the_common_changes(plan):
+    first, second = plan(
+        seeds=[7],
+        changes={"func_epoch": 2, "rd_epoch": 3},
+        list=[{"name": "flat", "base": "flat.json"}, {"name": "nested", "changes": {"rd_epoch": 4}}],
+    )
+    assert (first.member.config.ffn_adapter_type, first.member.config.ffn_num) == ("adaptmlp", 8)
+    assert (first.name.split("-")[0], second.name.split("-")[0]) == ("flat", "base")
+    assert [(run.member.config.func_epoch, run.member.config.rd_epoch) for run in (first, second)] == [(2, 3), (2, 4)]
+    assert first.seed == second.seed == 7
+
+
+ODD_VALUES = {
+    "shuffle": False,
+    "max_tasks": None,
+    "backbone_kwargs": {"img_size": 96},
+    "device": ["cpu"],
+    "exp_threshold": 1e-05,
+    "prefix": "-a label",
+    "data_root": "a folder",
+}
+
+
+def test_the_command_makes_the_run_that_was_planned(plan):
+    (run,) = plan(seeds=[3], list=[{"name": "odd", "changes": ODD_VALUES}])
+    path, flags = parse(run.command()[2:])
+    config = load(path, flags)
+    assert config == run.member.config.model_copy(update={"auto_resume": True})
+    assert run_name(config, path.stem, config.seed[0]) == run.name
+
+
+# ---- what is finished
+
+
+def test_a_run_is_finished_by_its_results_under_any_configuration_s_name(plan, tmp_path):
+    run, other, *_ = plan(grid={INTERVAL: [1, 5]})
+    own = tmp_path / "runs" / run.name
+    own.mkdir(parents=True)
+    assert run.finished() is None
+    equal = own.with_name(run.name.replace("base-", "elsewhere-"))
+    equal.mkdir()
+    (equal / "results.json").touch()
+    assert run.finished() == equal
+    (own / "results.json").touch()
+    assert run.finished() == own
+    assert other.finished() is None
+
+
+# ---- what is refused
+
+
+def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan):
+    found = problems(plan, grid={"nested_lora_rnk": [1, 2], "batch_size": [0]}, seeds=[-1])
+    both = "rnk=1, batch_size=0 | rnk=2, batch_size=0: "
+    assert len(found) == 4
+    assert {line.split(": ")[0] for line in found if line.startswith(both)} == {both.removesuffix(": ")}
+    assert any("batch_size = 0" in line and "an integer >= 1" in line for line in found if line.startswith(both))
+    assert any("seed" in line for line in found if line.startswith(both))
+    unknown = [line for line in found if "nested_lora_rnk" in line]
+    assert len(unknown) == 2
+    assert all(line.endswith("unknown key; did you mean nested_lora_rank?") for line in unknown)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({}, 'expected either "grid" or "list"'),
+        ({"grid": {"ffn_num": [1]}, "list": [{"name": "a"}]}, 'expected either "grid" or "list"'),
+        ({"gird": {"ffn_num": [1]}}, "gird: unknown key; did you mean grid?"),
+        ({"list": [{"nmae": "a"}]}, "list[0].nmae: unknown key; did you mean name?"),
+        ({"list": [{}]}, "list[0].name: missing"),
+        ({"grid": {"ffn_num": []}}, "grid.ffn_num = []"),
+        ({"grid": {"ffn_num": 3}}, "grid.ffn_num = 3"),
+        ({"grid": {}}, "grid = {}"),
+        ({"list": []}, "list = []"),
+        ({"list": [{"name": "a", "base": "bse.json"}]}, "no such file; did you mean base.json"),
+        ({"grid": {"seed": [1, 2]}}, "seed: not for a sweep to change"),
+        ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: not for a sweep to change"),
+        ({"seeds": [1, 1], "list": [{"name": "a"}]}, "the same seed twice"),
+        ({"list": [{"name": "a"}, {"name": "a", "changes": {"ffn_num": 2}}]}, "a: two members have this name"),
+        (
+            {"grid": {"ffn_num": [*range(99)], "rd_dim": [*range(99)]}},
+            "9801 combinations of values; expected at most 1000",
+        ),
+        ({"grid": {"num_workers": [0, 1]}}, "num_workers=1: the same runs as num_workers=0"),
+    ],
+)
+def test_a_wrong_file_is_refused(plan, keys, words):
+    assert any(words in line for line in problems(plan, **keys))
+
+
+def test_a_base_that_evaluates_is_refused(plan, tmp_path):
+    (tmp_path / "eval.json").write_text('{"dataset": "cub", "eval": true, "checkpt_path": "x"}')
+    assert "eval = true: a sweep trains" in problems(plan, list=[{"name": "a", "base": "eval.json"}])[0]
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    (tmp_path / "s.json").write_text('{"base": "b", "seeds": [1], "seeds": [2], "list": [{"name": "a"}]}')
+    with pytest.raises(ConfigError, match="seeds: given twice"):
+        read_plan(tmp_path / "s.json", "logs")
+
+
+# ---- the shipped files
+
+
+def shipped(name: str) -> list[PlannedRun]:
+    return read_plan(EXPS / "sweeps" / f"{name}.json", "logs")
+
+
+def test_every_shipped_file_is_tested_below():
+    elsewhere = {"quickstart_speed"}  # in tests/benchmarks/test_accuracy.py
+    assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | PAIRS.keys() | elsewhere
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_sweep_sets_what_its_name_says_and_nothing_else(name):
+    base, members = SHIPPED[name]
+    runs = shipped(name)
+    assert [(run.member.name, run.seed) for run in runs] == [(member, seed) for seed in SEEDS for member in members]
+    common = {"seed": SEEDS, "output_dir": "logs"}
+    origin = load(EXPS / f"{base}.json").model_dump()
+    for run in runs:
+        assert run.member.config.model_dump() == origin | common | members[run.member.name]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_shipped_pair_is_matched_in_the_adapters_and_differs_in_nothing_else(name):
+    bases, rank, bottleneck = PAIRS[name]
+    flat, nested = (run.member for run in shipped(name)[:2])
+    assert [flat.base.stem, nested.base.stem] == list(bases)
+    assert (flat.config.ffn_adapter_type, flat.config.ffn_num) == ("adaptmlp", bottleneck)
+    assert (nested.config.ffn_adapter_type, nested.config.nested_lora_rank) == ("nested_lora", rank)
+    ours, theirs = nested.config.model_dump(), flat.config.model_dump()
+    differing = {key for key in ours if ours[key] != theirs[key]}
+    assert {key for key in differing if not key.startswith("nested_lora_")} <= {"ffn_adapter_type", "ffn_num"}
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, *PAIRS])
+def test_main_given_the_command_makes_the_run_of_the_dry_run(name):
+    runs = shipped(name)
+    assert len({run.name for run in runs}) == len(runs)
+    for run in runs[:: len(SEEDS) + 1]:
+        path, flags = parse(run.command()[2:])
+        config = load(path, flags)
+        assert f"{path.stem}-{result_hash(config)}-s{config.seed[0]}" == run.name

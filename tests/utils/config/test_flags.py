@@ -1,0 +1,117 @@
+from pathlib import Path
+
+import pytest
+
+from utils.config.flags import parse
+from utils.config.load import load
+from utils.config.schema import schemas
+from utils.errors import ConfigError
+
+IN_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
+def flags(*argv: str) -> dict[str, object]:
+    path, given = parse(argv)
+    assert path is None
+    return given
+
+
+def test_only_the_flags_that_were_given():
+    assert parse([]) == (None, {})
+    assert parse(["--config", "exps/x.json", "--ffn_num", "8"]) == (Path("exps/x.json"), {"ffn_num": 8})
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--batch_size", "3"], {"batch_size": 3}),
+        (["--batch-size", "3"], {"batch_size": 3}),
+        (["--batch_size=3"], {"batch_size": 3}),
+        (["--batch_size", "3", "--batch_size", "4"], {"batch_size": 4}),
+        (["--init_lr", ".5", "--rd_lr", "1e-3", "--min_lr", "0"], {"init_lr": 0.5, "rd_lr": 1e-3, "min_lr": 0.0}),
+        (["--seed", "1", "2", "3"], {"seed": [1, 2, 3]}),
+        (["--seed", "7", "--shuffle", "false"], {"seed": [7], "shuffle": False}),
+        (["--device", "-1"], {"device": ["-1"]}),
+        (["--device", "0", "1"], {"device": ["0", "1"]}),
+        (["--eval"], {"eval": True}),
+        (["--eval", "--overwrite"], {"eval": True, "overwrite": True}),
+        (["--eval", "--ffn_num", "2"], {"eval": True, "ffn_num": 2}),
+        (["--eval", "true"], {"eval": True}),
+        (["--eval", "True"], {"eval": True}),
+        (["--eval", "1"], {"eval": True}),
+        (["--eval", "False"], {"eval": False}),
+        (["--eval=false"], {"eval": False}),
+        (["--eval", "0"], {"eval": False}),
+        (["--nested-lora-use-consolidation"], {"nested_lora_use_consolidation": True}),
+        (["--backbone_kwargs", '{"depth": 2}'], {"backbone_kwargs": {"depth": 2}}),
+        (["--max_tasks", "none"], {"max_tasks": None}),
+        (["--backbone_checkpoint", "null"], {"backbone_checkpoint": None}),
+        (["--prefix", "none"], {"prefix": "none"}),
+        (["--prefix", "12"], {"prefix": "12"}),
+        (["--optimizer", "adam"], {"optimizer": "adam"}),
+    ],
+)
+def test_a_flag_has_its_key_s_type(argv, expected):
+    given = flags(*argv)
+    assert given == expected
+    assert [type(given[key]) for key in given] == [type(expected[key]) for key in given]
+
+
+def test_flag_values_that_fit_pass_the_configuration():
+    given = flags(
+        "--dataset", "cub", "--seed", "1", "2", "--device", "cpu", "--eval", "--checkpt_path", "x", "--rd_lr", "1"
+    )
+    config = load(None, given)
+    assert (config.seed, config.device, config.eval, config.rd_lr) == ([1, 2], "cpu", True, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--batch_size", "many"], 'batch_size = "many" (flag --batch_size): expected an integer >= 1'),
+        (["--batch_size", "-1"], "batch_size = -1 (flag --batch_size): expected an integer >= 1"),
+        (["--batch_size", "1.5"], 'batch_size = "1.5" (flag --batch_size): expected an integer >= 1'),
+        (["--init_lr", "nan"], "init_lr = NaN (flag --init_lr): expected a finite number > 0"),
+        (["--shuffle", "no"], 'shuffle = "no" (flag --shuffle): expected true or false'),
+        (["--batch_sise", "3"], 'batch_sise = "3" (flag --batch_sise): unknown key; did you mean batch_size?'),
+        (["--batch-sise=3"], 'batch_sise = "3" (flag --batch_sise): unknown key; did you mean batch_size?'),
+        (["--evall"], "evall = true (flag --evall): unknown key; did you mean eval?"),
+        (["--optimizer", "sgdm"], "did you mean sgd?"),
+        (["--seed"], "seed = [] (flag --seed): expected an integer"),
+        (["--seed", "1", "x"], 'seed = [1, "x"] (flag --seed): expected an integer'),
+        (["--backbone_kwargs", '{"depth": 2'], "expected a JSON object"),
+        (["--backbone_kwargs", "[" * 100_000], "expected a JSON object"),
+    ],
+)
+def test_what_does_not_fit_is_for_the_configuration_to_word(argv, line):
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"dataset": "cub", **flags(*argv)})
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_argument_without_a_flag_is_an_error():
+    with pytest.raises(ConfigError, match='"4": belongs to no flag'):
+        parse(["--batch_size", "3", "4"])
+    with pytest.raises(ConfigError, match=r'"exps/x\.json": belongs to no flag'):
+        parse(["exps/x.json"])
+
+
+def test_a_flag_without_its_value_ends_with_code_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--batch_size"])
+    assert ended.value.code == 2
+    assert "--batch_size" in capsys.readouterr().err
+
+
+def test_help_lists_every_key_with_meaning_default_and_choices(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    page = "".join(capsys.readouterr().out.replace("│", " ").split())
+    for key, schema in schemas().items():
+        default = str(schema["default"]) if "default" in schema else ""
+        expected = [f"--{key}", schema["description"], *schema.get("enum", [])]
+        expected += [f"default: {IN_JSON.get(default, default)}"] if default else ["required"]
+        assert [text for text in expected if "".join(text.split()) not in page] == []
+    assert "--config" in page

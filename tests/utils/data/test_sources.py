@@ -1,0 +1,556 @@
+"""Every data set read from disk, and every way it can be wrong."""
+
+import contextlib
+import io
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR100, cifar
+
+from utils.config.schema import schemas
+from utils.config.wording import choices
+from utils.data.__main__ import main
+from utils.data.sources import DATASETS, ImageData, load_dataset
+from utils.errors import DataError
+
+CLASSES = {"cat": 2, "dog": 3, "emu": 1}  # training images; one test image each
+
+
+def save_image(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), (value, 0, 0)).save(path)
+
+
+def make_folders(root: Path, classes: dict[str, int] = CLASSES) -> None:
+    for name, count in classes.items():
+        for number in range(count):
+            save_image(root / "train" / name / f"{number}.png")
+        save_image(root / "test" / name / "0.jpg")
+
+
+def make_arrays(**changes: object) -> dict[str, object]:
+    """Arrays of three classes; a change of None leaves an array out."""
+    arrays: dict[str, object] = {
+        "x_train": np.arange(6 * 4 * 5 * 3, dtype=np.uint16).reshape(6, 4, 5, 3).astype(np.uint8),
+        "y_train": np.array([2, 0, 1, 1, 0, 2], dtype=np.int32),
+        "x_test": np.full((3, 4, 5), 7, np.uint8),
+        "y_test": np.array([0, 1, 2], dtype=np.uint8),
+        "class_names": np.array(["cat", "dog", "emu"]),
+    }
+    return {name: array for name, array in (arrays | changes).items() if array is not None}
+
+
+def save_arrays(path: Path, **changes: object) -> Path:
+    np.savez(path, **make_arrays(**changes))  # type: ignore[arg-type]
+    return path
+
+
+def make_cifar(root: Path) -> None:
+    """CIFAR-100's files in the format of its python version, with two images of each class and one for testing."""
+    folder = root / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 200), ("test", 100)):
+        labels = [(7 * number) % 100 for number in range(count)]
+        pixels = np.zeros((count, 3, 32, 32), np.uint8)
+        pixels[:, 1] = np.array(labels, np.uint8)[:, None, None]  # green is the label
+        pixels[:, :, 0, 1] = 255  # row 0, column 1 is white
+        content = {"data": pixels.reshape(count, 3072), "fine_labels": labels, "coarse_labels": [0] * count}
+        (folder / split).write_bytes(pickle.dumps(content, protocol=2))
+    names = {"fine_label_names": [f"class {number:02d}" for number in range(100)]}
+    (folder / "meta").write_bytes(pickle.dumps(names, protocol=2))
+
+
+@pytest.fixture
+def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files made by hand do not have CIFAR-100's checksums: only their presence is checked."""
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
+
+
+def relative(data: ImageData, root: Path) -> list[str]:
+    assert not isinstance(data.train.images, np.ndarray)
+    return [path.relative_to(root).as_posix() for path in data.train.images]
+
+
+# ---- the registry
+
+
+def test_the_configuration_knows_the_same_data_sets():
+    assert set(DATASETS) == set(choices(schemas()["dataset"]))
+
+
+def test_folders_and_class_counts_are_semas():
+    stated = {
+        "imagenetr": ("imagenet-r", 200),
+        "imageneta": ("imagenet-a", 200),
+        "cub": ("cub", 200),
+        "objectnet": ("objectnet", 200),
+        "omnibenchmark": ("omnibenchmark", 300),
+        "vtab": ("vtab", 50),
+    }
+    assert {name: (DATASETS[name].folder, DATASETS[name].nb_classes) for name in stated} == stated
+
+
+# ---- folders
+
+
+def test_folders_are_read_in_sorted_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_folders(tmp_path, {"b": 1, "a": 1, "B": 2})
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(path.glob("*"), reverse=True)))
+    data = load_dataset("imagefolder", tmp_path)
+    assert data.class_names == ("B", "a", "b")
+    assert relative(data, tmp_path) == ["train/B/0.png", "train/B/1.png", "train/a/0.png", "train/b/0.png"]
+    assert data.train.labels.tolist() == [0, 0, 1, 2]
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.labels.dtype == np.int64
+
+
+def test_a_benchmark_lies_in_its_own_folder(tmp_path: Path):
+    make_folders(tmp_path / "vtab", {f"{number:02d}": 1 for number in range(50)})
+    data = load_dataset("vtab", tmp_path)
+    assert (data.nb_classes, len(data.train.labels), len(data.test.labels)) == (50, 50, 50)
+
+
+def test_a_benchmark_with_another_number_of_classes_is_refused(tmp_path: Path):
+    make_folders(tmp_path / "imagenet-r")
+    with pytest.raises(DataError, match=r"imagenet-r: 3 classes instead of 200\n.*\n.*zhoudw-zdw/RevisitingCIL"):
+        load_dataset("imagenetr", tmp_path)
+
+
+def test_a_missing_folder_is_explained(tmp_path: Path):
+    make_folders(tmp_path / "imagenet_r")
+    (tmp_path / "coco").mkdir()
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagenetr", tmp_path)
+    first, layout, origin = str(caught.value).splitlines()
+    path = tmp_path / "imagenet-r"
+    assert first == f"{path / 'train'}: not found; {tmp_path} holds coco, imagenet_r; did you mean imagenet_r?"
+    assert layout == "expected layout: <data_root>/imagenet-r/{train,test}/<class>/<image>, 200 classes"
+    assert origin.startswith("where to get it: ")
+    assert "https://" in origin
+
+
+def test_a_missing_data_root_is_explained_where_it_begins_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset").mkdir()
+    with pytest.raises(DataError, match=r"datasets/deep/train: not found; \S+ holds dataset; did you mean dataset\?"):
+        load_dataset("imagefolder", Path("datasets/deep"))
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "cub", "cifar224"])
+def test_a_file_where_a_folder_should_be(tmp_path: Path, name: str):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"file is not a folder\nexpected layout"):
+        load_dataset(name, tmp_path / "file")
+
+
+def test_train_and_test_must_hold_the_same_classes(tmp_path: Path):
+    make_folders(tmp_path)
+    (tmp_path / "test" / "emu").rename(tmp_path / "test" / "gnu")
+    with pytest.raises(DataError, match="different classes; only in train: emu; only in test: gnu\n"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_long_list_of_classes_is_cut(tmp_path: Path):
+    make_folders(tmp_path, {f"{number:02d}": 1 for number in range(20)})
+    for number in range(10):
+        (tmp_path / "test" / f"{number:02d}" / "0.jpg").unlink()
+        (tmp_path / "test" / f"{number:02d}").rmdir()
+    with pytest.raises(DataError, match="only in train: 00, 01, 02, 03, 04, 05, 06, 07 and 2 more\n"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_no_classes_at_all(tmp_path: Path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    with pytest.raises(DataError, match=r"train: no folder in it\nexpected layout"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_class_without_training_images_is_refused_and_one_without_test_images_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    make_folders(tmp_path)
+    (tmp_path / "test" / "dog" / "0.jpg").unlink()
+    assert load_dataset("imagefolder", tmp_path).test.labels.tolist() == [0, 2]
+    assert "no test image of dog" in caplog.text
+    (tmp_path / "train" / "emu" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"no training image of emu\nexpected layout"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_folders(tmp_path)
+    for name in ("notes.txt", ".hidden.png"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    (tmp_path / "train" / ".cache").mkdir()
+    save_image(tmp_path / "train" / "cat" / "LOUD.PNG")
+    data = load_dataset("imagefolder", tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert "cat/notes.txt" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+def test_what_the_system_refuses_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_folders(tmp_path)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"data set imagefolder: .*Permission denied.*train"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_the_size_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_folders(tmp_path)
+    with caplog.at_level(logging.INFO):
+        load_dataset("imagefolder", tmp_path)
+    assert "3 classes, 6 training and 3 test images" in caplog.text
+
+
+# ---- files that are no images
+
+
+def cut_off(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:45])  # enough for its size, and for none of its pixels
+    return path
+
+
+@pytest.fixture
+def with_bad(tmp_path: Path) -> list[Path]:
+    """The folders with three bad files, in the order in which they are read."""
+    make_folders(tmp_path)
+    (tmp_path / "train" / "cat" / "1.png").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "1.png").write_bytes(b"<html>404</html>")
+    return [
+        tmp_path / "train" / "cat" / "1.png",
+        cut_off(tmp_path / "train" / "dog" / "0.png"),
+        tmp_path / "test" / "cat" / "1.png",
+    ]
+
+
+def test_what_is_no_image_by_its_first_bytes_is_refused_with_all_others_of_its_kind(tmp_path: Path, with_bad):
+    with pytest.raises(DataError) as caught:
+        load_dataset("imagefolder", tmp_path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines[:-1]] == [str(with_bad[0]), str(with_bad[2])]
+    assert "on_bad_image" in lines[-1]
+
+
+def test_a_long_list_of_bad_files_is_cut(tmp_path: Path):
+    make_folders(tmp_path, {"cat": 12})
+    for number in range(11):
+        (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"and 3 more files\nmend or remove them") as caught:
+        load_dataset("imagefolder", tmp_path)
+    assert len(str(caught.value).splitlines()) == 10
+
+
+def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: Path, with_bad, caplog):
+    data = load_dataset("imagefolder", tmp_path, "skip")
+    assert relative(data, tmp_path) == ["train/cat/0.png", "train/dog/1.png", "train/dog/2.png", "train/emu/0.png"]
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 1, 2], [0, 1, 2])
+    assert data.left_out == tuple(with_bad)
+    assert [caplog.text.count(f"{path}: not a readable image: ") for path in with_bad] == [1, 1, 1]
+    assert data.summary == (
+        "3 classes, 4 training and 3 test images; left out, as they cannot be read, 3: "
+        f"{with_bad[0]}, {with_bad[1]}, {with_bad[2]}"
+    )
+
+
+def test_a_bad_file_with_a_name_that_is_no_unicode_is_named_in_a_log_too(tmp_path: Path, caplog):
+    make_folders(tmp_path)
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    data = load_dataset("imagefolder", tmp_path, "skip")
+    assert data.summary.endswith(r"cat/\udcff.png")
+    assert caplog.text.encode().count(rb"cat/\udcff.png: not a readable image: it is empty") == 1
+
+
+def test_a_class_whose_training_images_are_all_bad_cannot_be_learnt(tmp_path: Path):
+    make_folders(tmp_path)
+    cut_off(tmp_path / "train" / "emu" / "0.png")
+    with pytest.raises(DataError, match=r"no training image of emu\nexpected layout"):
+        load_dataset("imagefolder", tmp_path, "skip")
+
+
+def test_without_bad_files_leaving_them_out_changes_nothing(tmp_path: Path):
+    make_folders(tmp_path)
+    skipped, plain = (load_dataset("imagefolder", tmp_path, choice) for choice in ("skip", "error"))
+    assert relative(skipped, tmp_path) == relative(plain, tmp_path)
+    np.testing.assert_array_equal(skipped.train.labels, plain.train.labels)
+    assert skipped.left_out == ()
+
+
+def test_arrays_have_no_files_to_leave_out(tmp_path: Path):
+    data = load_dataset("npz", save_arrays(tmp_path / "a.npz"), "skip")
+    np.testing.assert_array_equal(data.train.images, make_arrays()["x_train"])
+
+
+# ---- arrays
+
+
+@pytest.mark.parametrize("whole_path", [True, False])
+def test_arrays_are_read_from_a_file_or_its_folder(tmp_path: Path, whole_path: bool):
+    path = save_arrays(tmp_path / "small.npz")
+    data = load_dataset("npz", path if whole_path else tmp_path)
+    np.testing.assert_array_equal(data.train.images, make_arrays()["x_train"])
+    np.testing.assert_array_equal(data.test.images, np.full((3, 4, 5), 7))
+    assert data.train.labels.tolist() == [2, 0, 1, 1, 0, 2]
+    assert data.test.labels.tolist() == [0, 1, 2]
+    assert data.train.labels.dtype == data.test.labels.dtype == np.int64
+    assert data.class_names == ("cat", "dog", "emu")
+
+
+def test_classes_without_names_are_numbered(tmp_path: Path):
+    assert load_dataset("npz", save_arrays(tmp_path / "a.npz", class_names=None)).class_names == ("0", "1", "2")
+
+
+BAD_ARRAYS = {
+    "no array y_train; it holds x_train, x_test, y_test, class_names, y_trian; did you mean y_trian?": {
+        "y_train": None,
+        "y_trian": np.zeros(6, int),
+    },
+    "x_train is float64 of shape (6, 4, 5, 3), expected uint8": {"x_train": np.zeros((6, 4, 5, 3))},
+    "x_train is uint8 of shape (6, 3, 4, 5), expected uint8 of shape (N, H, W)": {
+        "x_train": np.zeros((6, 3, 4, 5), np.uint8)
+    },
+    "x_test is uint8 of shape (3, 20), expected": {"x_test": np.zeros((3, 20), np.uint8)},
+    "x_test is uint8 of shape (3, 4, 5, 3, 1), expected": {"x_test": np.zeros((3, 4, 5, 3, 1), np.uint8)},
+    "x_test is uint8 of shape (0, 4, 5), expected": {
+        "x_test": np.zeros((0, 4, 5), np.uint8),
+        "y_test": np.zeros(0, int),
+    },
+    "y_train is int64 of shape (5,), expected whole numbers of shape (6,)": {"y_train": np.zeros(5, int)},
+    "y_train is float64 of shape (6,), expected whole numbers": {"y_train": np.zeros(6)},
+    "y_test is int64 of shape (3, 1), expected whole numbers of shape (3,)": {"y_test": np.zeros((3, 1), int)},
+    "y_test holds labels from 0 to 3, expected 0 to 2, as there are 3 classes": {"y_test": np.array([0, 3, 1])},
+    "y_train holds labels from -1 to 2, expected 0 to 2": {"y_train": np.array([2, 0, 1, -1, 0, 2])},
+    "y_train holds labels from 0 to 18446744073709551615, expected": {
+        "y_train": np.array([0, 1, 2, 2, 2, 2**64 - 1], np.uint64)
+    },
+    "y_train holds labels from 0 to 1000000000000, expected 0 to 1, as there are 2 classes": {
+        "y_train": np.array([0, 0, 0, 0, 0, 10**12]),
+        "class_names": None,
+    },
+    "class_names is int64 of shape (3,), expected text": {"class_names": np.arange(3)},
+    "class_names is <U3 of shape (), expected text of shape (C,)": {"class_names": np.array("cat")},
+    "class_names holds what is no Unicode text": {
+        "class_names": np.array([[97], [98], [2**21]], "<u4").view("<U1")[:, 0]
+    },
+    "class_names holds what is no Unicode text, ": {"class_names": np.array(["cat", "dog", "\ud800"])},
+    "no training image of dog": {"y_train": np.array([2, 0, 0, 0, 0, 2])},
+    "not a readable .npz file: Object arrays cannot be loaded when allow_pickle=False": {
+        "class_names": np.array(["cat", "dog", "emu"], dtype=object)
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_ARRAYS)
+def test_wrong_arrays_are_named(tmp_path: Path, message: str):
+    path = save_arrays(tmp_path / "a.npz", **BAD_ARRAYS[message])
+    with pytest.raises(DataError) as caught:
+        load_dataset("npz", path)
+    assert f"{path}: {message}" in str(caught.value)
+
+
+def save_members(path: Path, members: dict[str, bytes]) -> Path:
+    """An archive with members of any content in place of some arrays."""
+    save_arrays(path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()} | members
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def npy_bytes(shape: tuple[int, ...], descr: str = "|u1", content: bytes = b"") -> bytes:
+    """An array's header with whatever claims, and its content."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x_train",
+            npy_bytes((10**6, 1000, 1000, 3)),
+            r"uint8 of shape \(1000000, 1000, 1000, 3\), 3,000,000,000,000 b",
+        ),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 59), r"60 bytes; stored are 59"),
+        ("x_test", npy_bytes((3, 4, 5), content=b"0" * 61), r"60 bytes; stored are 61"),
+        ("x_test", npy_bytes((-3, -4, 5), content=b"0" * 60), r"shape \(-3, -4, 5\), 60 bytes; stored are 60"),
+        ("class_names", npy_bytes((10**15,), "<U0"), r"<U0 of shape \(1000000000000000,\), 0 bytes; stored are 0"),
+    ],
+)
+def test_what_an_array_claims_is_held_against_what_is_stored(tmp_path: Path, name: str, content: bytes, message: str):
+    path = save_members(tmp_path / "a.npz", {f"{name}.npy": content})
+    with pytest.raises(DataError, match=rf"a\.npz: {name} says it is .*{message}"):
+        load_dataset("npz", path)
+
+
+def test_arrays_that_only_compression_makes_small_are_refused_where_memory_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = save_members(tmp_path / "a.npz", {"x_test.npy": npy_bytes((3, 1000, 1000), content=bytes(3 * 10**6))})
+    assert path.stat().st_size < 10_000
+    assert load_dataset("npz", path).test.images.shape == (3, 1000, 1000)  # type: ignore[union-attr]
+    monkeypatch.setattr("utils.data.npz.memory", lambda: 2 * 10**6)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(DataError, match=r"its arrays would take 3,000,\d+ bytes, more than the memory here, 2,000,000"):
+        load_dataset("npz", path)
+
+
+def test_a_member_that_is_no_array_is_none(tmp_path: Path):
+    path = save_members(tmp_path / "a.npz", {"y_test.npy": b"plain bytes"})
+    with pytest.raises(DataError, match=r"a\.npz: not a readable \.npz file: "):
+        load_dataset("npz", path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x_train", b"no ending")
+    with pytest.raises(DataError, match="no array x_train; it holds nothing"):
+        load_dataset("npz", path)
+
+
+def test_a_folder_must_hold_one_file_of_arrays(tmp_path: Path):
+    with pytest.raises(DataError, match=r"expected one \.npz file in this folder, found none\nexpected layout"):
+        load_dataset("npz", tmp_path)
+    for name in ("a", "b"):
+        save_arrays(tmp_path / f"{name}.npz")
+    with pytest.raises(DataError, match=r"found a\.npz, b\.npz\n"):
+        load_dataset("npz", tmp_path)
+
+
+def test_a_missing_file_of_arrays(tmp_path: Path):
+    save_arrays(tmp_path / "small.npz")
+    with pytest.raises(DataError, match=r"smal\.npz: not found; \S+ holds small\.npz; did you mean small\.npz\?"):
+        load_dataset("npz", tmp_path / "smal.npz")
+
+
+def test_one_array_or_none_is_not_a_file_of_arrays(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "b.npz").write_bytes(b"")
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(DataError, match=rf"{name}: not a readable \.npz file"):
+            load_dataset("npz", tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def valid_bytes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = save_arrays(tmp_path_factory.mktemp("fuzz") / "a.npz")
+    return path, path.read_bytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_damaged_file_of_arrays_is_read_or_refused(valid_bytes: tuple[Path, bytes], data: st.DataObject):
+    path, valid = valid_bytes
+    content = bytearray(valid)
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    with contextlib.suppress(DataError):
+        load_dataset("npz", path)
+
+
+# ---- CIFAR-100
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_cifar_is_kept_as_pixels_with_its_stored_labels(tmp_path: Path):
+    make_cifar(tmp_path)
+    data = load_dataset("cifar224", tmp_path)
+    assert isinstance(data.train.images, np.ndarray)
+    assert (data.train.images.shape, data.train.images.dtype) == ((200, 32, 32, 3), np.uint8)
+    assert data.test.labels.tolist() == [(7 * number) % 100 for number in range(100)]
+    np.testing.assert_array_equal(data.train.images[:, 5, 5, 1], data.train.labels)
+    assert data.train.images[3, 0, 1].tolist() == [255, 255, 255]
+    assert data.class_names[:2] == ("class 00", "class 01")
+
+
+def test_missing_cifar_is_explained(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        load_dataset("cifar224", tmp_path)
+    first, layout, origin = str(caught.value).splitlines()
+    assert first == f"{tmp_path / 'cifar-100-python'}: not found; {tmp_path} holds nothing"
+    assert layout == "expected layout: <data_root>/cifar-100-python/{train,test,meta}"
+    assert "python -m utils.data cifar224 --data_root" in origin
+    assert "https://" in origin
+
+
+def test_cifar_with_wrong_checksums_is_never_unpickled(tmp_path: Path):
+    make_cifar(tmp_path)
+    with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged\nexpected layout"):
+        load_dataset("cifar224", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_no_pickle_of_a_stranger_under_cifar_s_names_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    """Each of the three files, where the others have the checksums of the published ones."""
+
+    class Stranger:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    make_cifar(tmp_path)
+    (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(Stranger()))
+    check = cifar.check_integrity
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: Path(path).name != name or check(path, md5))
+    with pytest.raises(DataError, match=r"cifar-100-python: a file in it is missing or damaged"):
+        load_dataset("cifar224", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- the command
+
+
+def test_the_command_says_how_large_a_data_set_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    make_folders(tmp_path)
+    assert main(["imagefolder", "--data_root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "imagefolder: 3 classes, 6 training and 3 test images\n"
+
+
+def test_the_command_names_every_bad_file(
+    tmp_path: Path, with_bad, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    assert main(["imagefolder", "--data_root", str(tmp_path), "--on_bad_image", "skip"]) == 0
+    assert "4 training and 3 test images; left out, as they cannot be read, 3: " in capsys.readouterr().out
+    assert all(str(path) in caplog.text for path in with_bad)
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["cub", "--data_root", str(tmp_path)]) == 2
+    assert "where to get it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("any_checksum")
+def test_the_command_downloads_cifar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(CIFAR100, "download", lambda self: make_cifar(Path(self.root)))
+    assert main(["cifar224", "--data_root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "cifar224: 100 classes, 200 training and 100 test images\n"
+
+
+def test_a_download_that_fails_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def offline(self: CIFAR100) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(CIFAR100, "download", offline)
+    assert main(["cifar224", "--data_root", str(tmp_path)]) == 2
+    assert "no network" in capsys.readouterr().err

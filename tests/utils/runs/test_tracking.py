@@ -1,0 +1,208 @@
+"""What TensorBoard reads back is what metrics.jsonl says, by the numbers of its lines; W&B begins before the writer."""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.utils.tensorboard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_trainer import configuration, events, images, results, run  # noqa: F401
+
+import trainer
+from utils.errors import UserError
+from utils.runs.log import RunLog
+from utils.runs.tracking import FOLDER, POINTS, Tracker, scalars
+
+EVERYTHING: dict[str, Any] = {
+    "nested_lora_use_consolidation": True,
+    "nested_lora_lifetime": "continual",
+    "exp_threshold": 0.0,
+    "eval_every": 1,
+    "max_tasks": 2,
+}
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_back(folder: Path) -> Curves:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return {
+        tag: [(point.step, point.value) for point in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]
+    }
+
+
+def numbered(path: Path, kind: str, **where: Any) -> list[tuple[int, dict[str, Any]]]:
+    """The events of a kind with the numbers of their lines."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [(n, line) for n, line in enumerate(lines, 1) if line["kind"] == kind and where.items() <= line.items()]
+
+
+def expected(path: Path) -> Curves:
+    """Curves of every kind of event, looked up by hand."""
+    curves: Curves = defaultdict(list)
+    for n, event in numbered(path, "phase"):
+        curves["progress/task"].append((n, event["task"]))
+    for n, event in numbered(path, "epoch", phase="func"):
+        curves["func/loss"].append((n, event["loss"]))
+        curves["func/train_accuracy"].append((n, event["train_accuracy"]))
+        curves["func/lr_fast"].append((n, event["lr"]["fast"]))
+        curves["func/slow_updates"].append((n, len(event["slow_steps"])))
+    for n, event in numbered(path, "epoch", phase="rd"):
+        curves["rd/loss"].append((n, event["loss"]))
+    for n, event in numbered(path, "eval"):
+        curves["eval/top5"].append((n, event["accuracy"]["top5"]))
+    for n, event in numbered(path, "telemetry"):
+        (entry,) = [entry for entry in event["layers"] if (entry["layer"], entry["adapter"]) == (1, 0)]
+        curves["norms/slow.up_proj.weight/layer1_adapter0"].append((n, entry["norms"]["slow.up_proj.weight"]))
+        curves["share/fast/layer1_adapter0"].append((n, entry["share"]["fast"]))
+        curves["update_cosine/layer1_adapter0"].append((n, entry["update_cosine"]))
+    for n, event in numbered(path, "cadence"):
+        curves["cadence/updates"].append((n, len(event["observed"])))
+        curves["cadence/passed"].append((n, 1))
+    for n, event in numbered(path, "scan"):
+        curves["scan_z/layer1_adapter0"].append((n, event["z"]["1"][0]))
+        curves["scan/expands"].append((n, 0 if event["expands"] is None else 1))
+    for n, event in numbered(path, "mean_z", when="before"):
+        curves["mean_z_before/layer2_adapter0"].append((n, event["z"]["2"][0]))
+    for n, event in numbered(path, "consolidation"):
+        curves["consolidation/accuracy_before"].append((n, event["accuracy_before"]["top1"]))
+        curves["consolidation_drift/layer2_adapter0"].append(
+            (n, event["receipts"][2 if event["task"] == 0 else 3]["drift"])
+        )
+        z = [r["z_mean_after"] for r in event["receipts"] if (r["layer"], r["adapter"]) == (1, 0)]
+        curves["consolidation_z_mean_after/layer1_adapter0"] += [(n, value) for value in z if value is not None]
+    for n, event in numbered(path, "branches", when="after_task"):
+        curves["right_answers_after_task/slow_fast"].append((n, sum(event["correct"]["slow+fast"])))
+    for n, event in numbered(path, "router"):
+        curves["router/layer2_adapter0/task0"].append((n, event["weights"]["2"][0][0]))
+    for n, event in numbered(path, "task"):
+        curves["measures/last_acc"].append((n, event["last_acc"]))
+        curves["task_accuracy/task0"].append((n, event["task_accuracy"][0]))
+        curves["parameters/slow"].append((n, event["parameters"]["slow"]))
+        curves["trained/head"].append((n, event["trained"]["head"]))
+        curves["adapters/layer1"].append((n, event["adapters"][1]))
+        curves["cost/multiply_adds"].append((n, event["multiply_adds"]))
+    return curves
+
+
+def test_the_curves_are_the_events_and_tracking_changes_none_of_them(run: Callable[..., Path]) -> None:  # noqa: F811
+    path, untracked = run("a", tensorboard=True, **EVERYTHING), run("b", **EVERYTHING)
+    assert events(path) == events(untracked)
+    assert results(path) == results(untracked)
+    assert not (untracked / FOLDER).exists()
+    lines = events(path)
+    assert {line["kind"] for line in lines} == POINTS.keys()
+    found = read_back(path / FOLDER)
+    for tag, points in expected(path).items():
+        assert [step for step, _ in found[tag]] == [step for step, _ in points], tag
+        assert [value for _, value in found[tag]] == pytest.approx([value for _, value in points], rel=1e-6), tag
+    assert {step for points in found.values() for step, _ in points} == {*range(1, len(lines) + 1)}
+
+
+def test_what_is_unknown_or_not_finite_is_no_point() -> None:
+    assert scalars("note", {"text": "x"}, 1) == []
+    fields = {"phase": "rd", "loss": float("nan"), "lr": {"descriptor": 0.5}}
+    assert scalars("epoch", fields, 7) == [("rd/lr_descriptor", 0.5, 7)]
+    z = {"task": 0, "z": {"1": [None, torch.tensor(2.0)]}, "threshold": 1.5, "expands": None}
+    assert ("scan_z/layer1_adapter1", 2.0, 3) in scalars("scan", z, 3)
+
+
+def test_a_run_that_goes_on_takes_back_what_was_cut_off(images: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = configuration(images, tmp_path, tensorboard=True)
+
+    def go(losses: list[float]) -> None:
+        tracker = Tracker(tmp_path, config)
+        sink = tracker.following(RunLog(tmp_path).event)
+        for loss in losses:
+            sink("epoch", phase="rd", loss=loss, lr={})
+        tracker.close(False)
+
+    go([0.1, 0.2, 0.3, 0.4])
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))  # as far as the saved state goes
+    go([0.5, 0.6])
+    assert read_back(tmp_path / FOLDER)["rd/loss"] == [
+        (step, pytest.approx(loss)) for step, loss in enumerate([0.1, 0.2, 0.5, 0.6], 1)
+    ]
+
+
+@pytest.mark.parametrize(("missing", "keys"), [("tensorboard", {"tensorboard": True}), ("wandb", {"wandb": "p"})])
+def test_a_missing_package_is_said_before_anything_is_written(
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    keys: dict[str, Any],
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"{missing} is not installed: pip install '{missing}>="):
+        trainer.train(configuration(images, tmp_path / "logs", **keys), "tiny")
+    assert not (tmp_path / "logs").exists()
+
+
+# ---- W&B
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What is asked of W&B and of the one writer, in order."""
+    made: list[tuple[str, dict[str, Any]]] = []
+    wandb = ModuleType("wandb")
+    wandb.Error = type("Error", (Exception,), {})
+
+    def init(**keys: Any) -> SimpleNamespace:
+        made.append(("init", keys))
+        if keys["project"] == "forbidden":
+            raise wandb.Error("no key")
+        return SimpleNamespace(finish=lambda **ends: made.append(("finish", ends)))
+
+    class Writer(torch.utils.tensorboard.SummaryWriter):
+        def __init__(self, *args: Any, **keys: Any) -> None:
+            made.append(("writer", {}))
+            super().__init__(*args, **keys)
+
+        def close(self) -> None:
+            made.append(("close", {}))
+            super().close()
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(torch.utils.tensorboard, "SummaryWriter", Writer)
+    return made
+
+
+def test_w_and_b_follows_the_one_writer(run: Callable[..., Path], calls: list[tuple[str, Any]]) -> None:  # noqa: F811
+    path = run(wandb="mine", max_tasks=1)
+    assert [name for name, _ in calls] == ["init", "writer", "close", "finish"]
+    told = calls[0][1]
+    config = told.pop("config")
+    assert told == {"project": "mine", "dir": str(path), "sync_tensorboard": True, "name": path.name}
+    assert config == json.loads((path / "config.json").read_text())
+    assert calls[-1][1] == {"exit_code": 0}
+    assert read_back(path / FOLDER)["measures/last_acc"]
+
+
+def test_a_run_that_stops_ends_as_failed(
+    run: Callable[..., Path],  # noqa: F811
+    calls: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trainer, "refuse_failed", full)
+    with pytest.raises(OSError, match="No space"):
+        run(wandb="mine", max_tasks=1)
+    assert [name for name, _ in calls] == ["init", "writer", "close", "finish"]
+    assert calls[-1][1] == {"exit_code": 1}
+
+
+def test_a_refusal_by_w_and_b_is_one_sentence(run: Callable[..., Path], calls: list[tuple[str, Any]]) -> None:  # noqa: F811
+    with pytest.raises(UserError, match="W&B does not start: no key"):
+        run(wandb="forbidden", max_tasks=1)
+    assert [name for name, _ in calls] == ["init"]

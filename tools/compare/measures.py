@@ -1,0 +1,108 @@
+"""What a comparison says about a run: one declaration for each measure, with its formula.
+
+Tasks are counted from 0; T is the last one. R[t][i] is the accuracy on task i after learning task t, A_t the accuracy
+over all classes seen after task t (see `utils.metrics`). Values are fractions, numbers or seconds, NaN where a run
+cannot say.
+
+Plasticity and stability are a pair: how well new tasks are still learned once there is something to keep, and how much
+of what was known is kept.
+    plasticity P = mean over 1 <= i <= T of R[i][i]      task 0, which is learned with nothing to keep, is left out
+    stability  S = 1 - F                                 F: forgetting; above 1 where old tasks got better to the end
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+from tools.finished.reader import Run
+
+ADAPTER_ROLES = ("adapter", "slow", "fast")
+SYMBOLS = (
+    "T: the last task, counted from 0; R[t][i]: accuracy on task i after learning task t; A_t: accuracy over all "
+    "classes seen after task t"
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a run.
+
+    Attributes:
+        key: Its name in CSV and JSON.
+        title: Its name in tables.
+        unit: A fraction, shown in per cent; a count; or seconds.
+        meaning: For the legend.
+        of: Its value for a run.
+    """
+
+    key: str
+    title: str
+    unit: Literal["%", "count", "s"]
+    meaning: str
+    of: Callable[[Run], float]
+
+
+def plasticity(run: Run) -> float:
+    """P = mean over 1 <= i <= T of R[i][i]; tasks without test images take no part."""
+    diagonal = np.diag(run.matrix.matrix)[1:]
+    tested = [float(value) for value, images in zip(diagonal, run.matrix.count[1:], strict=True) if images]
+    return fmean(tested) if tested else math.nan
+
+
+def parameters(run: Run) -> float:
+    """Everything stored after the last task but the backbone."""
+    if run.is_log:
+        return math.nan
+    counts = run.last_task["parameters"]
+    return float(sum(number for role, number in counts.items() if role not in ("backbone", "total")))
+
+
+def adapter_parameters(run: Run) -> float:
+    """The functional adapters' part of `parameters`."""
+    if run.is_log:
+        return math.nan
+    return float(sum(run.last_task["parameters"].get(role, 0) for role in ADAPTER_ROLES))
+
+
+def adapters(run: Run) -> float:
+    """Adapters of all blocks after the last task."""
+    return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
+
+
+MEASURES = (
+    Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1]),
+    Measure(
+        "avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: float(fmean(run.curve))
+    ),
+    Measure(
+        "forgetting",
+        "forgetting",
+        "%",
+        "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better",
+        lambda run: run.matrix.forgetting,
+    ),
+    Measure("bwt", "BWT", "%", "backward transfer: mean over i < T of R[T][i] - R[i][i]", lambda run: run.matrix.bwt),
+    Measure(
+        "learning_accuracy",
+        "learning accuracy",
+        "%",
+        "mean over i of R[i][i], the diagonal",
+        lambda run: run.matrix.learning_accuracy,
+    ),
+    Measure(
+        "plasticity",
+        "plasticity",
+        "%",
+        "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep",
+        plasticity,
+    ),
+    Measure("stability", "stability", "%", "1 - forgetting", lambda run: 1 - run.matrix.forgetting),
+    Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
+    Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),
+    Measure("adapters", "adapters", "count", "in all blocks after the last task", adapters),
+    Measure("seconds", "time (s)", "s", "wall-clock time of the run, seconds", lambda run: run.seconds),
+)

@@ -1,0 +1,195 @@
+"""A comparison as tables and sentences for people: on a terminal, in Markdown, in LaTeX."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tools.compare.comparison import Comparison, value_text
+from tools.compare.fairness import warnings
+from tools.compare.measures import MEASURES, SYMBOLS, Measure
+from tools.compare.paired import Difference, Spread
+from tools.generated import markdown_table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header, and rows of as many cells."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is laid out: tables, then lists of sentences under a heading each."""
+
+    tables: list[Table]
+    lists: dict[str, list[str]]
+
+
+def page(comparison: Comparison) -> Page:
+    """The tables and sentences that say what a comparison found."""
+    lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison))}
+    return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
+
+
+def _tables(comparison: Comparison) -> Iterator[Table]:
+    names = [group.name for group in comparison.groups]
+    yield Table(
+        "Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in comparison.groups]
+    )
+    if len(names) > 1:
+        keys = comparison.differing.items()
+        rows = [[key, *(value_text(value, "-") for value in values)] for key, values in keys]
+        title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
+        yield Table(title, ["key", *names], rows)
+    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in comparison.groups)] for m in MEASURES]
+    yield Table("Mean ± standard deviation over seeds; accuracies in per cent", ["measure", *names], rows)
+    baseline = comparison.baseline
+    if baseline and comparison.others:
+        columns = {group.name: [group.minus(baseline, m) for m in MEASURES] for group in comparison.others}
+        cells = zip(MEASURES, zip(*columns.values(), strict=True), strict=True)
+        rows = [[m.title, *(_difference_cell(difference, m) for difference in row)] for m, row in cells]
+        title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p; accuracies in points"
+        yield Table(title, ["measure", *columns], rows)
+
+
+def _legend(comparison: Comparison) -> Iterator[str]:
+    yield SYMBOLS
+    yield from (f"{measure.title}: {measure.meaning}" for measure in MEASURES)
+    yield "±: sample standard deviation (n - 1) over seeds; -: not known, or not defined"
+    if comparison.others:
+        yield (
+            "interval and p: paired differences on equal seeds, Student's t (two-sided paired t test); p is not "
+            "corrected for the number of comparisons"
+        )
+    if comparison.one_sided:
+        yield f"known only of logs, or only of runs of ours: {', '.join(comparison.one_sided)}"
+
+
+# ---- cells
+
+
+def _number(value: float, measure: Measure, sign: str = "") -> str:
+    if math.isnan(value):
+        return "-"
+    match measure.unit:
+        case "%":
+            return f"{100 * value:{sign}.2f}"
+        case "count" if value.is_integer():
+            return f"{value:{sign}.0f}"
+        case _:
+            return f"{value:{sign}.1f}"
+
+
+def _spread_cell(spread: Spread, measure: Measure) -> str:
+    mean = _number(spread.mean, measure)
+    exact = math.isnan(spread.std) or (measure.unit == "count" and spread.std == 0)
+    return mean if exact else f"{mean} ± {_number(spread.std, measure)}"
+
+
+def _difference_cell(difference: Difference, measure: Measure) -> str:
+    mean = _number(difference.mean, measure, "+")
+    if math.isnan(difference.low) or difference.low == difference.high:
+        return mean
+    low, high = (_number(bound, measure, "+") for bound in (difference.low, difference.high))
+    return f"{mean} [{low}, {high}], {_p(difference.p)}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+# ---- formats
+
+
+def terminal(comparison: Comparison) -> str:
+    """Plain text with aligned columns."""
+    whole = page(comparison)
+    parts = [f"{table.title}\n{_aligned(table)}" if table.rows else table.title for table in whole.tables]
+    parts += ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in whole.lists.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _aligned(table: Table) -> str:
+    rows = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(f"  {line.rstrip()}" for line in lines)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Tables of GitHub's Markdown, lists under bold headings."""
+    return markdown_page(page(comparison))
+
+
+def markdown_page(whole: Page) -> str:
+    """As `markdown`, of what a document wants of it."""
+    parts = [_markdown_part(table) for table in whole.tables]
+    for title, lines in whole.lists.items():
+        parts.append(f"**{title}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines))
+    return "\n".join(parts)
+
+
+def _markdown_part(table: Table) -> str:
+    heading = f"**{_markdown(table.title)}**\n"
+    rows = [[_markdown(cell) for cell in row] for row in table.rows]
+    return f"{heading}\n{markdown_table([_markdown(cell) for cell in table.header], rows)}" if rows else heading
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|`*_<\[\]])", r"\\\1", text)
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "[": "{[}",  # after \\ it would begin an option
+    "]": "{]}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "−": "$-$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    '"': r"\textquotedbl{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def latex(comparison: Comparison) -> str:
+    """A tabular for each table; everything else as comments, so that the file can be read in as it is."""
+    whole = page(comparison)
+    lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
+    for table in whole.tables:
+        lines += ["", *_comment(table.title), *(_tabular(table) if table.rows else [])]
+    for title, sentences in whole.lists.items():
+        lines += ["", *_comment(title), *(comment for line in sentences for comment in _comment(f"- {line}"))]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    return [f"% {line}" for line in text.splitlines()]
+
+
+def _tabular(table: Table) -> list[str]:
+    header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (table.header, *table.rows))
+    columns = "l" * len(table.header)
+    return [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        header,
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _latex(text: str) -> str:
+    with_minus = re.sub(r"(?<![\w.)-])-(?=\d)", "−", text)  # not the hyphen of a name
+    return "".join(LATEX.get(character, character) for character in with_minus)
+
+
+READABLE: dict[str, Callable[[Comparison], str]] = {"terminal": terminal, "markdown": markdown, "latex": latex}

@@ -1,0 +1,10 @@
+"""`python -m utils.config --schema` prints the JSON schema, by which editors complete and check configuration files."""
+
+import json
+import sys
+
+from utils.config.schema import Config
+
+if sys.argv[1:] != ["--schema"]:
+    sys.exit("usage: python -m utils.config --schema")
+print(json.dumps(Config.model_json_schema(), indent=2))

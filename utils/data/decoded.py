@@ -1,0 +1,52 @@
+"""Image files decoded once, for as long as a task trains on them.
+
+Shapes: n files, H height, W width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.data.images import check_header, open_pixels
+from utils.data.readable import read_all
+from utils.memory import GIB
+
+
+class DecodedImages:
+    """Files in their order, the first of them decoded: as many as there is room for, the others whenever asked for.
+
+    All pixels lie in one tensor, filled before any process that loads is started: a forked one shares its memory, any
+    other gets it as torch sends tensors, which shares it too, and it goes back to the system as a whole.
+
+    Args:
+        files: What to decode.
+        limit_gib: Bound on the decoded pixels, GiB.
+
+    Raises:
+        DataError: One of the first files is not a readable image; the message names it.
+    """
+
+    def __init__(self, files: Sequence[Path], limit_gib: float) -> None:
+        self._files = list(files)
+        self._sizes = read_all(check_header, self._files, "sizes of images")
+        self._ends = np.cumsum([3 * height * width for height, width in self._sizes], dtype=np.int64)
+        self.kept = int(np.searchsorted(self._ends, limit_gib * GIB, side="right"))
+        self._pixels = torch.empty(int(self._ends[self.kept - 1]) if self.kept else 0, dtype=torch.uint8)
+        read_all(self._decode, range(self.kept), "decoding images")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> Path | np.ndarray:
+        """The pixels (H, W, 3) of a file that was decoded, or else the file."""
+        return self._place(row) if row < self.kept else self._files[row]
+
+    def _decode(self, row: int) -> None:
+        self._place(row)[:] = open_pixels(self._files[row])
+
+    def _place(self, row: int) -> np.ndarray:
+        (height, width), end = self._sizes[row], int(self._ends[row])
+        part: np.ndarray = self._pixels[end - 3 * height * width : end].numpy()
+        return part.reshape(height, width, 3)

@@ -1,0 +1,68 @@
+"""Where a run runs: versions, machine, commit, command line; and the line that runs it again."""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, commit and command line of this process; None for what cannot be found out."""
+    return {
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        **commit_state(PROJECT),
+        "lock": lock_hash(PROJECT),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def lock_hash(folder: Path) -> str | None:
+    """SHA-256 (hex) of the lock file that pins the packages' versions; None without it."""
+    lock = folder / "requirements.lock"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
+
+
+def reproduce_line(begun: Mapping[str, Any]) -> str:
+    """How to make a run again.
+
+    Args:
+        begun: The `environment` in which it was begun.
+    """
+    changes = ", with changes that no commit holds" if begun["dirty"] else ""
+    return f"{begun['command']}  # at commit {begun['commit']}{changes}, requirements.lock {begun['lock']}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit_state(folder: Path) -> dict[str, str | bool | None]:
+    """The commit `folder` is at and whether tracked files differ from it (`dirty`); None without git or a commit."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    # Untracked files do not count: logs and results of earlier runs may lie among the sources.
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
