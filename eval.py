@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models import get_model
-from trainer import learner_args, make_tasks
+from models import Setup, get_model
+from trainer import make_tasks
 from utils.config.schema import Config
 from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
@@ -29,9 +29,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
-    once = {"eval_cache_gib": 0.0}  # there is no later evaluation to keep anything for
-    learner = get_model(config.model_name, {**learner_args(config, tasks, device), **once})
-    meta = learner.load_checkpoint(config.checkpt_path)
+    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation to keep anything for
+    learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
+    meta = learner.load_checkpoint(str(config.checkpt_path))
     if meta:
         refuse_other_tasks(meta, tasks)
     else:

@@ -1,6 +1,7 @@
 """Command line: train the runs of one configuration, or evaluate a checkpoint.
 
     python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
+    python main.py --plugin my_adapter.py --config exps/quickstart.json --ffn_adapter_type my_adapter
     python main.py --resume logs/RUN
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from utils.config.flags import parse
+from utils.choices import load_plugin
+from utils.config.flags import parse, plugins
 from utils.config.load import load, resolve
 from utils.config.schema import Config
 from utils.errors import AuditError, DivergenceError, StoppedError, UserError
@@ -30,7 +32,10 @@ AFTER_A_FAILED_FILE = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     try:
-        path, flags = parse(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        for plugin in plugins(argv):
+            load_plugin(plugin)
+        path, flags = parse(argv)
         config = read_config(path, flags)
         run(config, path.stem if path else config.dataset)
     except UserError as error:

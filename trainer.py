@@ -2,15 +2,15 @@
 
 import logging
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import torch
 
-from models import get_model
-from models.base import EventSink
-from models.sema import Learner
+from models import Hooks, Setup, TaskLearner, get_model
+from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import result_hash
 from utils.config.schema import Config
 from utils.data.sources import ImageData, load_dataset
@@ -20,13 +20,15 @@ from utils.errors import StoppedError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
 from utils.runs.directory import STATES, RunPlan, plan_runs
+from utils.runs.events import Cadence, Event, EventSink, Task
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import WHOLE, predictions_file, save_predictions
 from utils.runs.states import SavedStates, StateError
 from utils.runs.tracking import require_trackers, tracked
 from utils.stopping import StateKeeper, StopRequest, stop_requests
-from utils.timescales.gate import check_interval, steps_of
+from utils.timescales.gate import check_intervals, steps_of
 from utils.timescales.judge import judge, refuse_failed
+from utils.timescales.scales import GATED
 
 logger = logging.getLogger(__name__)
 
@@ -62,32 +64,37 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     """Train one seed and write its run directory; the signal that asked to stop when there was nothing left to do."""
     tasks = make_tasks(config, data)
     check_steps(config, tasks)
-    learner = get_model(config.model_name, learner_args(config, tasks, device))
+    hooks = Hooks()
+    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), hooks)
     with RunLog.opened(plan) as log, stop_requests() as request:
         logger.info("%s", data.summary)
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         run = Run(config, tasks, learner, log, request)
         if not run.resume():
             log.write_config(config.model_dump(mode="json"))
-            log.write_environment(device_name(device), learner.provenance)
+            log.write_environment(device_name(device), {**learner.provenance, **plugins_on_record()})
         with tracked(log, config) as record:
-            learner.events = audited(record, config)
+            hooks.events = audited(record, config)
             log.results(run.to_end())
         return request.signal
 
 
+def plugins_on_record() -> dict[str, Any]:
+    """The user's own files that this process has loaded, for a run's files; empty without any."""
+    return {"plugins": [asdict(plugin) for plugin in PLUGINS]} if PLUGINS else {}
+
+
 def audited(record: EventSink, config: Config) -> EventSink:
-    """Where a run's events go: on record, the cadence of slow judged by the configuration the run was given.
+    """Where a run's events go: on record, the cadence of every time scale judged by the run's configuration.
 
     The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
     """
 
-    def sink(kind: str, **fields: Any) -> None:
-        if kind != "cadence":
-            return record(kind, **fields)
-        judged = judge(fields, config)
-        record(kind, **judged)
-        refuse_failed(judged)
+    def sink(event: Event) -> None:
+        judged = judge(event, config) if isinstance(event, Cadence) else event
+        record(judged)
+        if isinstance(judged, Cadence):
+            refuse_failed(judged)
 
     return sink
 
@@ -104,28 +111,24 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
     )
 
 
-def learner_args(config: Config, tasks: DataManager, device: torch.device) -> dict[str, Any]:
-    """What a learner is made of: the configuration, one seed, one device, the head's size."""
-    return {**config.model_dump(), "seed": config.seed[0], "device": [device], "nb_classes": tasks.nb_classes}
-
-
 def check_steps(config: Config, tasks: DataManager) -> None:
-    """Refuse, before anything trains, a slow interval longer than some task's func phase.
+    """Refuse, before anything trains, an interval of a time scale that is longer than some task's func phase.
 
     Raises:
         ConfigError: Names the interval, the task and its number of steps.
     """
-    if config.ffn_adapter_type != "nested_lora":
-        return
+    branches = ADAPTERS[config.ffn_adapter_type].branches
     for task in range(tasks.nb_tasks):
         steps = steps_of(tasks.train_images(task), config.batch_size, config.func_epoch)
-        check_interval(config.nested_lora_update_interval_slow, steps, task)
+        check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
 
 
 class Run:
     """A run in progress: what is measured after every task, and the state from which it can go on."""
 
-    def __init__(self, config: Config, tasks: DataManager, learner: Learner, log: RunLog, request: StopRequest) -> None:
+    def __init__(
+        self, config: Config, tasks: DataManager, learner: TaskLearner, log: RunLog, request: StopRequest
+    ) -> None:
         self.config, self.tasks, self.learner, self.log = config, tasks, learner, log
         self.matrix = AccuracyMatrix()
         self.branches: dict[str, AccuracyMatrix] = {}
@@ -134,7 +137,7 @@ class Run:
         self.states = SavedStates(log.path / STATES)
         how = f"go on with: python main.py --resume {shlex.quote(str(log.path))}"
         self.keep = StateKeeper(config.checkpoint_every, self._save, request, how)
-        learner.keep = self.keep
+        learner.hooks.keep = self.keep
 
     def to_end(self) -> dict[str, Any]:
         """Learn all tasks that are not learned yet; what results.json holds."""
@@ -156,16 +159,15 @@ class Run:
         }
 
     def _account_for(self, task: int) -> None:
-        accuracy, predictions = self.learner.eval_and_report_router()
+        accuracy, predictions, branches = self.learner.report_task()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
-        branches = self.learner.report_branches("after_task", predictions)
         for name, alone in branches.items():
             self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(plain(state))
-        self.learner.events("task", **state, **self.matrix.summary())
+        self.learner.hooks.events(Task(**state, **self.matrix.summary()))
         self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
         self.learner.after_task()
         logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))
@@ -218,14 +220,14 @@ class Run:
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]
         self.clock = RunClock.restore(state["clock"])
-        place = self.learner.position
-        logger.info("goes on in task %d: stage %s, epoch %d", self.learner.cur_task, place.stage, place.epoch + 1)
+        logger.info("goes on in %s", self.learner.where())
 
     def _meta(self) -> dict[str, Any]:
         return {
             "config": self.config.model_dump(mode="json"),
             "class_order": self.tasks.class_order,
             "accuracy": self.matrix.to_json(),
+            **plugins_on_record(),
         }
 
 

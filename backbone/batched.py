@@ -9,9 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from backbone.sema_components import AE, Adapter, Records
+from backbone.adapter import Adapter, FunctionalAdapter
+from backbone.sema_components import AE, Records
 
 Summands = Sequence[Adapter]  # whose sum is one adapter of the slot; none: the zero map
+
+
+def output(adapter: FunctionalAdapter, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+    """What one adapter alone answers."""
+    summands = adapter.summands()
+    return adapter(h) if summands is None else summed(summands, h)
+
+
+def mixed(adapters: Sequence[FunctionalAdapter], weights: Tensor, h: Tensor) -> Tensor:
+    """The sum over a of `weights[:, a] * adapters[a](h)`: (B, A), (B, N, D) -> (B, N, D)."""
+    summands = [adapter.summands() for adapter in adapters]
+    known = [some for some in summands if some is not None]
+    if len(known) == len(adapters):
+        return mixed_sums(known, weights, h)
+    scaled = (weight[:, :, None] * adapter(h) for weight, adapter in zip(weights.split(1, 1), adapters, strict=True))
+    return torch.stack(list(scaled)).sum(dim=0)
 
 
 def summed(summands: Summands, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
@@ -21,7 +38,7 @@ def summed(summands: Summands, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
     return linear(_hidden(summands, h), _up(summands), _output_bias(summands))
 
 
-def mixed(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  # (B, A), (B, N, D) -> (B, N, D)
+def mixed_sums(adapters: Sequence[Summands], weights: Tensor, h: Tensor) -> Tensor:  # (B, A), (B, N, D) -> (B, N, D)
     """The sum over a of `weights[:, a] * summed(adapters[a], h)`.
 
     A weight is the same for all tokens of a sample, so it scales the adapter's hidden units instead of its output: the

@@ -5,15 +5,16 @@ Shapes: B batch, N tokens, D embedding width, A adapters at this layer.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbone.batched import mixed, reconstruction_losses, summed, z_scores
-from backbone.sema_components import AdapterModule, NestedLoRAAdapter, Role, linear
+from backbone.adapter import FunctionalAdapter, Role, linear
+from backbone.batched import mixed, output, reconstruction_losses, z_scores
+from backbone.sema_components import AdapterModule
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,24 @@ class SEMAModules(nn.Module):
         return len(self.adapters)
 
     @property
+    def modules_in_order(self) -> list[AdapterModule]:
+        """The adapters with their descriptors, oldest first."""
+        return [module for module in self.adapters if isinstance(module, AdapterModule)]
+
+    @property
+    def functional(self) -> list[FunctionalAdapter]:
+        """The adapters themselves, oldest first."""
+        return [module.functional for module in self.modules_in_order]
+
+    @property
     def newest(self) -> AdapterModule:
         """The adapter that was added last."""
-        return self._adapter(-1)
+        return self.modules_in_order[-1]
+
+    @property
+    def consolidates(self) -> bool:
+        """Whether adapters that trained in this task are consolidated at its end."""
+        return any(self.functional[index].consolidates for index in self.trained)
 
     @property
     def describing(self) -> bool:
@@ -59,7 +75,7 @@ class SEMAModules(nn.Module):
     def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """The slot's output on the un-normalised `h`; in training mode the descriptor's records see the batch."""
         if not self.expandable:
-            return summed(self._adapter(0).functional.summands(), h)
+            return output(self.functional[0], h)
         mean = h.mean(dim=1)
         if self.training and self.describing:
             with torch.no_grad(), at_full_precision(h):
@@ -68,8 +84,7 @@ class SEMAModules(nn.Module):
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
         """The adapters' outputs, weighted per sample."""
-        adapters = [self._adapter(index).functional.summands() for index in range(self.num_adapters)]
-        return mixed(adapters, self.mixing_weights(mean), h)
+        return mixed(self.functional, self.mixing_weights(mean), h)
 
     def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
         """Softmax of the router's logits; the columns of a new adapter come from `new_router` until its cycle ends."""
@@ -86,36 +101,33 @@ class SEMAModules(nn.Module):
     @torch.no_grad()
     def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
         """Every adapter's z-scores of a batch, see `Records.z_scores`."""
-        modules = [self._adapter(index) for index in range(self.num_adapters)]
+        modules = self.modules_in_order
         losses = reconstruction_losses([module.rd for module in modules], mean)
         return z_scores([module.records for module in modules], losses)
 
     def roles(self) -> Iterator[Role]:
         """Every parameter of the slot with what it is."""
-        for index in range(self.num_adapters):
-            yield from self._adapter(index).roles()
+        for module in self.modules_in_order:
+            yield from module.roles()
         for router in (self.router, self.new_router):
             if router is not None:
                 yield from (("router", parameter) for parameter in router.parameters())
 
     def begin_task(self) -> list[int]:
-        """Begin the books of a task after the first; under lifetime "continual" every nested adapter may learn again.
+        """Begin a task after the first: adapters of lifetime "continual" may learn again.
 
         Returns:
-            Indices of adapters whose zeroed fast was re-initialised.
+            Indices of adapters that were re-initialised because they could not learn.
         """
         self.added, self.trained = 0, set()
-        revived = []
-        for index, functional in self._continual():
-            functional.requires_grad_(True)
-            if functional.revive():
-                revived.append(index)
-        return revived
+        self._let_continual_learn()
+        learning = ((index, a) for index, a in enumerate(self.functional) if a.lifetime == "continual")
+        return [index for index, adapter in learning if adapter.revive()]
 
     def begin_func_phase(self) -> None:
         """Note which adapters the phase trains: those are the ones consolidated at the task's end."""
-        for index in range(self.num_adapters):
-            if any(parameter.requires_grad for parameter in self._adapter(index).functional.parameters()):
+        for index, adapter in enumerate(self.functional):
+            if any(parameter.requires_grad for parameter in adapter.parameters()):
                 self.trained.add(index)
 
     def expand(self) -> None:
@@ -124,11 +136,10 @@ class SEMAModules(nn.Module):
         self._add_adapter().to(self.router.weight)
 
     def end_of_cycle(self) -> None:
-        """Freeze what this cycle trained, except nested adapters of lifetime "continual"; join the router's columns."""
+        """Freeze what this cycle trained, except adapters of lifetime "continual"; join the router's columns."""
         self._join_router()
         self.requires_grad_(False)
-        for _, functional in self._continual():
-            functional.requires_grad_(True)
+        self._let_continual_learn()
 
     def end_of_task_training(self, h: Tensor | None = None, task: int | None = None) -> list[dict[str, Any]]:
         """Consolidate, if the configuration says so, and freeze everything.
@@ -141,7 +152,7 @@ class SEMAModules(nn.Module):
             One receipt for each consolidated adapter.
         """
         receipts = []
-        if self.config.ffn_adapter_type == "nested_lora" and self.config.nested_lora_use_consolidation:
+        if self.consolidates:
             receipts = self.consolidate_nested_lora(self.config.nested_lora_consolidation_alpha, h)
         for receipt in receipts:
             shown = " ".join(f"{key}={_short(value)}" for key, value in receipt.items())
@@ -162,29 +173,29 @@ class SEMAModules(nn.Module):
             One receipt for each adapter: layer, adapter, alpha, mode, reset, norms and rank before and after, drift.
 
         Raises:
-            TypeError: The adapters are not nested.
+            TypeError: The adapters are of a type that has no consolidation.
         """
         return [self._consolidate(index, alpha, h) for index in sorted(self.trained)]
 
-    def restore_structure(self, ranks: list[int], records: list[int], expanding: bool = False) -> None:
+    def restore_structure(
+        self, adapters: Sequence[Mapping[str, tuple[int, ...]]], records: Sequence[int], expanding: bool = False
+    ) -> None:
         """Take the structure of a checkpoint, values undefined until loaded; everything is frozen then.
 
         Args:
-            ranks: For each adapter its inner width; only slow's, which consolidation may have grown, is taken.
+            adapters: For each adapter the shapes of its tensors by name.
             records: For each descriptor the number of recorded losses; empty in a layer without descriptors.
             expanding: Whether the newest adapter still has a router of its own.
         """
-        while self.num_adapters < len(ranks):
+        while self.num_adapters < len(adapters):
             self._add_adapter()
-        del self.adapters[len(ranks) :]
-        self.router = nn.Linear(self.config.d_model, len(ranks) - expanding)
+        del self.adapters[len(adapters) :]
+        self.router = nn.Linear(self.config.d_model, len(adapters) - expanding)
         self.new_router = nn.Linear(self.config.d_model, 1) if expanding else None
-        for index, rank in enumerate(ranks):
-            functional = self._adapter(index).functional
-            if isinstance(functional, NestedLoRAAdapter):
-                functional.slow.resize(rank)
-        for index, length in enumerate(records if self.expandable else ()):
-            self._adapter(index).records.losses = torch.empty(length)
+        for adapter, shapes in zip(self.functional, adapters, strict=True):
+            adapter.fit(shapes)
+        for module, length in zip(self.modules_in_order, records if self.expandable else (), strict=False):
+            module.records.losses = torch.empty(length)
         self.added = 0
         self.requires_grad_(False)
 
@@ -196,23 +207,16 @@ class SEMAModules(nn.Module):
         """Go on with the notes of a task in progress."""
         self.added, self.trained = books["added"], set(books["trained"])
 
-    def _adapter(self, index: int) -> AdapterModule:
-        module = self.adapters[index]
-        assert isinstance(module, AdapterModule)
-        return module
-
     def _add_adapter(self) -> AdapterModule:
         module = AdapterModule(self.config, f"{self.layer}.{self.num_adapters}", described=self.expandable)
         self.adapters.append(module)
         self.added += 1
         return module
 
-    def _continual(self) -> Iterator[tuple[int, NestedLoRAAdapter]]:
-        """The nested adapters, if the configuration lets them learn in every task."""
-        for index in range(self.num_adapters):
-            functional = self._adapter(index).functional
-            if isinstance(functional, NestedLoRAAdapter) and self.config.nested_lora_lifetime == "continual":
-                yield index, functional
+    def _let_continual_learn(self) -> None:
+        for adapter in self.functional:
+            if adapter.lifetime == "continual":
+                adapter.requires_grad_(True)
 
     @torch.no_grad()
     def _join_router(self) -> None:
@@ -223,30 +227,17 @@ class SEMAModules(nn.Module):
         self.router, self.new_router = linear(weight, torch.cat([self.router.bias, self.new_router.bias])), None
 
     def _consolidate(self, index: int, alpha: float, h: Tensor | None) -> dict[str, Any]:
-        nested = self._adapter(index).functional
-        if not isinstance(nested, NestedLoRAAdapter):
-            raise TypeError(f"layer {self.layer} adapter {index} is no nested_lora adapter, nothing to consolidate")
-        before = _measure(nested, "before")
-        output = None if h is None else nested(h)
-        nested.consolidate(alpha)
+        adapter = self.functional[index]
+        before, output = adapter.measure(), None if h is None else adapter(h)
+        settings = adapter.consolidate(alpha)
+        measured = {"before": before, "after": adapter.measure()}
         return {
             "layer": self.layer,
             "adapter": index,
-            "alpha": alpha,
-            "mode": self.config.nested_lora_consolidation_mode,
-            "reset": self.config.nested_lora_fast_reset,
-            **before,
-            **_measure(nested, "after"),
-            "drift": None if output is None or h is None else relative_change(output, nested(h)),
+            **settings,
+            **{f"{name}_{when}": value for when, values in measured.items() for name, value in values.items()},
+            "drift": None if output is None or h is None else relative_change(output, adapter(h)),
         }
-
-
-def _measure(nested: NestedLoRAAdapter, when: str) -> dict[str, float]:
-    return {
-        f"slow_norm_{when}": nested.slow.norm(),
-        f"fast_norm_{when}": nested.fast.norm(),
-        f"slow_rank_{when}": nested.slow.rank,
-    }
 
 
 def _short(value: Any) -> str:

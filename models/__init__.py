@@ -1,18 +1,12 @@
-"""The registry of learners."""
+"""How a learner teaches: learners by name, what they share, and what they are made of."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from models.sema import Learner
-
-LEARNERS: dict[str, type[Learner]] = {"sema": Learner}
+from models.base import Setup as Setup
+from models.protocol import Hooks as Hooks
+from models.protocol import TaskLearner as TaskLearner
+from utils.choices import LEARNERS
 
 
-def get_model(name: str, args: Mapping[str, Any]) -> Learner:
-    """The learner of that name.
-
-    Args:
-        name: The key `model_name`, already validated.
-        args: A complete configuration with `device` as a list of one torch.device, `seed` an int and `nb_classes`.
-    """
-    return LEARNERS[name](args)
+def get_model(setup: Setup, hooks: Hooks | None = None) -> TaskLearner:
+    """A new learner of the type that the key `model_name` names."""
+    learner: TaskLearner = LEARNERS[setup.config.model_name](setup, hooks=hooks)
+    return learner

@@ -20,7 +20,7 @@ class EpochSums:
         correct: Right answers, on the device.
         batches: How many batches are done, the skipped ones included.
         images: Images of the batches that were trained on.
-        moved: Optimizer steps of the phase at which the gate let slow move.
+        moved: By gated time scale, the optimizer steps of the phase at which its gate let it move.
         skipped: Batches, counted from 1, left out because their loss was not finite.
     """
 
@@ -28,7 +28,7 @@ class EpochSums:
     correct: Tensor
     batches: int = 0
     images: int = 0
-    moved: list[int] = field(default_factory=list)
+    moved: dict[str, list[int]] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     _unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
 
@@ -37,20 +37,21 @@ class EpochSums:
         """Before the first batch."""
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
-    def add(self, loss: Tensor, correct: Tensor, images: int, moved: list[int]) -> None:
+    def add(self, loss: Tensor, correct: Tensor, images: int, moves: Mapping[str, int]) -> None:
         """Count a batch that was trained on.
 
         Args:
             loss: () mean over the batch.
             correct: () right answers.
             images: B.
-            moved: The step's number, if slow moved in it.
+            moves: The step's number by the time scales that moved in it.
         """
         self.batches += 1
         self.images += images
         self.loss = self.loss + loss.detach() * images
         self.correct = self.correct + correct
-        self.moved += moved
+        for scale, step in moves.items():
+            self.moved.setdefault(scale, []).append(step)
         self._unchecked.append((self.batches, loss.detach()))
 
     def skip(self) -> None:

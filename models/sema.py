@@ -2,44 +2,88 @@
 
 A task is a walk through stages (`Position`): task 0 is func, rd, end; a later one scans, and either every request for
 an adapter starts a func + rd cycle after which the scan goes on, or nothing asks and only func follows. Each stage does
-its work and names the next: a position, the network and the optimizer are all there is to a half-finished task.
+its work and names the next: a position, the network and the phase are all there is to a half-finished task.
 
 Shapes: B batch, S image side, D embedding width, A adapters at a layer, C classes.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, optim
 
 from backbone.sema_block import SEMAModules
-from models.base import EventSink, Tasks, no_events
-from models.evidence import NO_Z, Refill
-from models.reports import ReportingLearner
-from models.steps import Position
+from models.base import BaseLearner, Setup
+from models.losses import FuncLoss, RdLoss
+from models.phase import Phase, PhaseName
+from models.protocol import Hooks, Predictions, Tasks
+from models.refill import NO_Z, Refill
+from models.reports import Reporter
+from models.router import mean_weights, router_weights
+from models.training import PhaseTrainer
+from utils.choices import LEARNERS
+from utils.data.loader import Batch
+from utils.inc_net import SEMAVitNet
 from utils.progress import progress
-from utils.runs.checkpoint import read_checkpoint, save_checkpoint
+from utils.runs import events
 from utils.streams import seeded
-from utils.timescales.telemetry import to_host
+from utils.timescales.gate import Gate, check_intervals, steps_of
+from utils.timescales.groups import func_groups, make_optimizer, rd_groups, verify_scales
+from utils.timescales.scales import GATED
+from utils.timescales.telemetry import Telemetry, to_host
 
 logger = logging.getLogger(__name__)
 
 
-class Learner(ReportingLearner):
-    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adaptmlp or nested_lora adapters."""
+@dataclass
+class Position:
+    """Where in a task the learner stands.
 
-    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
-        super().__init__(args, events)
-        self.batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+    Attributes:
+        stage: What to do next.
+        cycle: Adapters added in this task so far, which is also the number of the current training cycle.
+        scan: Number of the current scan.
+        batch: Batches of the current scan that were looked at.
+        added: Whether the current scan added an adapter.
+    """
+
+    stage: Literal["scan", "func", "rd", "end", "done"]
+    cycle: int = 0
+    scan: int = 0
+    batch: int = 0
+    added: bool = False
+
+
+@LEARNERS.register("sema")
+class Learner(BaseLearner):
+    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adapters of any type.
+
+    Args:
+        args: What it is made of; a dictionary of the public implementation's keys will do.
+        network: What learns; None: a new one.
+        hooks: Whom it talks to.
+    """
+
+    def __init__(
+        self, args: Setup | Mapping[str, Any], network: SEMAVitNet | None = None, hooks: Hooks | None = None
+    ) -> None:
+        super().__init__(args, network, hooks)
+        self.report = Reporter(self.network, self.hooks)
+        self.position = Position("done")
+        self.phase: Phase | None = None
+        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: its role, and its size when it trained
+        self.batches: Iterator[Batch] | None = None  # of the scan
+
+    # ---- a task
 
     def incremental_train(self, data_manager: Tasks) -> None:
         """Learn the next task.
 
         Raises:
-            ConfigError: The slow interval is larger than the number of steps of a func phase.
+            ConfigError: A time scale's interval is larger than the number of steps of a func phase.
         """
         self.begin_data(data_manager)
         self._begin_task()
@@ -54,27 +98,96 @@ class Learner(ReportingLearner):
         stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
         while self.position.stage != "done":
             stages[self.position.stage]()
-            self.keep("stage")
+            self.hooks.keep("stage")
         self.end_data()
 
     def _begin_task(self) -> None:
         self.position = Position("scan" if self.cur_task else "func")
         self.trained = {}
-        for slot in self._network.slots if self.cur_task else ():
+        for slot in self.network.slots if self.cur_task else ():
             with seeded(self.seed, "begin", self.cur_task, slot.layer):
                 revived = slot.begin_task()
             if revived:
-                logger.info(
-                    "task %d layer %d: zeroed fast of adapters %s re-initialised", self.cur_task, slot.layer, revived
-                )
-        self._report_drift_of_data("before")
+                logger.info("task %d layer %d: adapters %s re-initialised", self.cur_task, slot.layer, revived)
+        self._measure_z("before")
 
     def settled_layers(self) -> int:
-        """After task 0 nothing below the first expandable layer learns, unless nested adapters do so in every task."""
-        if self.nested and self.args.nested_lora_lifetime == "continual":
-            return 0
+        """After task 0 nothing below the first expandable layer learns, unless adapters do so in every task."""
         learned = self.cur_task > 0 or self.position.stage == "done"
-        return int(self.args.adapt_start_layer) if learned else 0
+        return self.config.adapt_start_layer if learned and not self.network.continual else 0
+
+    # ---- training: groups, gates, phases
+
+    def update_optimizer_and_scheduler(self, name: PhaseName) -> Phase:
+        """Make a phase: slow and fast groups (a group for each time scale), optimizer, schedule and slow gate."""
+        config, epochs = self.config, {"func": self.config.func_epoch, "rd": self.config.rd_epoch}[name]
+        logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, name)
+        groups = {"func": func_groups, "rd": rd_groups}[name](self.network.roles(), config)
+        verify_scales(groups, self.network.adapter_type.branches)
+        optimizer = make_optimizer(groups, config)
+        members = {group["name"]: group["params"] for group in groups}
+        gates = {s.name: Gate(members.get(s.name, ()), s.interval(config), s.update(config)) for s in GATED}
+        trains_slow = any(gate.parameters for gate in gates.values())
+        return Phase(
+            name,
+            task=self.cur_task,
+            cycle=self.position.cycle,
+            epochs=epochs,
+            optimizer=optimizer,
+            scheduler=optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs), config.min_lr),
+            gates=gates,
+            telemetry=Telemetry(self.network.branched_adapters() if trains_slow else ()),
+            device=self.device,
+        )
+
+    def _init_train(self, name: PhaseName) -> None:
+        """Train one phase, from where it stands, to its end, with an optimizer of its own."""
+        phase = self.phase = self.phase or self._begin_phase(name)
+        stream, size = (name, self.cur_task, self.position.cycle), self.config.batch_size
+        loss = (
+            FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
+            if name == "func"
+            else RdLoss(self.network, self.train_loader, stream, size, self.config.rd_views)
+        )
+        trainer = PhaseTrainer(phase, loss, self.network, self.train_loader, self.config, self.hooks, self.report)
+        trainer.to_end(self._score_if_asked)
+        self.report.end_of_phase(phase)
+        self.phase = None
+
+    def _begin_phase(self, name: PhaseName) -> Phase:
+        phase = self.update_optimizer_and_scheduler(name)
+        steps = steps_of(len(self.train_loader), self.config.batch_size, phase.epochs)
+        check_intervals(self.config, steps, self.cur_task, [scale for scale in GATED if scale.name in phase.gates])
+        self._note_trained(phase)
+        self.report.phase(phase)
+        return phase
+
+    def _note_trained(self, phase: Phase) -> None:
+        """Remember what the optimizer holds, for the account of what this task trained."""
+        held = {id(parameter) for parameter in phase.parameters}
+        roles = {id(parameter): role for role, parameter in self.network.roles()}
+        named = [(name, parameter) for name, parameter in self.network.named_parameters() if id(parameter) in held]
+        self.trained |= {name: (roles[id(parameter)], parameter.numel()) for name, parameter in named}
+
+    def _score_if_asked(self) -> None:
+        phase, every = self.phase, self.config.eval_every
+        if phase is not None and phase.name == "func" and every and phase.epoch % every == 0:
+            self.report.accuracy(phase, self.eval_task()[0])
+
+    def _func(self) -> None:
+        """Train adapters, routers and head; without a new adapter that leaves the head (and what is continual)."""
+        for slot in self.network.slots:
+            slot.begin_func_phase()
+        self._init_train("func")
+        trains_descriptors = any(slot.describing for slot in self.network.expandable)
+        self.position.stage = "rd" if trains_descriptors else "end"
+
+    def _rd(self) -> None:
+        """Train the descriptors of the adapters this cycle added, and close the cycle."""
+        self._init_train("rd")
+        for slot in self.network.slots:
+            slot.end_of_cycle()
+        self.position.stage = "scan" if self.cur_task else "end"
 
     # ---- expansion
 
@@ -85,9 +198,9 @@ class Learner(ReportingLearner):
             slot = self._first_asking(means)
             if slot is not None:
                 return self._expand(slot)
-            self.keep("step")
+            self.hooks.keep("step")
         self.batches = None
-        open_slots = [slot for slot in self._network.expandable if not slot.added]
+        open_slots = [slot for slot in self.network.expandable if not slot.added]
         if self.position.added and open_slots:
             self.position = Position("scan", self.position.cycle, scan=self.position.scan + 1)
         else:
@@ -95,29 +208,27 @@ class Learner(ReportingLearner):
 
     def _remaining_means(self) -> Iterator[dict[int, Tensor]]:
         """Token means of the batches this scan has not looked at, (B, D) for each expandable layer."""
-        size, place = self.args.detect_batch_size, self.position
-        self._network.eval()
+        size, place = self.config.detect_batch_size, self.position
+        self.network.eval()
         if self.batches is None:
             self.batches = self.scan_loader.epoch(
                 "scan", self.cur_task, place.scan, batch_size=size, shuffle=True, start=place.batch
             )
         total, what = self.scan_loader.batches(size), f"task {self.cur_task} scan {place.scan}"
         for _, images, _ in progress(self.batches, what, total, done=place.batch):
-            yield self._network.token_means(images, self._layers(self._network.expandable))
+            yield self.network.token_means(images, layers_of(self.network.expandable))
 
     def _first_asking(self, means: dict[int, Tensor]) -> SEMAModules | None:
         """The shallowest layer, not yet expanded in this task, all of whose descriptors find the batch strange."""
-        found = {str(slot.layer): slot.z_scores(means[slot.layer]).mean(dim=1) for slot in self._network.expandable}
-        z = {int(layer): values.tolist() for layer, values in to_host([found])[0].items()}
-        asking = [s for s in self._network.expandable if not s.added and min(z[s.layer]) > self.args.exp_threshold]
-        self.events(
-            "scan",
-            task=self.cur_task,
-            scan=self.position.scan,
-            batch=self.position.batch,
-            z={str(layer): values for layer, values in z.items()},
-            threshold=self.args.exp_threshold,
-            expands=asking[0].layer if asking else None,
+        found = {str(slot.layer): slot.z_scores(means[slot.layer]).mean(dim=1) for slot in self.network.expandable}
+        z = {layer: values.tolist() for layer, values in to_host([found])[0].items()}
+        threshold = self.config.exp_threshold
+        asking = [s for s in self.network.expandable if not s.added and min(z[str(s.layer)]) > threshold]
+        place, expands = self.position, asking[0].layer if asking else None
+        self.hooks.events(
+            events.Scan(
+                task=self.cur_task, scan=place.scan, batch=place.batch, z=z, threshold=threshold, expands=expands
+            )
         )
         return asking[0] if asking else None
 
@@ -129,52 +240,41 @@ class Learner(ReportingLearner):
         where = f"task {self.cur_task} scan {place.scan} batch {place.batch}"
         logger.info("%s: layer %d gets adapter %d", where, slot.layer, slot.num_adapters - 1)
 
-    # ---- training
-
-    def _func(self) -> None:
-        """Train adapters, routers and head; without a new adapter that leaves the head (and what is continual)."""
-        for slot in self._network.slots:
-            slot.begin_func_phase()
-        self._init_train("func")
-        trains_descriptors = any(slot.describing for slot in self._network.expandable)
-        self.position.stage = "rd" if trains_descriptors else "end"
-
-    def _rd(self) -> None:
-        """Train the descriptors of the adapters this cycle added, and close the cycle."""
-        self._init_train("rd")
-        for slot in self._network.slots:
-            slot.end_of_cycle()
-        self.position.stage = "scan" if self.cur_task else "end"
-
-    # ---- the end of a task
+    # ---- the end of a task: consolidation
 
     def _end_task(self) -> None:
         """Consolidate if configured, freeze everything but the head, refill the records consolidation made stale."""
-        self._report_drift_of_data("after")
-        consolidates = self.nested and self.args.nested_lora_use_consolidation
-        consolidates = consolidates and any(slot.trained for slot in self._network.slots)
-        before, predictions = self.eval_task() if consolidates else ({}, None)
-        if predictions is not None:
-            self.report_branches("before_consolidation", predictions)
-        probe = self._probe() if consolidates else {}
-        receipts = [receipt for slot in self._network.slots for receipt in self._close(slot, probe.get(slot.layer))]
-        if consolidates:
-            z = self._refill_records()
-            receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
-            self._report_consolidation(receipts, before, self.eval_task()[0])
+        self._measure_z("after")
+        if any(slot.consolidates for slot in self.network.slots):
+            self._consolidate()
+        else:
+            self._close()
         self.position.stage = "done"
 
-    def _close(self, slot: SEMAModules, h: Tensor | None) -> list[dict[str, Any]]:
-        with seeded(self.seed, "consolidation", self.cur_task, slot.layer):
-            return slot.end_of_task_training(h, self.cur_task)
+    def _consolidate(self) -> None:
+        """Close every slot, with what that changes: accuracies, outputs, and the z-scores of the task's images."""
+        before, whole = self.eval_task()
+        self._score_branches("before_consolidation", whole)
+        receipts = self._close(self._probe())
+        z = self._refill_records()
+        receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
+        self.report.consolidation(self.cur_task, receipts, before, self.eval_task()[0])
+
+    def _close(self, probe: Mapping[int, Tensor] | None = None) -> list[dict[str, Any]]:
+        """End the task in every slot, which consolidates; a receipt for each consolidated adapter."""
+        receipts = []
+        for slot in self.network.slots:
+            with seeded(self.seed, "consolidation", self.cur_task, slot.layer):
+                receipts += slot.end_of_task_training((probe or {}).get(slot.layer), self.cur_task)
+        return receipts
 
     def _probe(self) -> dict[int, Tensor]:
         """One batch of the task as every slot that trained sees it, (B, N, D), before any layer is consolidated."""
-        size = min(self.args.batch_size, len(self.train_loader))
+        size = min(self.config.batch_size, len(self.train_loader))
         batches = self.train_loader.epoch("probe", self.cur_task, batch_size=size, shuffle=True)
         _, images, _ = next(iter(batches))
-        self._network.eval()
-        return self._network.slot_inputs(images, self._layers([s for s in self._network.slots if s.trained]))
+        self.network.eval()
+        return self.network.slot_inputs(images, layers_of([slot for slot in self.network.slots if slot.trained]))
 
     def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
         """Take the records of the adapters added in this task anew, from the features as they are now.
@@ -182,16 +282,62 @@ class Learner(ReportingLearner):
         Returns:
             By layer and adapter, what that did to the z-scores of the task's training images.
         """
-        slots = [slot for slot in self._network.expandable if slot.added]
-        if not slots:
-            return {}
+        slots = [slot for slot in self.network.expandable if slot.added]
         refills = [Refill(slot) for slot in slots]
-        for means in self._pass("refill", slots):
+        for means in self._pass("refill", slots) if slots else ():
             for refill in refills:
                 refill.observe(means[refill.layer])
         return {(refill.layer, refill.adapter): refill.z_statistics() for refill in refills}
 
-    # ---- checkpoints, and the state of a task in progress
+    # ---- what is measured beside training
+
+    @torch.no_grad()
+    def _pass(self, purpose: str, slots: list[SEMAModules]) -> Iterator[dict[int, Tensor]]:
+        """Token means at `slots` over one gradient-free pass of the task's training images."""
+        self.network.eval()
+        size = self.config.detect_batch_size
+        batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
+        for _, images, _ in progress(batches, f"task {self.cur_task} {purpose}", self.train_loader.batches(size)):
+            yield self.network.token_means(images, layers_of(slots))
+            self.hooks.keep("wait")
+
+    def _measure_z(self, when: Literal["before", "after"]) -> None:
+        """Of continual adapters: how far the task's images are from what older descriptors know."""
+        slots = self.network.expandable
+        if not (self.network.continual and self.cur_task):
+            return
+        sums = [torch.zeros(slot.num_adapters, device=self.device) for slot in slots]
+        for means in self._pass(f"z-{when}", slots):
+            for slot, total in zip(slots, sums, strict=True):
+                total += slot.z_scores(means[slot.layer]).sum(dim=1)
+        z = {str(s.layer): (total / len(self.train_loader)).tolist() for s, total in zip(slots, sums, strict=True)}
+        self.report.mean_z(self.cur_task, when, z)
+
+    def _score_branches(
+        self, when: Literal["before_consolidation", "after_task"], whole: Predictions
+    ) -> dict[str, Predictions]:
+        if not (self.network.adapter_type.branches and self.config.branch_eval):
+            return {}
+        return self.report.branches(self.cur_task, when, whole, self.predict, self.task_sizes)
+
+    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
+        """`eval_task` with the router's mean weights, and predictions by branches of the adapters."""
+        with router_weights(self.network.expandable) as seen:
+            accuracy, predictions = self.eval_task()
+        weights = mean_weights(seen, predictions.labels, self.task_sizes)
+        self.hooks.events(events.Router(task=self.cur_task, weights=weights))
+        return accuracy, predictions, self._score_branches("after_task", predictions)
+
+    def structure(self) -> dict[str, Any]:
+        """Adapters in every block, numbers of parameters, and the cost of one image; see `Reporter.structure`."""
+        return self.report.structure(self.trained, self.spec.size)
+
+    # ---- the state of a task in progress
+
+    def where(self) -> str:
+        """Where in a task the learner stands, for the log."""
+        epoch = self.phase.epoch + 1 if self.phase else 1
+        return f"task {self.cur_task}: stage {self.position.stage}, epoch {epoch}"
 
     def state(self) -> dict[str, Any]:
         """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
@@ -201,16 +347,16 @@ class Learner(ReportingLearner):
         Raises:
             DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
         """
-        if self.position.begun:
-            self._refuse_divergence()
+        if self.phase:
+            self.phase.refuse_divergence()
         return {
             "cur_task": self.cur_task,
             "task_sizes": list(self.task_sizes),
             "known_classes": self.known_classes,
             "position": asdict(self.position),
             "trained": {name: list(entry) for name, entry in self.trained.items()},
-            "network": self._network.training_state(),
-            "phase": self.phase_state() if self.position.begun else None,
+            "network": self.network.training_state(),
+            "phase": self.phase.state_dict() if self.phase else None,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -219,32 +365,18 @@ class Learner(ReportingLearner):
         Raises:
             CheckpointError: The state is of another network.
         """
-        self._network.load_training(state["network"])
-        self.cache.clear()
+        self.network.load_training(state["network"])
+        self.evaluator.cache.clear()
         self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
         self.task_sizes = list(state["task_sizes"])
         self.position = Position(**state["position"])
         self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
-        self.batches = None
-        if self.position.begun:
-            self.restore_phase("rd" if self.position.stage == "rd" else "func", state["phase"])
+        self.batches, self.phase = None, None
+        if state["phase"] is not None:
+            self.phase = self.update_optimizer_and_scheduler(state["phase"]["name"])
+            self.phase.load_state_dict(state["phase"])
 
-    def save_checkpoint(self, path: Path, meta: Mapping[str, Any]) -> None:
-        """Write what evaluation needs; `meta` is the trainer's part of it."""
-        own = {"task_sizes": self.task_sizes, "backbone": self._network.provenance}
-        save_checkpoint(path, self._network.learned_state(), {**meta, **own})
 
-    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """Load a checkpoint of ours or of the public implementation (which is taken to know all classes).
-
-        Returns:
-            Its metadata; empty for the public implementation's.
-
-        Raises:
-            CheckpointError: Unreadable, or of another network; the message says what differs.
-        """
-        tensors, meta = read_checkpoint(Path(path))
-        self._network.load_learned(tensors, meta.get("backbone"))
-        self.cache.clear()
-        self.begin_after(meta.get("task_sizes", [self.args.nb_classes]))
-        return meta
+def layers_of(slots: list[SEMAModules]) -> list[int]:
+    """Indices of their blocks."""
+    return [slot.layer for slot in slots]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from backbone.sema_block import SEMAModules
-from utils.config.load import with_defaults
+from utils.config.schema import defaults
+from utils.runs.events import Event
 from utils.stopping import SIGNALS
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
@@ -99,7 +100,7 @@ def handlers_kept() -> Iterator[None]:
 @pytest.fixture
 def config() -> Callable[..., EasyDict]:
     """A complete configuration of a tiny run; the keys given beat the tiny ones."""
-    return lambda **keys: with_defaults({**TINY, **keys})
+    return lambda **keys: EasyDict({**defaults(), **TINY, **keys})
 
 
 @pytest.fixture
@@ -191,8 +192,9 @@ def tasks() -> type[TinyTasks]:
 class Events(list[tuple[str, dict[str, Any]]]):
     """Keeps what a learner reports."""
 
-    def __call__(self, kind: str, **fields: Any) -> None:
-        self.append((kind, fields))
+    def __call__(self, event: Event) -> None:
+        fields = event.to_json()
+        self.append((fields.pop("kind"), fields))
 
     def of(self, kind: str) -> Iterator[dict[str, Any]]:
         return (fields for name, fields in self if name == kind)

@@ -16,8 +16,9 @@ from easydict import EasyDict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from backbone.adapter import FunctionalAdapter, Role
+from backbone.registry import ADAPTERS
 from backbone.sema_block import SEMAModules
-from backbone.sema_components import NestedLoRAAdapter, Role
 from backbone.vit_sema import (
     BackboneError,
     create_vit,
@@ -30,6 +31,7 @@ from backbone.vit_sema import (
     timm_name,
     weights_hash,
 )
+from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
 from utils.memory import memory
@@ -37,13 +39,12 @@ from utils.runs.checkpoint import CheckpointError, SlotShape, adapter_type, diff
 from utils.runs.tensor_file import refuse_packed
 
 
-def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, str]]:
+def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
     """The frozen ViT with its SEMA slots, and its provenance: resolved timm name, origin and SHA-256 of the weights.
 
     Raises:
         ConfigError: `backbone_type`, `backbone_kwargs`, `backbone_checkpoint` or the layer range do not work out.
     """
-    config = EasyDict(args)
     try:
         name = timm_name(config.backbone_type)
         local = config.backbone_checkpoint
@@ -51,9 +52,8 @@ def get_backbone(args: Mapping[str, Any]) -> tuple[VisionTransformer, dict[str, 
         if local is not None:
             _refuse_packed(Path(local))
             load_weights(vit, Path(local))
-        config.d_model = vit.embed_dim
         provenance = {"timm_name": name, "weights": _origin(config), "sha256": weights_hash(vit)}
-        insert_slots(vit, config)
+        insert_slots(vit, EasyDict({**dict(config), "d_model": vit.embed_dim}))
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
@@ -67,7 +67,7 @@ def _refuse_packed(path: Path) -> None:
         raise ConfigError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
 
 
-def _origin(config: EasyDict) -> str:
+def _origin(config: Config) -> str:
     if config.backbone_checkpoint is not None:
         return str(config.backbone_checkpoint)
     return "hub" if config.pretrained else "random"
@@ -77,24 +77,28 @@ class SEMAVitNet(nn.Module):
     """Backbone with slots and one linear head for all classes.
 
     Args:
-        args: A complete configuration, with `nb_classes`.
+        config: The configuration.
+        nb_classes: C, classes of the whole data set.
 
     Attributes:
+        adapter_type: The adapters' class.
+        active_branches: The branches of the adapters that answer.
         provenance: Resolved timm name, origin and SHA-256 of the frozen weights.
     """
 
-    def __init__(self, args: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, nb_classes: int) -> None:
         super().__init__()
-        self.backbone, self.provenance = get_backbone(args)
-        self.fc = nn.Linear(self.backbone.embed_dim, args["nb_classes"])
+        self.adapter_type: type[FunctionalAdapter] = ADAPTERS[config.ffn_adapter_type]
+        self.active_branches = self.adapter_type.branches
+        self.backbone, self.provenance = get_backbone(config)
+        self.fc = nn.Linear(self.backbone.embed_dim, nb_classes)
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
         nn.init.zeros_(self.fc.bias)
-        self.active_branches: tuple[str, ...] = ("slow", "fast")
-        self.reduced = args["precision"] == "bf16"
+        self.reduced = config.precision == "bf16"
         for block in sema_blocks(self.backbone):
-            if args["compile"]:
+            if config.compile:
                 block.compile_frozen()
-            if args["grad_checkpointing"]:
+            if config.grad_checkpointing:
                 block.recompute_frozen()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
@@ -128,22 +132,29 @@ class SEMAVitNet(nn.Module):
 
     @contextmanager
     def branches(self, active: tuple[str, ...]) -> Iterator[None]:
-        """Let nested adapters answer with these branches only: some of "slow" and "fast", in that order, or none."""
-        nested, before = self.nested_adapters(), self.active_branches
+        """Let adapters answer with these of their branches only, in the order of the adapter type; or with none."""
+        before = self.active_branches
         try:
-            self.active_branches = active
-            for _, _, adapter, _ in nested:
-                adapter.active = active
+            self._activate(active)
             yield
         finally:
-            self.active_branches = before
-            for _, _, adapter, _ in nested:
-                adapter.active = before
+            self._activate(before)
 
-    def nested_adapters(self) -> list[tuple[int, int, NestedLoRAAdapter, SEMAModules]]:
-        """Layer, index in it, and module of every nested adapter, and the slot that takes its input and runs it."""
-        functional = [(s.layer, index, a.functional, s) for s in self.slots for index, a in enumerate(s.adapters)]
-        return [(layer, index, a, s) for layer, index, a, s in functional if isinstance(a, NestedLoRAAdapter)]
+    def _activate(self, branches: tuple[str, ...]) -> None:
+        self.active_branches = branches
+        for slot in self.slots:
+            for adapter in slot.functional:
+                adapter.active = branches
+
+    def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
+        """Layer, index in it and module of every adapter with branches, and the slot that runs it."""
+        found = [(slot.layer, index, a, slot) for slot in self.slots for index, a in enumerate(slot.functional)]
+        return found if self.adapter_type.branches else []
+
+    @property
+    def continual(self) -> bool:
+        """Whether adapters learn again in every task."""
+        return self.slots[0].functional[0].lifetime == "continual"
 
     @property
     def slots(self) -> list[SEMAModules]:
@@ -186,17 +197,17 @@ class SEMAVitNet(nn.Module):
         """Everything a run changes, under its public names: adapters, routers, descriptors with their records, head."""
         return _public_names(self.slots, self.fc)
 
-    def load_learned(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None = None) -> None:
+    def load_learned(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
         """Take the structure and values of a checkpoint.
 
         Args:
             tensors: As `learned_state` gives them; records may be missing.
-            backbone: Provenance of the network the checkpoint was made on, if known.
+            meta: What the checkpoint says of itself: its `adapter_type`, and the provenance of its `backbone`.
 
         Raises:
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
-        self._refuse_other_network(tensors, backbone)
+        self._refuse_other_network(tensors, meta or {})
         with torch.device("meta"):  # shapes alone: what a file claims takes no memory before it is believed
             sketch = self._restored(tensors, torch.device("meta"))
         if unlike := differences(_public_names(sketch, self.fc), tensors):
@@ -215,6 +226,7 @@ class SEMAVitNet(nn.Module):
             "trainable": trainable,
             "slots": [slot.books() for slot in self.slots],
             "backbone": self.provenance,
+            "adapter_type": self.adapter_type.kind,
         }
 
     def load_training(self, state: Mapping[str, Any]) -> None:
@@ -223,7 +235,7 @@ class SEMAVitNet(nn.Module):
         Raises:
             CheckpointError: As `load_learned`.
         """
-        self.load_learned(state["tensors"], state["backbone"])
+        self.load_learned(state["tensors"], state)
         for slot, books in zip(self.slots, state["slots"], strict=True):
             slot.restore_books(books)
         trainable = set(state["trainable"])
@@ -237,10 +249,12 @@ class SEMAVitNet(nn.Module):
             slots[layer].restore_structure(*shape)
         return slots
 
-    def _refuse_other_network(self, tensors: Mapping[str, Tensor], backbone: Mapping[str, str] | None) -> None:
-        mine, theirs = self.slots[0].config.ffn_adapter_type, adapter_type(tensors)
+    def _refuse_other_network(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        mine = self.adapter_type.kind
+        theirs = adapter_type(tensors, meta, {name: ADAPTERS[name].branches for name in ADAPTERS.names()})
         if mine != theirs:
             raise CheckpointError(f"the checkpoint holds {theirs} adapters, the configuration asks for {mine}")
+        backbone = meta.get("backbone")
         if backbone is not None and backbone["sha256"] != self.provenance["sha256"]:
             raise CheckpointError(
                 f"the checkpoint was made on {backbone['timm_name']} with weights {backbone['sha256'][:16]} "
@@ -255,11 +269,11 @@ class SEMAVitNet(nn.Module):
                 f"the checkpoint has {len(found)} blocks with adapters, the backbone {len(self.slots)}"
             )
         most = self.fc.out_features
-        for layer, (ranks, records, _) in found.items():
-            if len(ranks) > most or min(ranks) < 1 or len(records) > len(ranks):
+        for layer, (adapters, records, _) in found.items():
+            if len(adapters) > most or len(records) > len(adapters):
                 raise CheckpointError(
-                    f"the checkpoint has {len(ranks)} adapters and {len(records)} records at layer {layer}; expected "
-                    f"at most an adapter for each of {most} classes, of rank 1 at least, and as many records at most"
+                    f"the checkpoint has {len(adapters)} adapters and {len(records)} records at layer {layer}; expected"
+                    f" at most an adapter for each of {most} classes, and as many records at most"
                 )
 
 

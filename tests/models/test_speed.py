@@ -36,7 +36,7 @@ def network(config: Callable[..., Any], randomize: Callable[..., Any]) -> Callab
 
     def make(**keys: Any) -> SEMAVitNet:
         torch.manual_seed(0)
-        made = SEMAVitNet(config(**keys))
+        made = SEMAVitNet(config(**keys), 6)
         for slot in made.slots:
             torch.manual_seed(slot.layer)
             randomize(slot, scale=0.1)

@@ -30,7 +30,7 @@ def weights(config, tmp_path) -> Path:
 
 @pytest.fixture
 def net(config, weights) -> Callable[..., SEMAVitNet]:
-    return lambda **keys: SEMAVitNet(config(backbone_checkpoint=str(weights), **keys))
+    return lambda **keys: SEMAVitNet(config(backbone_checkpoint=str(weights), **keys), 6)
 
 
 @pytest.fixture
@@ -213,12 +213,12 @@ def test_the_learned_state_holds_every_public_name_and_the_records(net):
 
 def test_the_same_draws_make_the_same_network(config):
     torch.manual_seed(5)
-    first = SEMAVitNet(config()).state_dict()
+    first = SEMAVitNet(config(), 6).state_dict()
     torch.manual_seed(5)
-    second = SEMAVitNet(config()).state_dict()
+    second = SEMAVitNet(config(), 6).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     torch.manual_seed(6)
-    other = SEMAVitNet(config()).state_dict()
+    other = SEMAVitNet(config(), 6).state_dict()
     assert not torch.equal(first["fc.weight"], other["fc.weight"])
 
 
@@ -226,7 +226,7 @@ def test_provenance_tells_tag_origin_and_hash(config, net, weights):
     first, second = net().provenance, net(ffn_adapter_type="nested_lora", nb_classes=3).provenance
     assert first == second
     assert (first["timm_name"], first["weights"], len(first["sha256"])) == (TAG, str(weights), 64)
-    random = SEMAVitNet(config()).provenance
+    random = SEMAVitNet(config(), 6).provenance
     assert random["weights"] == "random"
     assert random["sha256"] != first["sha256"]
 
@@ -247,9 +247,9 @@ def test_a_checkpoint_is_read_and_nothing_else(config, weights, monkeypatch):
     for name in ("load_state_dict_from_hf", "load_state_dict_from_url", "load_custom_from_hf"):
         monkeypatch.setattr(timm.models._builder, name, refuse, raising=False)
     monkeypatch.setattr("socket.socket.connect", refuse)
-    state = SEMAVitNet(config(backbone_checkpoint=str(weights), pretrained=True)).backbone.state_dict()
+    state = SEMAVitNet(config(backbone_checkpoint=str(weights), pretrained=True), 6).backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in load_file(weights).items())
-    SEMAVitNet(config(pretrained=False))
+    SEMAVitNet(config(pretrained=False), 6)
 
 
 def test_pretrained_asks_the_hub(config, monkeypatch):

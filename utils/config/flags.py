@@ -4,12 +4,10 @@ Here a text only becomes a value of its key's type; `utils.config.load` judges i
 so that one message lists every problem. This module never imports torch.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
-
-import tyro
+from typing import Any, NamedTuple
 
 from utils.config.schema import schemas
 from utils.config.wording import choices, describe
@@ -19,6 +17,10 @@ from utils.text import shown
 
 DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
 CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags beat the file, the file beats the defaults"
+PLUGIN_MEANING = (
+    "your own Python file, which registers adapter types or learners (docs/extending.md); it is run, so it can be "
+    "named here only, never in a configuration or a checkpoint; several may be given"
+)
 SEVERAL = ("seed", "device")  # flags of more than one value; several devices are for config to refuse
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FROM_TEXT: dict[str, Callable[[str], object]] = {
@@ -31,60 +33,84 @@ FROM_TEXT: dict[str, Callable[[str], object]] = {
 METAVARS = {"boolean": "{true,false}", "integer": "INT", "number": "FLOAT", "object": "JSON", "string": "TEXT"}
 
 
-def parse(argv: Sequence[str]) -> tuple[Path | None, dict[str, object]]:
+class CommandLine(NamedTuple):
+    """What the command line says.
+
+    Attributes:
+        path: The file named by `--config`.
+        flags: The keys the user gave and no others. A text that does not fit its key's type stays a text, and a flag
+            that is no key is kept: `utils.config.load` names both, with all other problems.
+    """
+
+    path: Path | None
+    flags: dict[str, object]
+
+
+def plugins(argv: Sequence[str]) -> list[Path]:
+    """The files named by `--plugin`, which add choices to other flags and so must be loaded before `parse`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", action="append", type=Path, default=[])
+    found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
+    return found
+
+
+def parse(argv: Sequence[str]) -> CommandLine:
     """Read the command line. `--help` ends the process with code 0, a flag without its value with code 2.
 
     Args:
-        argv: arguments without the program's name. In flags hyphens may stand for underscores; of a flag given twice
+        argv: Arguments without the program's name. In flags hyphens may stand for underscores; of a flag given twice
             the last counts.
 
-    Returns:
-        The file named by `--config`, and the keys the user gave and no others. A text that does not fit its key's type
-        stays a text, and a flag that is no key is kept: `utils.config.schema.load` names both, with all other problems.
-
     Raises:
-        ConfigError: an argument belongs to no flag.
+        ConfigError: An argument belongs to no flag.
     """
-    grouped, rest = tyro.cli(
-        _flags_type(),
+    known, rest = _parser().parse_known_args(_underscored(argv))
+    given = vars(known)
+    path, _ = given.pop("config", None), given.pop("plugin", None)
+    return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="main.py",
+        usage="main.py --config FILE [--key value ...]",
         description=DESCRIPTION,
-        args=_with_truth(argv),
-        use_underscores=True,
-        return_unknown_args=True,
-        config=(tyro.conf.OmitArgPrefixes,),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    path = grouped.pop("config", None)
-    given = {key: _value(key, text) for group in grouped.values() for key, text in group.items()}
-    return None if path is None else Path(path), given | _unknown(rest)
-
-
-def _flags_type() -> Any:
-    """A TypedDict of one TypedDict for each heading of `--help`; every flag is text, none is required."""
-    groups: dict[str, dict[str, Any]] = {}
+    parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_MEANING)
+    parser.add_argument("--plugin", action="append", type=Path, metavar="FILE", help=PLUGIN_MEANING)
+    groups: dict[str, Any] = {}
     for key, schema in schemas().items():
-        groups.setdefault(schema["group"], {})[key] = _flag(key, schema)
-    config = Annotated[str, tyro.conf.arg(help=CONFIG_MEANING, metavar="FILE", help_behavior_hint="")]
-    return _typed_dict("Flags", {"config": config} | {name: _typed_dict(name, flags) for name, flags in groups.items()})
+        group = groups.setdefault(schema["group"], None) or parser.add_argument_group(schema["group"])
+        groups[schema["group"]] = group
+        _add(group, key, schema)
+    return parser
 
 
-def _typed_dict(name: str, fields: dict[str, Any]) -> Any:
-    return TypedDict(name, fields, total=False)  # type: ignore[operator]  # mypy wants the fields spelled out
-
-
-def _flag(key: str, schema: dict[str, Any]) -> Any:
-    """The type of one flag, with its line of `--help`: meaning, what is expected, default."""
-    named = choices(schema)
-    metavar = f"{{{','.join(named)}}}" if named else METAVARS[_type(schema)]
-    hint = [describe(schema)] if "expected" in schema or _type(schema) in ("integer", "number") else []
+def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
+    """One flag, with its line of `--help`: meaning, what is expected, default."""
+    named, type_ = choices(schema), _type(schema)
+    hint = [describe(schema)] if "expected" in schema or type_ in ("integer", "number") else []
     hint.append(f"default: {_plain(schema['default'])}" if "default" in schema else "required")
-    several = key in SEVERAL
-    argument = tyro.conf.arg(
-        help=schema["description"],
-        metavar=f"{metavar} [{metavar} ...]" if several else metavar,
-        help_behavior_hint=f"({'; '.join(hint)})",
+    # `--eval` alone is `--eval true`; an empty list of seeds is for the configuration to refuse
+    number: dict[str, Any] = {"nargs": "*"} if key in SEVERAL else {}
+    number |= {"nargs": "?", "const": "true"} if type_ == "boolean" else {}
+    group.add_argument(
+        f"--{key}",
+        metavar=f"{{{','.join(named)}}}" if named else METAVARS[type_],
+        help=f"{schema['description']} ({'; '.join(hint)})".replace("%", "%%"),
+        **number,
     )
-    return Annotated[list[str] if several else str, argument]
+
+
+def _underscored(argv: Sequence[str]) -> list[str]:
+    """The same arguments, flags with underscores."""
+    full: list[str] = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        full.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument)
+    return full
 
 
 def _plain(value: object) -> str:
@@ -94,17 +120,6 @@ def _plain(value: object) -> str:
 def _type(schema: dict[str, Any]) -> str:
     """JSON type of a key; the first where there are several, as in "an integer or null"."""
     return str(schema.get("anyOf", [schema])[0]["type"])
-
-
-def _with_truth(argv: Sequence[str]) -> list[str]:
-    """Write the value out where a flag of a boolean key stands alone: `--eval` is `--eval true`."""
-    booleans = {f"--{key}" for key, schema in schemas().items() if _type(schema) == "boolean"}
-    full: list[str] = []
-    for argument, following in pairwise([*argv, "--"]):
-        full.append(argument)
-        if argument.replace("-", "_").replace("__", "--", 1) in booleans and following.startswith("--"):
-            full.append("true")
-    return full
 
 
 def _value(key: str, text: str | list[str]) -> object:
@@ -122,14 +137,13 @@ def _unknown(rest: Sequence[str]) -> dict[str, object]:
     """Flags that are no keys, each with the text that follows it.
 
     Raises:
-        ConfigError: text that follows no flag.
+        ConfigError: A text follows no flag.
     """
     flags: dict[str, object] = {}
     last: str | None = None
     for argument in rest:
         if argument.startswith("--"):
             name, _, text = argument.removeprefix("--").partition("=")
-            name = name.replace("-", "_")
             flags[name] = text or True
             last = None if text else name
         elif last is not None:

@@ -5,7 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from utils.config.schema import DATA_ROOT_IS_THE_DATA, Config, defaults, schemas
+from utils.config.schema import Config, defaults, schemas
+from utils.datasets import DATASETS
 
 
 def counted(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -16,7 +17,8 @@ def counted(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = schemas()
     kept = {key: value for key, value in values.items() if known.get(key, {}).get("changes_results", True)}
-    if values.get("dataset") in DATA_ROOT_IS_THE_DATA:
+    source = DATASETS.get(str(values.get("dataset")))
+    if source is not None and not source.folder:
         kept["data_root"] = values.get("data_root")
     return {key: value for key, value in defaults().items() if known[key]["changes_results"]} | kept
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
 from pydantic import ValidationError
 
 from utils.config.schema import DATA_ROOT_VARIABLE, Config, broken_checks, defaults, schemas
@@ -90,11 +89,3 @@ def _problem_line(
     if item["type"] == "value_error":
         return f"{given}: {item['ctx']['error']}"
     return f"{given}: expected {describe(schemas()[key])}{did_you_mean(values[key], choices(schemas()[key]))}"
-
-
-def with_defaults(args: Mapping[str, object]) -> EasyDict:
-    """The defaults of every key, overlaid by `args` as they are.
-
-    This is what a learner is built from: nothing is validated, and keys of the caller's own are kept.
-    """
-    return EasyDict({**defaults(), **args})

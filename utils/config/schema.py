@@ -18,15 +18,19 @@ from pydantic import (
     model_validator,
 )
 
+from utils.choices import ADAPTERS
 from utils.config.values import (
     A_DEVICE,
     A_JSON_OBJECT,
+    CHOICES,
     LARGEST,
     SEEDS,
     WIDEST,
+    AdapterType,
     BackboneKwargs,
     Dataset,
     Device,
+    ModelName,
     Seed,
     Seeds,
     Text,
@@ -35,10 +39,6 @@ from utils.errors import ConfigError as ConfigError
 from utils.errors import UserError as UserError
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
-DATA_ROOT_IS_THE_DATA = (
-    "imagefolder",
-    "npz",
-)  # elsewhere the name says which images, and data_root only where they lie
 
 
 def _key(
@@ -98,7 +98,7 @@ class Config(BaseModel):
     )
     num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, le=1024, changes_results=False)
 
-    model_name: Literal["sema"] = _model("sema", "learner")
+    model_name: ModelName = _model("sema", "learner")
     backbone_type: Text = _model(
         "pretrained_vit_b16_224_adapter",
         "one of SEMA's names, pretrained_vit_b16_224_adapter or "
@@ -118,7 +118,7 @@ class Config(BaseModel):
         False, "normalise images by the mean and std of the weights; false, as SEMA: values in [0, 1]"
     )
 
-    ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = _adapter("adaptmlp", "adapter in every slot")
+    ffn_adapter_type: AdapterType = _adapter("adaptmlp", "adapter in every slot")
     ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
@@ -287,9 +287,10 @@ def _floor_check(rate: str) -> Check:
     return Check(("min_lr", rate), lambda floor, lr: floor <= lr, f"the cosine's floor min_lr would raise {rate}")
 
 
-def _nested_floor_check(rate: str) -> Check:
+def _branch_floor_check(rate: str) -> Check:
+    """The rates of time scales act with adapters that have branches; to know that, the adapter's file is imported."""
     keys = ("min_lr", rate, "ffn_adapter_type")
-    return Check(keys, lambda floor, lr, kind: kind != "nested_lora" or floor <= lr, _floor_check(rate).reason)
+    return Check(keys, lambda floor, lr, kind: floor <= lr or not ADAPTERS[kind].branches, _floor_check(rate).reason)
 
 
 def _size_check(key: str) -> Check:
@@ -306,8 +307,8 @@ CHECKS = (
     ),
     _floor_check("init_lr"),
     _floor_check("rd_lr"),
-    _nested_floor_check("nested_lora_lr_fast"),
-    _nested_floor_check("nested_lora_lr_slow"),
+    _branch_floor_check("nested_lora_lr_fast"),
+    _branch_floor_check("nested_lora_lr_slow"),
     Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
 )
 
@@ -320,11 +321,18 @@ def broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
             yield check
 
 
-@cache
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON schema of every key, by name, in the order of declaration."""
-    properties: dict[str, dict[str, Any]] = Config.model_json_schema()["properties"]
+    """JSON schema of every key, by name, in the order of declaration; with the names that can be chosen now."""
+    properties = {key: dict(schema) for key, schema in _declared().items()}
+    for key, names in CHOICES.items():
+        properties[key]["enum"] = names()
     return properties
+
+
+@cache
+def _declared() -> dict[str, dict[str, Any]]:
+    declared: dict[str, dict[str, Any]] = Config.model_json_schema()["properties"]
+    return declared
 
 
 def defaults() -> dict[str, object]:

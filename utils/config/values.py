@@ -1,10 +1,13 @@
 """Types of a configuration's values that are more than a number or a choice: what is accepted, and what it becomes."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from utils.text import nearest
+from utils.choices import ADAPTERS, LEARNERS
+from utils.datasets import DATASETS
+from utils.text import did_you_mean, nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
@@ -72,6 +75,22 @@ Device = Annotated[
     str, BeforeValidator(_device_name), BeforeValidator(_one_device, json_schema_input_type=str | int | list[str | int])
 ]
 BackboneKwargs = Annotated[dict[str, JsonValue], AfterValidator(_for_timm)]
-Dataset = Literal[
-    "cifar224", "imagenetr", "imageneta", "cub", "objectnet", "omnibenchmark", "vtab", "imagefolder", "npz"
-]
+
+
+def _one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """One of the names there are when the value is checked: plug-ins may have added some."""
+
+    def check(name: str) -> str:
+        if name not in (known := list(names())):
+            raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+CHOICES: dict[str, Callable[[], list[str]]] = {
+    "dataset": lambda: list(DATASETS),
+    "model_name": LEARNERS.names,
+    "ffn_adapter_type": ADAPTERS.names,
+}
+Dataset, ModelName, AdapterType = (Annotated[str, _one_of(CHOICES[key])] for key in CHOICES)

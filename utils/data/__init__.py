@@ -1,4 +1,3 @@
 """The images of a run: data sets, tasks, decoding, augmentation, loading."""
 
-from utils.data.sources import DATASETS as DATASETS
 from utils.data.sources import load_dataset as load_dataset

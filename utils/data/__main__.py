@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torchvision.datasets import CIFAR100
 
-from utils.data.sources import DATASETS, ON_BAD_IMAGE, load_dataset
+from utils.data.sources import ON_BAD_IMAGE, load_dataset
+from utils.datasets import DATASETS
 from utils.errors import DataError
 
 

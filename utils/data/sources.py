@@ -1,4 +1,4 @@
-"""The data sets: one declarative entry each, read or refused with what was expected and where to get it.
+"""Data sets read from their files, or refused with what was expected and where to get it.
 
 Shapes: N images, H height, W width.
 """
@@ -19,6 +19,7 @@ from utils.data.images import test_transform as test_transform
 from utils.data.images import train_transform as train_transform
 from utils.data.npz import read_arrays
 from utils.data.readable import refuse_unreadable, unreadable
+from utils.datasets import DATASETS, Source
 from utils.errors import DataError as DataError
 from utils.text import did_you_mean, writable
 
@@ -68,25 +69,6 @@ class ImageData:
         return f"{size}; left out, as they cannot be read, {len(self.left_out)}: {names}" if names else size
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a data set lies, how it is read, and where it comes from.
-
-    Attributes:
-        read: Reads it from its path.
-        folder: Its path under `data_root`.
-        layout: What is to lie there.
-        origin: Where to get it.
-        nb_classes: Number of its classes; None: any.
-    """
-
-    read: Callable[[Path, "Source"], ImageData]
-    folder: str
-    layout: str
-    origin: str
-    nb_classes: int | None = None
-
-
 def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:
     """Read a data set's labels, and its pixels if they are stored as arrays.
 
@@ -104,7 +86,7 @@ def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error")
     source = DATASETS[name]
     path = data_root / source.folder
     try:
-        data = ON_BAD_IMAGE[on_bad_image](source.read(path, source))
+        data = ON_BAD_IMAGE[on_bad_image](READERS[source.reader](path, source))
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
     _check_classes(data, path, source)
@@ -244,34 +226,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def _benchmark(folder: str, nb_classes: int) -> Source:
-    layout = f"{folder}/{{train,test}}/<class>/<image>, {nb_classes} classes"
-    return Source(_read_folders, folder, layout, _REVISITING, nb_classes)
-
-
-_REVISITING = "the archive of that name under Dataset at https://github.com/zhoudw-zdw/RevisitingCIL, to be unpacked"
-
-DATASETS = {
-    "cifar224": Source(
-        _read_cifar100,
-        "cifar-100-python",
-        "cifar-100-python/{train,test,meta}",
-        "python -m utils.data cifar224 --data_root <data_root>, which downloads "
-        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-        nb_classes=100,
-    ),
-    "imagenetr": _benchmark("imagenet-r", 200),
-    "imageneta": _benchmark("imagenet-a", 200),
-    "cub": _benchmark("cub", 200),
-    "objectnet": _benchmark("objectnet", 200),
-    "omnibenchmark": _benchmark("omnibenchmark", 300),
-    "vtab": _benchmark("vtab", 50),
-    "imagefolder": Source(_read_folders, "", "{train,test}/<class>/<image>", "your own images"),
-    "npz": Source(
-        _read_npz,
-        "",
-        "NAME.npz, or data_root is the file itself; in it uint8 images x_train, x_test of shape (N, H, W) or "
-        "(N, H, W, 3), whole numbers y_train, y_test of shape (N,), and if you like class_names",
-        "your own arrays, written by numpy.savez",
-    ),
+READERS: dict[str, Callable[[Path, Source], ImageData]] = {
+    "folders": _read_folders,
+    "cifar100": _read_cifar100,
+    "npz": _read_npz,
 }

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -18,6 +18,7 @@ from utils.runs.checkpoint_meta import checked
 from utils.runs.tensor_file import read_tensors
 from utils.text import shown_key
 
+T = TypeVar("T")
 FORMAT = "nested-sema-1"
 
 
@@ -81,43 +82,57 @@ class SlotShape(NamedTuple):
     """The structure of one layer's slot.
 
     Attributes:
-        widths: Inner width of every adapter (of slow, if nested).
+        adapters: For every adapter the shapes of its tensors by name.
         records: For each descriptor the number of recorded losses.
         expanding: Whether the newest adapter still has a router of its own.
     """
 
-    widths: list[int]
+    adapters: list[dict[str, tuple[int, ...]]]
     records: list[int]
     expanding: bool
 
 
 NUMBER = "([0-9]{1,6})"  # a name with more digits is none of ours
 SLOT = rf"backbone\.blocks\.{NUMBER}\.adapter_module\.adapters\.{NUMBER}\."
-INNER = re.compile(SLOT + r"functional\.(?:slow\.)?down_proj\.weight")
+FUNCTIONAL = re.compile(SLOT + r"functional\.(.+)")
 RECORDS = re.compile(SLOT + r"records\.losses")
 NEW_ROUTER = "backbone.blocks.{}.adapter_module.new_router.weight"
 
 
-def adapter_type(tensors: Mapping[str, Tensor]) -> str:
-    """Which adapter type a checkpoint's names speak of."""
-    return "nested_lora" if any(".functional.slow." in key for key in tensors) else "adaptmlp"
+def adapter_type(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], branches: Mapping[str, tuple[str, ...]]
+) -> str:
+    """Which adapter type a checkpoint holds: what it says, or for the public implementation's what its names say.
+
+    Args:
+        tensors: The checkpoint's.
+        meta: Its metadata.
+        branches: The adapter types by name, each with its branches.
+    """
+    stated = meta.get("adapter_type") or meta.get("config", {}).get("ffn_adapter_type")
+    if stated:
+        return str(stated)
+    found = {match[3].partition(".")[0] for match in map(FUNCTIONAL.fullmatch, tensors) if match}
+    return next((kind for kind, names in branches.items() if names and found == set(names)), "adaptmlp")
 
 
 def structure(tensors: Mapping[str, Tensor]) -> dict[int, SlotShape]:
     """Every layer's structure, read off the tensors' names and shapes."""
-    records = _lengths(tensors, RECORDS)
+    adapters: dict[int, dict[int, dict[str, tuple[int, ...]]]] = defaultdict(lambda: defaultdict(dict))
+    records: dict[int, dict[int, int]] = defaultdict(dict)
+    for key, value in tensors.items():
+        if match := FUNCTIONAL.fullmatch(key):
+            adapters[int(match[1])][int(match[2])][match[3]] = tuple(value.shape)
+        elif match := RECORDS.fullmatch(key):
+            records[int(match[1])][int(match[2])] = value.shape[0] if value.dim() else 0
     return {
-        layer: SlotShape(widths, records.get(layer, []), NEW_ROUTER.format(layer) in tensors)
-        for layer, widths in _lengths(tensors, INNER).items()
+        layer: SlotShape(_in_order(found), _in_order(records[layer]), NEW_ROUTER.format(layer) in tensors)
+        for layer, found in adapters.items()
     }
 
 
-def _lengths(tensors: Mapping[str, Tensor], pattern: re.Pattern[str]) -> dict[int, list[int]]:
-    found: dict[int, dict[int, int]] = defaultdict(dict)
-    for key, value in tensors.items():
-        if match := pattern.fullmatch(key):
-            found[int(match[1])][int(match[2])] = value.shape[0] if value.dim() else 0
-    return {layer: [length for _, length in sorted(adapters.items())] for layer, adapters in found.items()}
+def _in_order(numbered: Mapping[int, T]) -> list[T]:
+    return [value for _, value in sorted(numbered.items())]
 
 
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -30,10 +30,12 @@ from utils.runs import directory as run_dir
 from utils.runs.checksums import checksums, results_checksum
 from utils.runs.directory import CONFIG, RESULTS, RunPlan
 from utils.runs.environment import environment, reproduce_line
+from utils.runs.events import FILE as METRICS
+from utils.runs.events import Event
 
 logger = logging.getLogger(__name__)
 
-METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
+ENVIRONMENT = "environment.json"
 T = TypeVar("T")
 
 
@@ -79,16 +81,11 @@ class RunLog:
         values = {**environment(), "device": device, "started": self._started, **extra}
         write_json(self.path / ENVIRONMENT, values)
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Append one line to metrics.jsonl; it is in the file when this returns.
-
-        Args:
-            kind: What happened.
-            fields: JSON values, arrays or tensors; what differs between two equal runs belongs under `run`.
-        """
+    def event(self, event: Event) -> None:
+        """Append one line to metrics.jsonl; it is in the file when this returns."""
         path = self.path / METRICS
         with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json_line({"kind": kind, **fields}))
+            file.write(json_line(event.to_json()))
 
     def events_written(self) -> int:
         """The length of metrics.jsonl in bytes, all of them flushed to the disk."""

@@ -1,4 +1,4 @@
-"""The gate that holds slow still between its steps."""
+"""The slow gate: it holds the parameters of a time scale still between the steps at which they move."""
 
 import math
 from collections.abc import Iterable
@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from utils.errors import ConfigError
-from utils.timescales.groups import Role
+from utils.timescales.scales import GATED, TimeScale
 
 
-class SlowGate:
-    """Decides, before each optimizer step of a func phase, what happens to slow's gradients.
+class Gate:
+    """Decides, before each optimizer step of a func phase, what happens to the gradients of one time scale.
 
-    Steps count from 1; with interval k slow moves at k, 2k, ... (0 counts as 1). "skip" gives the other steps no
+    Steps count from 1; with interval k the scale moves at k, 2k, ... (0 counts as 1). "skip" gives the other steps no
     gradient at all: without one, neither momentum nor weight decay moves a parameter. "accumulate" also keeps those
     gradients, and the update uses the interval's mean. "zero_grad" zeroes the gradient and lets the optimizer step.
 
     Args:
-        parameters: The slow group.
+        parameters: Those of the scale.
         interval: k.
         mode: "skip", "accumulate" or "zero_grad".
     """
@@ -38,11 +38,11 @@ class SlowGate:
 
     @property
     def updates(self) -> int:
-        """How often slow has moved."""
+        """How often the scale has moved."""
         return self.steps // self.interval if self.parameters else 0
 
     def before_step(self) -> bool:
-        """Count one step and prepare slow's gradients for it; whether this step is one of slow's."""
+        """Count one step and prepare the scale's gradients for it; whether it moves at this step."""
         self.steps += 1
         moves = self.pending == 0
         if self.mode == "accumulate":
@@ -81,30 +81,21 @@ def steps_of(images: int, batch_size: int, epochs: int) -> int:
     return epochs * math.ceil(images / batch_size)
 
 
-def check_interval(interval: int, steps: int, task: int) -> None:
-    """Refuse an interval that would never let slow move.
+def check_intervals(config: Any, steps: int, task: int, scales: Iterable[TimeScale] = GATED) -> None:
+    """Refuse an interval that would never let its scale move.
+
+    Args:
+        config: Gives the intervals.
+        steps: Optimizer steps of a func phase.
+        task: Number of the task, for the message.
+        scales: Those that train in it.
 
     Raises:
-        ConfigError: `interval` is larger than the number of optimizer steps of a func phase.
+        ConfigError: An interval is larger than the number of steps.
     """
-    if interval > steps:
-        raise ConfigError(
-            f"nested_lora_update_interval_slow is {interval}, but a func phase of task {task} has {steps} optimizer "
-            f"steps (func_epoch x batches): slow would never move; choose {steps} at most"
-        )
-
-
-def verify_gate(gate: SlowGate, roles: Iterable[Role], args: Any) -> None:
-    """Hold the slow gate of a func phase against what configuration and modules declare.
-
-    Raises:
-        RuntimeError: Interval, mode or the gated parameters are not the declared ones.
-    """
-    slow = {id(parameter) for role, parameter in roles if role == "slow" and parameter.requires_grad}
-    declared = (max(1, args.nested_lora_update_interval_slow), args.nested_lora_slow_update, slow)
-    held = (gate.interval, gate.mode, {id(parameter) for parameter in gate.parameters})
-    if held != declared:
-        raise RuntimeError(
-            f"the slow gate has interval {held[0]}, mode {held[1]}, {len(held[2])} tensors; "
-            f"declared are {declared[0]}, {declared[1]}, {len(slow)}"
-        )
+    for scale in scales:
+        if scale.interval(config) > steps:
+            raise ConfigError(
+                f"{scale.interval_key} is {scale.interval(config)}, but a func phase of task {task} has {steps} "
+                f"optimizer steps (func_epoch x batches): {scale.name} would never move; choose {steps} at most"
+            )

@@ -1,49 +1,49 @@
-"""Which parameter learns how fast: the groups of a func phase, and the gate that holds slow still between its steps."""
+"""Which parameter learns how fast: the optimizer's groups, one for each time scale, and one for all the rest."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn, optim
+
+from utils.timescales.scales import NAMES, SCALES
 
 logger = logging.getLogger(__name__)
 
 Role = tuple[str, nn.Parameter]
 Group = dict[str, Any]
 
-GROUPS = ("slow", "fast", "other")
-FUNC_ROLES = {"slow": "slow", "fast": "fast", "adapter": "other", "router": "other", "head": "other"}
-RD_ROLES = {"descriptor": "descriptor"}
+OTHER, DESCRIPTOR = "other", "descriptor"
+GROUP_OF = {**{name: name for name in NAMES}, "adapter": OTHER, "router": OTHER, "head": OTHER, DESCRIPTOR: DESCRIPTOR}
 
 
-def func_groups(roles: Iterable[Role], args: Any) -> list[Group]:
-    """The func phase's groups slow, fast and other, of what is trainable now; empty ones included.
+def func_groups(roles: Iterable[Role], config: Any) -> list[Group]:
+    """The groups of a func phase: every time scale, then the rest, of what is trainable now; empty ones included.
 
     Raises:
-        KeyError: A module declares a role this file does not know.
+        KeyError: A module declares a role that has no group.
     """
-    rates = {"slow": args.nested_lora_lr_slow, "fast": args.nested_lora_lr_fast, "other": args.init_lr}
-    members = _by_group(roles, FUNC_ROLES, ignored=RD_ROLES)
-    return [{"name": name, "params": members[name], "lr": rates[name]} for name in GROUPS]
+    members = _members(roles)
+    groups = [{"name": scale.name, "params": members[scale.name], "lr": scale.rate(config)} for scale in SCALES]
+    return [*groups, {"name": OTHER, "params": members[OTHER], "lr": config.init_lr}]
 
 
-def rd_groups(roles: Iterable[Role], args: Any) -> list[Group]:
-    """The rd phase's one group: the descriptors in training."""
-    return [{"name": "descriptor", "params": _by_group(roles, RD_ROLES, FUNC_ROLES)["descriptor"], "lr": args.rd_lr}]
+def rd_groups(roles: Iterable[Role], config: Any) -> list[Group]:
+    """The one group of an rd phase: the descriptors in training."""
+    return [{"name": DESCRIPTOR, "params": _members(roles)[DESCRIPTOR], "lr": config.rd_lr}]
 
 
-def _by_group(
-    roles: Iterable[Role], group_of: dict[str, str], ignored: dict[str, str]
-) -> dict[str, list[nn.Parameter]]:
+def _members(roles: Iterable[Role]) -> dict[str, list[nn.Parameter]]:
     members: dict[str, list[nn.Parameter]] = defaultdict(list)
     for role, parameter in roles:
-        if parameter.requires_grad and role not in ignored:
-            members[group_of[role]].append(parameter)
+        group = GROUP_OF[role]
+        if parameter.requires_grad:
+            members[group].append(parameter)
     return members
 
 
-def make_optimizer(groups: list[Group], args: Any) -> optim.Optimizer:
+def make_optimizer(groups: list[Group], config: Any) -> optim.Optimizer:
     """SGD with momentum 0.9, or AdamW for "adam"; groups without parameters are logged and left out.
 
     Fused, one kernel for a group: on a CPU too a step takes a quarter to a half of the time that torch's default there
@@ -52,8 +52,8 @@ def make_optimizer(groups: list[Group], args: Any) -> optim.Optimizer:
     for group in groups:
         logger.info("group %(name)s: lr %(lr)g, %(tensors)d tensors, %(parameters)d parameters", describe(group))
     filled = [group for group in groups if group["params"]]
-    shared = {"lr": args.init_lr, "weight_decay": args.weight_decay, "fused": True}
-    return optim.SGD(filled, momentum=0.9, **shared) if args.optimizer == "sgd" else optim.AdamW(filled, **shared)
+    shared = {"lr": config.init_lr, "weight_decay": config.weight_decay, "fused": True}
+    return optim.SGD(filled, momentum=0.9, **shared) if config.optimizer == "sgd" else optim.AdamW(filled, **shared)
 
 
 def describe(group: Group) -> dict[str, Any]:
@@ -64,41 +64,25 @@ def describe(group: Group) -> dict[str, Any]:
 
 def count_parameters(roles: Iterable[Role]) -> dict[str, int]:
     """Exact numbers of parameters by role, frozen ones included."""
-    counts: dict[str, int] = defaultdict(int)
+    counts: Counter[str] = Counter()
     for role, parameter in roles:
         counts[role] += parameter.numel()
     return dict(counts)
 
 
-def verify_groups(optimizer: optim.Optimizer, roles: Iterable[Role], args: Any) -> None:
-    """Hold the optimizer of a func phase against what configuration and modules declare.
+def verify_scales(groups: Iterable[Group], branches: Iterable[str]) -> None:
+    """Refuse a func phase in which some branches of the adapters train and others do not.
+
+    Args:
+        groups: As `func_groups` gives them.
+        branches: Those that the adapter type declares.
 
     Raises:
-        RuntimeError: A trainable parameter is in no group or in the wrong one, or a rate is not the declared one.
+        RuntimeError: Names the branches and the groups that have parameters.
     """
-    held = {group["name"]: group for group in optimizer.param_groups}
-    for declared in func_groups(roles, args):
-        group = held.get(declared["name"], {"params": [], "initial_lr": declared["lr"]})
-        mine, theirs = ({id(p) for p in some["params"]} for some in (declared, group))
-        if mine != theirs:
-            raise RuntimeError(
-                f"group {declared['name']}: the modules declare {len(mine)} trainable tensors, the optimizer holds "
-                f"{len(theirs)}, {len(mine & theirs)} of them the same"
-            )
-        if group["initial_lr"] != declared["lr"]:
-            raise RuntimeError(f"group {declared['name']}: declared rate {declared['lr']}, held {group['initial_lr']}")
-
-
-def verify_kind(roles: Iterable[Role], args: Any) -> None:
-    """Hold the adapters themselves against `ffn_adapter_type`.
-
-    Raises:
-        RuntimeError: The network has adapters of another kind, or none.
-    """
-    declared = {"adaptmlp": {"adapter"}, "nested_lora": {"slow", "fast"}}[args.ffn_adapter_type]
-    found = {role for role, _ in roles} & {"adapter", "slow", "fast"}
-    if found != declared:
+    declared, filled = set(branches), {group["name"] for group in groups if group["params"]} & set(NAMES)
+    if filled and filled != declared:
         raise RuntimeError(
-            f"ffn_adapter_type {args.ffn_adapter_type} has parameters {', '.join(sorted(declared))}; "
-            f"the network's are {', '.join(sorted(found)) or 'none'}"
+            f"the adapters declare the branches {', '.join(sorted(declared)) or 'none'}, but the optimizer's groups "
+            f"hold parameters of {', '.join(sorted(filled))}"
         )

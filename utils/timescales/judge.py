@@ -1,49 +1,67 @@
-"""The judging half of the cadence audit: whether slow moved when the run's configuration says.
+"""The judging half of the cadence audit: whether each time scale moved when the run's configuration says.
 
-What was observed comes from `utils.timescales.watch`. Never imports torch, so that a finished run can be judged again.
+What was observed comes from `utils.timescales.watch`. Imports no torch, so that a finished run can be judged again.
 """
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from utils.errors import AuditError
+from utils.runs.events import Cadence
+from utils.timescales.scales import SCALES, TimeScale
 
 
-def expected_steps(steps: int, interval: int, mode: str) -> list[int] | None:
-    """The steps at which slow is to move: k, 2k, ...; None for "zero_grad", which promises no stillness.
-
-    Args:
-        steps: Optimizer steps of the func phase.
-        interval: `nested_lora_update_interval_slow`; 0 counts as 1.
-        mode: `nested_lora_slow_update`.
-    """
-    every = max(1, interval)
-    return None if mode == "zero_grad" else list(range(every, steps + 1, every))
-
-
-def judge(event: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """A "cadence" event with what was expected and the verdict.
+def expected_steps(scale: TimeScale, config: Any, steps: int) -> list[int] | None:
+    """The steps at which a scale is to move: k, 2k, ...; None for "zero_grad", which promises no stillness.
 
     Args:
-        event: `steps` and `observed` of a func phase.
+        scale: The time scale.
         config: What the run was started with.
+        steps: Optimizer steps of the func phase.
     """
-    expected = expected_steps(event["steps"], config.nested_lora_update_interval_slow, config.nested_lora_slow_update)
-    return {**event, "expected": expected, "passed": expected is None or event["observed"] == expected}
+    if scale.update(config) == "zero_grad":
+        return None
+    return list(range(scale.interval(config), steps + 1, scale.interval(config)))
 
 
-def refuse_failed(event: Mapping[str, Any]) -> None:
+def scale_of(name: str | None) -> TimeScale:
+    """The scale of a cadence event; runs of earlier versions, which name none, audited the slowest.
+
+    Raises:
+        KeyError: There is no such scale.
+    """
+    return {scale.name: scale for scale in SCALES}[name or SCALES[0].name]
+
+
+def judge(event: Cadence, config: Any) -> Cadence:
+    """A cadence event with what was expected and the verdict.
+
+    Args:
+        event: What was observed in a func phase.
+        config: What the run was started with; has the keys as attributes.
+
+    Raises:
+        KeyError: The event is of a scale that is not declared.
+    """
+    expected = expected_steps(scale_of(event.scale), config, event.steps)
+    return replace(event, expected=expected, passed=expected is None or event.observed == expected)
+
+
+def refuse_failed(event: Cadence) -> None:
     """Stop a run whose cadence is not the configured one.
+
+    Args:
+        event: Judged.
 
     Raises:
         AuditError: Names phase, numbers of updates, and the first step at which they part.
     """
-    if event["passed"]:
+    expected, observed = event.expected, event.observed
+    if event.passed or expected is None:
         return
-    expected, observed = event["expected"], event["observed"]
     first = min(set(expected) ^ set(observed))
     raise AuditError(
-        f"cadence audit: in the func phase of task {event['task']} cycle {event['cycle']} slow moved at "
-        f"{len(observed)} of {event['steps']} steps, the configuration says {len(expected)}; step {first} is the first "
+        f"cadence audit: in the func phase of task {event.task} cycle {event.cycle} {scale_of(event.scale).name} moved "
+        f"at {len(observed)} of {event.steps} steps, the configuration says {len(expected)}; step {first} is the first "
         f"at which it {'moved and should not have' if first in observed else 'did not move and should have'}"
     )

@@ -1,4 +1,4 @@
-"""Telemetry of nested adapters: how large, how fast, how much of the output, how alike, and of which rank.
+"""Telemetry of the branches of adapters: how large, how fast, how much of the output, how alike, and of which rank.
 
 Sits beside a training step: `arm()` before its forward pass, `measure()` after its optimizer step. Neither changes an
 output, a gradient, a parameter or the state of a random generator.
@@ -7,31 +7,33 @@ Shapes: B batch, I images kept of it, N tokens, D embedding width, R rank of a b
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-BRANCHES = ("slow", "fast")
+UP, DOWN = "up_proj.weight", "down_proj.weight"
 
 
 @dataclass
 class _Watched:
-    """A nested adapter, its values at the last measurement and, while a step is watched, that step's input."""
+    """An adapter, its values at the last measurement and, while a step is watched, that step's input."""
 
     layer: int
     adapter: int
-    nested: nn.Module
+    module: nn.Module
+    branches: tuple[str, ...]
     entrance: nn.Module
     last: dict[str, dict[str, Tensor]]
     h: Tensor | None = None
 
 
 class Telemetry:
-    """Measures nested adapters at chosen training steps; made when a func phase begins, for that phase.
+    """Measures adapters with branches at chosen training steps; made when a func phase begins, for that phase.
 
     Everything that grows with D or the batch is computed on the device, in the parameters' precision; one transfer
     then brings all scalars and the K x K cores of the maps to the host, which takes the cores' singular values (on
@@ -40,18 +42,23 @@ class Telemetry:
     Of the watched batch only the first `images` images are used (a training batch is shuffled), with all their tokens.
 
     Args:
-        adapters: Layer, index of the adapter in it, the nested module, and the module whose forward takes its input
-            first (it may run the adapters of a layer all at once, without calling them). The nested module: `slow` and
-            `fast`, each with Linears `down_proj` and `up_proj` and without randomness in its forward, whose sum it is.
+        adapters: Layer, index of the adapter in it, the adapter, and the module whose forward takes its input first
+            (it may run the adapters of a layer all at once, without calling them). The adapter is the sum of its
+            `branches`, whose forward has no randomness.
         images: I, how many images of the watched batch are used.
     """
 
-    def __init__(self, adapters: Iterable[tuple[int, int, nn.Module, nn.Module]], images: int = 8) -> None:
+    def __init__(self, adapters: Iterable[tuple[int, int, Any, nn.Module]], images: int = 8) -> None:
         self.images = images
         self._watched = [
-            _Watched(layer, index, nested, entrance, _values(nested)) for layer, index, nested, entrance in adapters
+            _Watched(layer, index, module, module.branches, entrance, _values(module, module.branches))
+            for layer, index, module, entrance in adapters
         ]
         self._hooks: dict[nn.Module, RemovableHandle] = {}
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self._watched)
 
     def arm(self) -> None:
         """Keep a copy of every adapter's input in the next forward pass; each hook goes when it has served once."""
@@ -76,11 +83,12 @@ class Telemetry:
         - `norms`: ||w|| of every tensor w, whatever `requires_grad` says;
         - `update_norms`: ||d_b||, d_b = W_b - last W_b over all tensors of b. Between two measurements: not a path
           length. None if b has grown since;
-        - `share`: ||b(h)|| / (||slow(h)|| + ||fast(h)||), with the values after the step;
-        - `output_cosine`: <slow(h), fast(h)> / (||slow(h)|| ||fast(h)||);
-        - `update_cosine`: <d_slow, d_fast> / (||d_slow|| ||d_fast||). None if slow has grown, now or earlier, so that
-          the branches' tensors differ in shape;
-        - `effective_rank`: see `effective_rank`, of `up_proj.weight @ down_proj.weight`: the map without the ReLU.
+        - `share`: ||b(h)|| / sum over branches c of ||c(h)||, with the values after the step;
+        - `output_cosine`: for each pair of branches, under "b+c": <b(h), c(h)> / (||b(h)|| ||c(h)||);
+        - `update_cosine`: likewise <d_b, d_c> / (||d_b|| ||d_c||). None if a branch has grown, now or earlier, so that
+          their tensors differ in shape;
+        - `effective_rank`: see `effective_rank`, of `up_proj.weight @ down_proj.weight`: the map without the ReLU. None
+          for a branch without these two.
 
         None also stands for every 0/0 (a share when both outputs are zero, a cosine when one is) and for anything
         that is not finite.
@@ -118,24 +126,24 @@ class Telemetry:
         self._hooks.pop(entrance).remove()
 
 
-def _values(nested: nn.Module) -> dict[str, dict[str, Tensor]]:
+def _values(module: nn.Module, branches: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """A copy of every tensor by branch and kind."""
     return {
-        branch: {kind: value.detach().clone() for kind, value in getattr(nested, branch).named_parameters()}
-        for branch in BRANCHES
+        branch: {kind: value.detach().clone() for kind, value in module.get_submodule(branch).named_parameters()}
+        for branch in branches
     }
 
 
 def _on_device(watched: _Watched, h: Tensor) -> dict[str, Tensor]:  # (I, N, D)
     """Every scalar of one adapter and the cores of its maps; `last` becomes the values of now."""
-    now, last = _values(watched.nested), watched.last
+    now, last = _values(watched.module, watched.branches), watched.last
     watched.last = now
-    h = h.to(now["fast"]["down_proj.weight"])  # it may come from autocast
-    outputs = [getattr(watched.nested, branch)(h).flatten() for branch in BRANCHES]
-    changes = [_change(now[branch], last[branch]) for branch in BRANCHES]
-    norms = {f"{b}.{kind}": torch.linalg.vector_norm(value) for b in BRANCHES for kind, value in now[b].items()}
-    cores = {f"core {b}": core_of_map(now[b]["up_proj.weight"], now[b]["down_proj.weight"]) for b in BRANCHES}
-    return norms | _compared("update", *changes) | _compared("output", *outputs) | cores
+    h = h.to(next(iter(now[watched.branches[0]].values())))  # it may come from autocast
+    outputs = {branch: watched.module.get_submodule(branch)(h).flatten() for branch in watched.branches}
+    changes = {branch: _change(now[branch], last[branch]) for branch in watched.branches}
+    norms = {f"{b}.{kind}": torch.linalg.vector_norm(value) for b in now for kind, value in now[b].items()}
+    cores = {f"core {b}": core_of_map(now[b][UP], now[b][DOWN]) for b in now if {UP, DOWN} <= now[b].keys()}
+    return norms | _compared("update", changes) | _compared("output", outputs) | cores
 
 
 def _change(now: dict[str, Tensor], last: dict[str, Tensor]) -> Tensor:  # (numbers in a branch,)
@@ -145,15 +153,18 @@ def _change(now: dict[str, Tensor], last: dict[str, Tensor]) -> Tensor:  # (numb
     return torch.cat([(now[kind] - last[kind]).flatten() for kind in now])
 
 
-def _compared(what: str, slow: Tensor, fast: Tensor) -> dict[str, Tensor]:
-    """Norms, shares and cosine of two vectors; 0/0 comes out as NaN, and so does the cosine of unequal lengths."""
-    norms = torch.stack([torch.linalg.vector_norm(slow), torch.linalg.vector_norm(fast)])
-    share = norms / norms.sum()
-    # Of the unit vectors: the product of two small norms would underflow.
-    alike = len(slow) == len(fast)
-    cosine = torch.dot(slow / norms[0], fast / norms[1]).clamp(-1, 1) if alike else norms.new_full((), math.nan)
-    found = {"norm slow": norms[0], "norm fast": norms[1], "share slow": share[0], "share fast": share[1]}
-    return {f"{what} {name}": value for name, value in {**found, "cosine": cosine}.items()}
+def _compared(what: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Norms, shares and cosines; 0/0 comes out as NaN, and so does the cosine of vectors of unequal lengths."""
+    norms = torch.stack([torch.linalg.vector_norm(vector) for vector in vectors.values()])
+    found: dict[str, Tensor] = {}
+    for branch, norm, share in zip(vectors, norms, norms / norms.sum(), strict=True):
+        found |= {f"{what} norm {branch}": norm, f"{what} share {branch}": share}
+    for (a, left), (b, right) in combinations(zip(vectors, norms, strict=True), 2):
+        # Of the unit vectors: the product of two small norms would underflow.
+        x, y = vectors[a] / left, vectors[b] / right
+        cosine = torch.dot(x, y).clamp(-1, 1) if len(x) == len(y) else norms.new_full((), math.nan)
+        found[f"{what} cosine {a}+{b}"] = cosine
+    return found
 
 
 def core_of_map(up: Tensor, down: Tensor) -> Tensor:  # (D, R), (R, D) -> (K, K)
@@ -193,20 +204,23 @@ def to_host(groups: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 def _entry(watched: _Watched, values: dict[str, Tensor]) -> dict[str, Any]:
     """An adapter's entry in the event."""
+    branches = watched.branches
+    pairs = ["+".join(pair) for pair in combinations(branches, 2)]
 
-    def each(title: str) -> dict[str, float | None]:
-        return {branch: _finite(float(values[f"{title} {branch}"])) for branch in BRANCHES}
+    def each(title: str, names: Sequence[str]) -> dict[str, float | None]:
+        return {name: _finite(float(values[f"{title} {name}"])) for name in names}
 
-    kinds = [f"{branch}.{kind}" for branch in BRANCHES for kind in watched.last[branch]]
+    kinds = [f"{branch}.{kind}" for branch in branches for kind in watched.last[branch]]
+    ranks = {b: effective_rank(values[f"core {b}"]) if f"core {b}" in values else math.nan for b in branches}
     return {
         "layer": watched.layer,
         "adapter": watched.adapter,
         "norms": {kind: _finite(float(values[kind])) for kind in kinds},
-        "update_norms": each("update norm"),
-        "share": each("output share"),
-        "output_cosine": _finite(float(values["output cosine"])),
-        "update_cosine": _finite(float(values["update cosine"])),
-        "effective_rank": {branch: _finite(effective_rank(values[f"core {branch}"])) for branch in BRANCHES},
+        "update_norms": each("update norm", branches),
+        "share": each("output share", branches),
+        "output_cosine": each("output cosine", pairs),
+        "update_cosine": each("update cosine", pairs),
+        "effective_rank": {branch: _finite(rank) for branch, rank in ranks.items()},
     }
 
 

@@ -44,7 +44,7 @@ def net(config, built) -> Callable[..., SEMAVitNet]:
         name = repr((seed, sorted(keys.items())))
         if name not in built:
             torch.manual_seed(seed)
-            built[name] = SEMAVitNet(config(**keys)).eval()
+            built[name] = SEMAVitNet(config(**keys), 6).eval()
         return deepcopy(built[name])
 
     return make
@@ -179,7 +179,7 @@ def test_a_public_file_loads_without_records(config, tmp_path):
     tensors, meta = read_checkpoint(RECORDS / "sgd_expand.pth")
     assert meta == {}
     keys = {**stored["config"], "backbone_kwargs": stored["backbone_kwargs"], "device": ["cpu"], "seed": 0}
-    model = SEMAVitNet(config(**keys))
+    model = SEMAVitNet(config(**keys), 6)
     model.load_learned(tensors)
     assert [slot.num_adapters for slot in model.slots] == stored["tasks"][-1]["adapters"]
     loaded = model.state_dict()

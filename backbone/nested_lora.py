@@ -1,0 +1,96 @@
+"""Nested LoRA: bottleneck adapters side by side on time scales of their own, always summed.
+
+Shapes: B batch, N tokens, D embedding width.
+"""
+
+from collections.abc import Mapping
+from functools import reduce
+from itertools import pairwise
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone.adapter import Adapter, FunctionalAdapter
+from backbone.registry import ADAPTERS
+
+
+@ADAPTERS.register("nested_lora")
+class NestedLoRAAdapter(FunctionalAdapter):
+    """Two adapters on two time scales, always summed: `slow(x) + fast(x)`; the zero map at birth.
+
+    The time scales themselves are the optimizer's (a parameter group each, and the slow gate); this module says which
+    of its parameters are on which. After Nested Learning's continuum of update frequencies (arXiv 2512.24695).
+
+    Args:
+        config: Gives `d_model` and the `nested_lora_*` keys.
+        adapter_id: Name for messages, "layer.index".
+        dropout: Without effect, as in `Adapter`.
+    """
+
+    width_key = "nested_lora_rank"
+    branches = ("slow", "fast")
+
+    def __init__(self, config: Any, adapter_id: str, dropout: float = 0.0) -> None:
+        super().__init__(config, adapter_id, dropout)
+        self.slow = Adapter(config, f"{adapter_id}.slow", dropout, config.nested_lora_rank)
+        self.fast = Adapter(config, f"{adapter_id}.fast", dropout, config.nested_lora_rank)
+
+    @property
+    def lifetime(self) -> str:  # type: ignore[override]
+        """The key `nested_lora_lifetime`."""
+        return str(self.config.nested_lora_lifetime)
+
+    @property
+    def consolidates(self) -> bool:  # type: ignore[override]
+        """The key `nested_lora_use_consolidation`."""
+        return bool(self.config.nested_lora_use_consolidation)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """The sum of the active branches."""
+        outputs = [branch(x) for branch in self.summands()]
+        return reduce(add, outputs) if outputs else torch.zeros_like(x)
+
+    def summands(self) -> tuple[Adapter, ...]:
+        """The active branches."""
+        return tuple(self._branch(name) for name in self.active)
+
+    def consolidate(self, alpha: float) -> dict[str, Any]:
+        """Move the share `alpha` of each branch into the next slower one, then reset it, as the configuration says.
+
+        Mode "weights": every slow tensor += alpha * fast tensor. Mode "function": slow becomes
+        `x -> slow(x) + alpha * fast(x)` and its rank grows by fast's.
+        """
+        mode, reset = self.config.nested_lora_consolidation_mode, self.config.nested_lora_fast_reset
+        for slower, faster in map(self._pair, pairwise(self.branches)):
+            {"weights": slower.add, "function": slower.append}[mode](faster, alpha)
+            if reset != "keep":
+                {"zero": faster.zero, "reinit": faster.reset}[reset]()
+        return {"alpha": alpha, "mode": mode, "reset": reset}
+
+    def measure(self) -> dict[str, float]:
+        """Norms of the branches, and the ranks of those that consolidation lets grow."""
+        return super().measure() | {f"{name}_rank": self._branch(name).rank for name in self.branches[:-1]}
+
+    def revive(self) -> bool:
+        """Give every zeroed faster branch, which could not learn, the zero function that can."""
+        dead = [branch for branch in map(self._branch, self.branches[1:]) if branch.is_zero()]
+        for branch in dead:
+            branch.reset()
+        return bool(dead)
+
+    def fit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take the ranks to which consolidation has let the slower branches grow."""
+        for name in self.branches[:-1]:
+            shape = shapes.get(f"{name}.down_proj.weight", ())
+            if len(shape) == 2 and shape[0] > 0:
+                self._branch(name).resize(shape[0])
+
+    def _branch(self, name: str) -> Adapter:
+        branch = self.get_submodule(name)
+        assert isinstance(branch, Adapter)
+        return branch
+
+    def _pair(self, names: tuple[str, str]) -> tuple[Adapter, Adapter]:
+        return self._branch(names[0]), self._branch(names[1])
