@@ -3,6 +3,7 @@
 Shapes: S image side.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Tasks
+from models.reports import Reporter
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
@@ -54,8 +56,11 @@ class Setup:
             return SEMAVitNet(self.config, self.nb_classes).to(self.device)
 
 
-class BaseLearner:
-    """Task counters, loaders, evaluation and checkpoints.
+class BaseLearner(ABC):
+    """Task counters, loaders, evaluation, checkpoints and saved states. A learner says how it learns a task.
+
+    A learner that can be stopped within a task calls `hooks.keep` where its state can be saved, extends `state` and
+    `restore` by what is half done, and goes on from there in `learn_task`.
 
     Args:
         args: What it is made of, see `Setup`.
@@ -71,10 +76,37 @@ class BaseLearner:
         self.network = network or setup.network()
         self.hooks = hooks or Hooks()
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
+        self.report = Reporter(self.network, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
         self.cur_task = -1
         self.known_classes = 0
         self.task_sizes: list[int] = []
+        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: its role, and its size when it trained
+
+    # ---- learning
+
+    @abstractmethod
+    def learn_task(self) -> None:
+        """Learn the current task, or what is left of it, from `train_loader`."""
+
+    def begin_task(self) -> None:
+        """What comes before a task is learned, once its data are open."""
+        self.trained = {}
+
+    def incremental_train(self, data_manager: Tasks) -> None:
+        """Learn the next task."""
+        self.begin_data(data_manager)
+        self.begin_task()
+        self.learn_task()
+        self.end_data()
+
+    def continue_training(self, data_manager: Tasks) -> None:
+        """Learn what is left of a task in progress, after `restore`."""
+        self.open_data(data_manager)
+        self.learn_task()
+        self.end_data()
+
+    # ---- what it is made of
 
     @property
     def _network(self) -> SEMAVitNet:
@@ -154,6 +186,48 @@ class BaseLearner:
         """Accuracy over all classes seen, in per cent, and the predictions it was computed from."""
         predictions = self.predict()
         return accuracy(predictions, self.task_sizes, self.known_classes), predictions
+
+    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
+        """`eval_task`, and further predictions by what answered: none here."""
+        return *self.eval_task(), {}
+
+    def structure(self) -> dict[str, Any]:
+        """Adapters in every block, numbers of parameters, and the cost of one image; see `Reporter.structure`."""
+        return self.report.structure(self.trained, self.spec.size)
+
+    # ---- the state of a run in progress
+
+    def where(self) -> str:
+        """Where the learner stands, for the log."""
+        return f"task {self.cur_task}"
+
+    def state(self) -> dict[str, Any]:
+        """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
+
+        Random generators are not among it: every draw comes from a stream that its place in the run names.
+
+        Raises:
+            DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
+        """
+        return {
+            "cur_task": self.cur_task,
+            "task_sizes": list(self.task_sizes),
+            "known_classes": self.known_classes,
+            "trained": {name: list(entry) for name, entry in self.trained.items()},
+            "network": self.network.training_state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become the learner that gave this state; `continue_training` goes on with its task.
+
+        Raises:
+            CheckpointError: The state is of another network.
+        """
+        self.network.load_training(state["network"])
+        self.evaluator.cache.clear()
+        self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
+        self.task_sizes = list(state["task_sizes"])
+        self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
 
     # ---- checkpoints
 

@@ -19,9 +19,8 @@ from backbone.sema_block import SEMAModules
 from models.base import BaseLearner, Setup
 from models.losses import FuncLoss, RdLoss
 from models.phase import Phase, PhaseName
-from models.protocol import Hooks, Predictions, Tasks
+from models.protocol import Hooks, Predictions
 from models.refill import NO_Z, Refill
-from models.reports import Reporter
 from models.router import mean_weights, router_weights
 from models.training import PhaseTrainer
 from utils.choices import LEARNERS
@@ -71,45 +70,33 @@ class Learner(BaseLearner):
         self, args: Setup | Mapping[str, Any], network: SEMAVitNet | None = None, hooks: Hooks | None = None
     ) -> None:
         super().__init__(args, network, hooks)
-        self.report = Reporter(self.network, self.hooks)
         self.position = Position("done")
         self.phase: Phase | None = None
-        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: its role, and its size when it trained
         self.batches: Iterator[Batch] | None = None  # of the scan
 
     # ---- a task
 
-    def incremental_train(self, data_manager: Tasks) -> None:
-        """Learn the next task.
-
-        Raises:
-            ConfigError: A time scale's interval is larger than the number of steps of a func phase.
-        """
-        self.begin_data(data_manager)
-        self._begin_task()
-        self._to_end_of_task()
-
-    def continue_training(self, data_manager: Tasks) -> None:
-        """Learn what is left of a task in progress, after `restore`."""
-        self.open_data(data_manager)
-        self._to_end_of_task()
-
-    def _to_end_of_task(self) -> None:
-        stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
-        while self.position.stage != "done":
-            stages[self.position.stage]()
-            self.hooks.keep("stage")
-        self.end_data()
-
-    def _begin_task(self) -> None:
+    def begin_task(self) -> None:
+        """Let continual adapters learn again, and measure how far the task is from what they know."""
+        super().begin_task()
         self.position = Position("scan" if self.cur_task else "func")
-        self.trained = {}
         for slot in self.network.slots if self.cur_task else ():
             with seeded(self.seed, "begin", self.cur_task, slot.layer):
                 revived = slot.begin_task()
             if revived:
                 logger.info("task %d layer %d: adapters %s re-initialised", self.cur_task, slot.layer, revived)
         self._measure_z("before")
+
+    def learn_task(self) -> None:
+        """Walk through the stages of a task, from where the position says to its end.
+
+        Raises:
+            ConfigError: A time scale's interval is larger than the number of steps of a func phase.
+        """
+        stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
+        while self.position.stage != "done":
+            stages[self.position.stage]()
+            self.hooks.keep("stage")
 
     def settled_layers(self) -> int:
         """After task 0 nothing below the first expandable layer learns, unless adapters do so in every task."""
@@ -328,10 +315,6 @@ class Learner(BaseLearner):
         self.hooks.events(events.Router(task=self.cur_task, weights=weights))
         return accuracy, predictions, self._score_branches("after_task", predictions)
 
-    def structure(self) -> dict[str, Any]:
-        """Adapters in every block, numbers of parameters, and the cost of one image; see `Reporter.structure`."""
-        return self.report.structure(self.trained, self.spec.size)
-
     # ---- the state of a task in progress
 
     def where(self) -> str:
@@ -340,37 +323,16 @@ class Learner(BaseLearner):
         return f"task {self.cur_task}: stage {self.position.stage}, epoch {epoch}"
 
     def state(self) -> dict[str, Any]:
-        """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
-
-        Random generators are not among it: every draw comes from a stream that its place in the run names.
-
-        Raises:
-            DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
-        """
+        """As the base's, with what is half done."""
         if self.phase:
             self.phase.refuse_divergence()
-        return {
-            "cur_task": self.cur_task,
-            "task_sizes": list(self.task_sizes),
-            "known_classes": self.known_classes,
-            "position": asdict(self.position),
-            "trained": {name: list(entry) for name, entry in self.trained.items()},
-            "network": self.network.training_state(),
-            "phase": self.phase.state_dict() if self.phase else None,
-        }
+        phase = self.phase.state_dict() if self.phase else None
+        return {**super().state(), "position": asdict(self.position), "phase": phase}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become the learner that gave this state; `continue_training` goes on with its task.
-
-        Raises:
-            CheckpointError: The state is of another network.
-        """
-        self.network.load_training(state["network"])
-        self.evaluator.cache.clear()
-        self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
-        self.task_sizes = list(state["task_sizes"])
+        """As the base's, with the phase in progress."""
+        super().restore(state)
         self.position = Position(**state["position"])
-        self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
         self.batches, self.phase = None, None
         if state["phase"] is not None:
             self.phase = self.update_optimizer_and_scheduler(state["phase"]["name"])
