@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from backbone.registry import ADAPTERS as ADAPTERS
 from backbone.registry import Registry
 from utils.errors import UserError
+from utils.text import shown
+
+logger = logging.getLogger(__name__)
 
 LEARNERS = Registry("model_name", {"sema": "models.sema"})
 REGISTRIES = {registry.key: registry for registry in (ADAPTERS, LEARNERS)}
@@ -57,3 +61,29 @@ def load_plugin(path: Path) -> Plugin:
     plugin = Plugin(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
     PLUGINS.append(plugin)
     return plugin
+
+
+def require_plugins(recorded: object, source: str, *, unchanged: bool) -> None:
+    """Check that this process has loaded the plug-ins that a run was made with.
+
+    Args:
+        recorded: What the run's environment.json or a checkpoint states under `plugins`; None: there were none.
+        source: What messages call the run or checkpoint.
+        unchanged: Whether another content than then is an error; otherwise it is a warning.
+
+    Raises:
+        UserError: Names the file that is missing or has changed.
+    """
+    loaded = {plugin.file: plugin.sha256 for plugin in PLUGINS}
+    for entry in recorded if isinstance(recorded, list) else []:
+        file, sha256 = (str(entry.get(key)) for key in ("file", "sha256")) if isinstance(entry, dict) else ("?", "?")
+        if file not in loaded:
+            raise UserError(
+                f"{source} was made with the plug-in {shown(file)} (SHA-256 {sha256[:16]}); name that file with "
+                f"--plugin {file}"
+            )
+        if loaded[file] != sha256:
+            problem = f"--plugin {file}: its content has changed since {source} was made with it"
+            if unchanged:
+                raise UserError(f"{problem}; expected SHA-256 {sha256[:16]}, found {loaded[file][:16]}")
+            logger.warning("%s", problem)

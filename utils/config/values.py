@@ -93,4 +93,6 @@ CHOICES: dict[str, Callable[[], list[str]]] = {
     "model_name": LEARNERS.names,
     "ffn_adapter_type": ADAPTERS.names,
 }
-Dataset, ModelName, AdapterType = (Annotated[str, _one_of(CHOICES[key])] for key in CHOICES)
+Dataset = Annotated[str, _one_of(CHOICES["dataset"])]
+ModelName = Annotated[str, _one_of(CHOICES["model_name"])]
+AdapterType = Annotated[str, _one_of(CHOICES["ffn_adapter_type"])]

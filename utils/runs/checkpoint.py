@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from utils.choices import require_plugins
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.json_file import parse
@@ -71,8 +72,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: As `read_meta`, or the file carries none (public `.pth` files do not).
+        UserError: A plug-in it was made with is not loaded; names the file.
     """
     meta = read_meta(Path(path))
+    require_plugins(meta.get("plugins"), str(path), unchanged=False)
     if "config" not in meta:
         raise CheckpointError(f"checkpoint {str(path)!r} carries no configuration; give one with --config")
     return dict(meta["config"])

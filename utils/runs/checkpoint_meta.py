@@ -26,6 +26,8 @@ class Meta(BaseModel):
     task_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1]
     backbone: Backbone | None = None
     accuracy: dict[str, JsonValue] | None = None
+    adapter_type: str | None = None
+    plugins: list[dict[str, JsonValue]] = []
 
     @field_validator("accuracy")
     @classmethod

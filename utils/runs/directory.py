@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from utils.choices import require_plugins
 from utils.config.identity import counted, result_hash
 from utils.config.schema import Config
 from utils.errors import UserError
@@ -26,7 +27,7 @@ from utils.text import shown
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RESULTS, STATES, LOCK = "config.json", "results.json", "resume", ".lock"
+CONFIG, ENVIRONMENT, RESULTS, STATES, LOCK = "config.json", "environment.json", "results.json", "resume", ".lock"
 
 
 class RunDirError(UserError):
@@ -105,7 +106,11 @@ def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
     for there in [path for path in equal if is_finished(path)]:
         return RunPlan(seed, there)
     begun = [there for there in equal if can_resume(there)]
-    return RunPlan(seed, max(begun, key=_last_saved), resumes=True) if begun else RunPlan(seed, path)
+    if not begun:
+        return RunPlan(seed, path)
+    newest = max(begun, key=_last_saved)
+    require_same_plugins(newest)
+    return RunPlan(seed, newest, resumes=True)
 
 
 def forget_states(path: Path) -> None:
@@ -151,7 +156,19 @@ def begun_config(path: Path) -> dict[str, object]:
         raise RunDirError(f"resume = {shown(str(path))}: no run directory (it holds no {CONFIG}){beside}")
     if is_finished(path):
         raise RunDirError(f"resume = {shown(str(path))}: the run is finished; there is nothing to go on with")
+    require_same_plugins(path)
     return read_object(path / CONFIG)[0]
+
+
+def require_same_plugins(path: Path) -> None:
+    """Refuse to go on with a run without the plug-ins it was begun with.
+
+    Raises:
+        UserError: Names the file that is missing or has changed.
+    """
+    file = path / ENVIRONMENT
+    if file.is_file():
+        require_plugins(read_object(file)[0].get("plugins"), str(path), unchanged=True)
 
 
 def _named(path: Path, config: Config) -> RunPlan:

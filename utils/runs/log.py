@@ -28,14 +28,13 @@ from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.runs import directory as run_dir
 from utils.runs.checksums import checksums, results_checksum
-from utils.runs.directory import CONFIG, RESULTS, RunPlan
+from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan
 from utils.runs.environment import environment, reproduce_line
 from utils.runs.events import FILE as METRICS
 from utils.runs.events import Event
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "environment.json"
 T = TypeVar("T")
 
 
