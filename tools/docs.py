@@ -1,41 +1,90 @@
-"""The tables of keys in the READMEs, written from the configuration itself: `python -m tools.docs`."""
+"""Write the generated parts of the documents, and the drawing: `python -m tools.docs`."""
 
+import ast
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tools.generated import markdown_table, replace_part
+from tools.drawing import method
+from tools.generated import markdown_table, read_part, read_tables, replace_part
 from utils.config.schema import schemas
 from utils.config.wording import describe
+from utils.files import atomic_write
 from utils.text import shown
 
-READMES = ("README.md", "README.ja.md")
-CELLS: dict[str, Callable[[str, dict[str, Any]], str]] = {
-    "key": lambda key, _: f"`{key}`",
-    "default": lambda _, schema: f"`{shown(schema['default'])}`",
-    "expected": lambda _, schema: describe(schema),
-    "can change a result": lambda _, schema: "yes" if schema["changes_results"] else "no",
-    "meaning": lambda _, schema: schema["description"].replace("|", "\\|"),
-}
-# what each part of a README lists: the keys under a heading of `--help`, and these columns
-TABLES = {
-    "nested keys": ("Nested LoRA", ("key", "default", "expected", "meaning")),
-    "speed keys": ("Speed", ("key", "default", "expected", "can change a result", "meaning")),
-}
+DRAWING = "docs/figures/method.svg"
+RESULTS = ("last accuracy", "average incremental accuracy", "forgetting", "adapter parameters")  # rows in the README
+PACKAGES = ("models", "backbone", "utils", "tools", "benchmarks")  # of the code map
 
 
-def key_table(part: str) -> str:
-    """The table of a part of the READMEs."""
-    group, columns = TABLES[part]
-    keys = [(key, schema) for key, schema in schemas().items() if schema["group"] == group]
-    return markdown_table(list(columns), [[CELLS[column](*key) for column in columns] for key in keys])
+def results(root: Path) -> str:
+    """The comparison at equal numbers of parameters in docs/sweeps.md: means, and their difference."""
+    tables = read_tables(read_part(root / "docs/sweeps.md", "matched"))
+    means, differences = ({row[0]: row[1:] for row in table} for table in tables if table[0][0] == "measure")
+    header = ["measure", *means["measure"], "difference \\[95 % interval\\]"]
+    rows = [[row, *means[row], *(cell.partition(", p")[0] for cell in differences[row])] for row in RESULTS]
+    return markdown_table(header, rows)
 
 
-def write(folder: Path) -> None:
-    """Bring the READMEs in `folder` up to date."""
-    for name in READMES:
-        for part in TABLES:
-            replace_part(folder / name, part, key_table(part))
+def all_keys(_: Path) -> str:
+    """Every configuration key, one table for each group of `--help`."""
+    groups = dict.fromkeys(schema["group"] for schema in schemas().values())
+    return "\n".join(f"## {group}\n\n{keys_of(group)}" for group in groups)
+
+
+def keys_of(group: str) -> str:
+    """The table of one group of keys."""
+    rows = [key_row(key, schema) for key, schema in schemas().items() if schema["group"] == group]
+    return markdown_table(["key", "default", "expected", "can change a result", "meaning"], rows)
+
+
+def key_row(key: str, schema: dict[str, Any]) -> list[str]:
+    """A key's line in its table."""
+    default = f"`{shown(schema['default'])}`" if "default" in schema else "required"
+    effect = "yes" if schema["changes_results"] else "no"
+    return [f"`{key}`", default, describe(schema), effect, schema["description"].replace("|", "\\|")]
+
+
+def modules(root: Path) -> str:
+    """Every module with the first line of its docstring, one table for each folder."""
+    packages = [sorted({path.parent for path in (root / name).rglob("*.py")}) for name in PACKAGES]
+    return "\n".join(modules_in(folder, root) for folder in [root, *chain.from_iterable(packages)])
+
+
+def modules_in(folder: Path, root: Path) -> str:
+    """The heading of a folder and the table of its modules; an empty `__init__.py` is left out."""
+    paths = [path.relative_to(root) for path in sorted(folder.glob("*.py")) if path.stat().st_size]
+    rows = [[f"[{path.name}](../{path.as_posix()})", first_line(root / path)] for path in paths]
+    title = folder.relative_to(root).as_posix() if folder != root else "main.py and what it calls"
+    return f"### {title}\n\n{markdown_table(['module', 'what it does'], rows)}"
+
+
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if text := ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
+        return text.partition("\n")[0]
+    raise ValueError(f"{path} has no docstring")
+
+
+PARTS: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
+    ("README.md", "results", results),
+    ("README.ja.md", "results", results),
+    ("docs/keys.md", "keys", all_keys),
+    ("docs/speed.md", "speed keys", lambda _: keys_of("Speed")),
+    ("docs/code-map.md", "modules", modules),
+)
+
+
+def write(root: Path) -> None:
+    """Bring the documents of the project in `root` up to date."""
+    for file, part, content in PARTS:
+        replace_part(root / file, part, content(root))
+    atomic_write(root / DRAWING, method().encode())
 
 
 if __name__ == "__main__":
