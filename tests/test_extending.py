@@ -1,6 +1,7 @@
 """The recipes of docs/extending.md, followed to the letter in a copy of the repository."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -91,8 +92,9 @@ class Copy:
                 files.add(block.file)
                 lines += len(block.text.splitlines())
             elif block.language == "diff":
-                command = ["git", "apply", "--unidiff-zero", "--recount", "--whitespace=nowarn", "-"]
-                subprocess.run(command, input=block.text, cwd=self.path, check=True, text=True)
+                command = ["git", "apply", "--recount", "--whitespace=nowarn", "-"]
+                outside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(self.path.parent)}
+                subprocess.run(command, input=block.text, cwd=self.path, env=outside, check=True, text=True)
                 files |= set(re.findall(r"^\+\+\+ b/(\S+)$", block.text, re.MULTILINE))
                 lines += len(re.findall(r"^\+[^+]", block.text, re.MULTILINE))
         return len(files), lines

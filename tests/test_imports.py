@@ -1,0 +1,83 @@
+"""Imports run one way. Every contract of pyproject.toml is seen to fail once, by an import that breaks it."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONTRACTS = [contract["name"] for contract in PROJECT["tool"]["importlinter"]["contracts"]]
+OUTER = ("main", "eval", "trainer")  # outermost first
+BREACHES = {
+    "benchmarks -> tools; models -> utils.inc_net -> backbone": ("utils/inc_net.py", "import models.base"),
+    "nothing imports what runs it: main, trainer, eval": ("tools/match.py", "import trainer"),
+    "only benchmarks and tests import tools": ("models/base.py", "import tools.docs"),
+    "backbone imports nothing of ours": ("backbone/adapter.py", "import utils.errors"),
+    "of utils only inc_net knows backbone (choices its names), and none knows models": (
+        "utils/stopping.py",
+        "import backbone.adapter",
+    ),
+    "the floors of utils; config, data and time scales do not know each other": (
+        "utils/runs/states.py",
+        "import utils.timescales.gate",
+    ),
+    "config, data and time scales do not know each other": ("utils/data/tasks.py", "import utils.config.schema"),
+    "sweep -> report -> compare -> pilot -> finished": ("tools/finished/reader.py", "import tools.compare.measures"),
+    "no cycles": ("backbone/registry.py", "import backbone.nested_lora"),
+    "what must answer at once does so without torch": ("utils/config/load.py", "import torch"),
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_the_outer_files_know_only_those_further_in():
+    for place, name in enumerate(OUTER):
+        found = imported(ROOT / f"{name}.py")
+        assert not found & set(OUTER[: place + 1])
+        assert not [module for module in found if module.partition(".")[0] in ("tools", "benchmarks", "tests")]
+
+
+def test_every_contract_has_a_breach():
+    assert list(BREACHES) == CONTRACTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contract", BREACHES)
+def test_a_contract_is_broken_by_an_import_that_it_forbids(contract, tmp_path):
+    for package in PROJECT["tool"]["importlinter"]["root_packages"]:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    name, line = BREACHES[contract]
+    file = tmp_path / name
+    file.write_text(f"{file.read_text()}\n\n{line}\n")
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{contract} BROKEN" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "package"), [("utils", "utils"), ("tools", "tools")])
+def test_a_new_module_has_to_find_its_place_in_the_contracts(folder, package, tmp_path):
+    for name in PROJECT["tool"]["importlinter"]["root_packages"]:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / folder / "drawer.py").write_text('"""Something."""\n')
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{package}.drawer" in done.stdout
+
+
+def test_at_most_14_modules_lie_directly_in_utils():
+    assert len([file for file in (ROOT / "utils").glob("*.py") if file.name != "__init__.py"]) <= 14
