@@ -199,13 +199,13 @@ class SEMAModules(nn.Module):
         self.added = 0
         self.requires_grad_(False)
 
-    def books(self) -> dict[str, Any]:
-        """What the task in progress has noted here, for `restore_books`."""
+    def task_state(self) -> dict[str, Any]:
+        """What the task in progress has noted here, for `restore_task_state`."""
         return {"added": self.added, "trained": sorted(self.trained)}
 
-    def restore_books(self, books: dict[str, Any]) -> None:
+    def restore_task_state(self, state: dict[str, Any]) -> None:
         """Go on with the notes of a task in progress."""
-        self.added, self.trained = books["added"], set(books["trained"])
+        self.added, self.trained = state["added"], set(state["trained"])
 
     def _add_adapter(self) -> AdapterModule:
         module = AdapterModule(self.config, f"{self.layer}.{self.num_adapters}", described=self.expandable)

@@ -86,7 +86,7 @@ class PhaseTrainer:
     def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
         """Leave a batch out: no step, and nothing of it in the records."""
         self.phase.telemetry.disarm()
-        for book, losses in records:
-            book.losses = losses
+        for record, losses in records:
+            record.losses = losses
         self.phase.sums.skip()
         logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self.phase, self.phase.sums.batches, loss)

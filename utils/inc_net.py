@@ -219,12 +219,12 @@ class SEMAVitNet(nn.Module):
         self.to(self.fc.weight.device)
 
     def training_state(self) -> dict[str, Any]:
-        """`learned_state`, and what a task in progress needs besides: which parameters may learn, the slots' books."""
+        """`learned_state`, and what a task in progress needs: which parameters may learn, the slots' task states."""
         trainable = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         return {
             "tensors": self.learned_state(),
             "trainable": trainable,
-            "slots": [slot.books() for slot in self.slots],
+            "slots": [slot.task_state() for slot in self.slots],
             "backbone": self.provenance,
             "adapter_type": self.adapter_type.kind,
         }
@@ -236,8 +236,8 @@ class SEMAVitNet(nn.Module):
             CheckpointError: As `load_learned`.
         """
         self.load_learned(state["tensors"], state)
-        for slot, books in zip(self.slots, state["slots"], strict=True):
-            slot.restore_books(books)
+        for slot, noted in zip(self.slots, state["slots"], strict=True):
+            slot.restore_task_state(noted)
         trainable = set(state["trainable"])
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trainable)
