@@ -25,6 +25,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 MOST_TASKS = 1000  # of one run
+MOST_NOTES = 100  # on lines of one run
 LARGEST = 1e6  # a number beyond is damage
 LONGEST = 100_000  # characters of a value
 STAMP = re.compile(r"\s*(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \[(?P<file>[^\]]+)\] => (?P<rest>.*)")
@@ -104,8 +105,9 @@ class Log:
 def parse(text: str) -> list[Log]:
     """The runs in the text of a log file, in order; empty if it has no accuracies."""
     parser = _Parser()
-    for number, line in enumerate(re.split(r"\r\n?|\n", text), 1):
-        parser.read(number, line)
+    with warnings.catch_warnings(action="ignore"):  # Python's remarks on the style of what was printed
+        for number, line in enumerate(re.split(r"\r\n?|\n", text), 1):
+            parser.read(number, line)
     return [log for log in parser.logs if log.rows or log.top1]
 
 
@@ -154,7 +156,13 @@ class _Parser:
                 case _:
                     self.log.has_nme = True
         except ValueError:
-            self.log.notes.append(f"line {number}: cut off or damaged: {text[:60]}")
+            self.note(number, f"cut off or damaged: {text[:60]}")
+
+    def note(self, number: int, text: str) -> None:
+        if len(self.log.notes) < MOST_NOTES:
+            self.log.notes.append(f"line {number}: {text}")
+        elif len(self.log.notes) == MOST_NOTES:
+            self.log.notes.append(f"line {number} and later: more such lines, which are not listed")
 
     def row(self, number: int, values: dict[object, Any]) -> None:
         names = [name for key in values if isinstance(key, str) and (name := GROUP.fullmatch(key))]
@@ -163,8 +171,7 @@ class _Parser:
         _require(_are_numbers([*groups.values(), row.total, row.old, row.new]) and (names or row.total is not None))
         if rows := self.log.rows:
             if rows[-1].curve is None and rows[-1] == row:
-                self.log.notes.append(f"line {number}: the same accuracies as in the line before, counted once")
-                return
+                return self.note(number, "the same accuracies as in the line before, counted once")
             first_again = groups.keys() == rows[0].groups.keys() and not row.old
             if first_again or groups.keys() < rows[-1].groups.keys():
                 self.begin(number)
@@ -212,13 +219,11 @@ def literal(text: str, kind: type = object) -> Any:
     Raises:
         ValueError: There is none of this kind.
     """
-    plain = text.strip() if len(text) <= LONGEST else ""
+    plain = SCALAR.sub(r"\1", text.strip()) if len(text) <= LONGEST else ""
     if plain[:1] in ("{", "["):
-        plain = plain[: max(plain.rfind("}"), plain.rfind("]")) + 1]
-        plain = re.sub(r"\bnan\b", "None", SCALAR.sub(r"\1", plain))
+        plain = re.sub(r"\bnan\b", "None", plain[: max(plain.rfind("}"), plain.rfind("]")) + 1])
     try:
-        with warnings.catch_warnings(action="ignore"):  # Python's remarks on the style of what was printed
-            value = ast.literal_eval(plain)
+        value = ast.literal_eval(plain)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"no value: {error}") from None
     _require(isinstance(value, kind))

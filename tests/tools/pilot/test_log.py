@@ -140,6 +140,13 @@ def test_a_damaged_line_is_noted_with_its_number(line):
     assert len(log.rows) == 3
 
 
+def test_of_very_many_damaged_lines_the_first_are_noted():
+    (log,) = parse(TEXT + "CNN: {\n" * 1000)
+    assert len(log.notes) == 101
+    assert log.notes[99] == f"line {len(TEXT.splitlines()) + 100}: cut off or damaged: {{"
+    assert log.notes[100] == f"line {len(TEXT.splitlines()) + 101} and later: more such lines, which are not listed"
+
+
 def test_what_a_fork_adds_to_the_groups_is_not_looked_at():
     text = TEXT.replace("'total': 90.0", "'total': 90.0, 'by_task': {'Task_0': 90.0}, 'hm': [1]")
     assert parse(text)[0].rows[0].groups == {Group(0, 9, "00-09"): 90.0}
@@ -177,7 +184,7 @@ def test_a_text_without_accuracies_has_no_runs():
         ("{'a': 1} => rest", {"a": 1}),
         ("1993", 1993),
         ("None", None),
-        ("'\\d'", "\\d"),
+        ("np.float64(0.5)", 0.5),
     ],
 )
 def test_literals(text, value):
@@ -193,7 +200,11 @@ def test_what_is_no_literal_or_too_long_is_no_value(text):
         literal(text)
 
 
-@pytest.mark.parametrize("text", ["0x" + "f" * 5000, "{(1, 2): 3}", "{1, 2}", "b'x'", "{None: 1, 'a': 2}"])
+def test_a_value_that_python_would_warn_about_is_a_value():
+    assert parse(stamped(r"prefix: '\d'", "CNN top1 curve: [90.0]"))[0].config == {"prefix": r"\d"}
+
+
+@pytest.mark.parametrize("text", ["nan", "0x" + "f" * 5000, "{(1, 2): 3}", "{1, 2}", "b'x'", "{None: 1, 'a': 2}"])
 def test_what_is_no_value_of_a_configuration_stays_a_text(text):
     (log,) = parse(stamped(f"seed: {text}", "CNN top1 curve: [90.0]"))
     assert log.config == {"seed": text}

@@ -141,6 +141,13 @@ def test_a_resumed_run_whose_curve_starts_again_is_said_and_its_matrix_is_whole(
     assert Tasks(log).matrix.correct == [[9000], [8000, 7000], [6000, 6500, 7500]]
 
 
+def test_the_accuracy_of_new_classes_is_the_mean_of_their_groups():
+    text = "CNN: {'total': 80.0, '00-09': 90.01, '10-19': 70.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
+    assert found(text) == []
+    (note,) = found(text.replace("'new': 80.0", "'new': 85.0"))
+    assert note == "task 0 (line 1): new 85.0 lies outside its groups, 80.00 to 80.00"
+
+
 def test_groups_that_no_task_can_be_given_are_said():
     text = "CNN: {'total': 80.0, '00-09': 90.0, '10-19': 40.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
     (note,) = found(text)
