@@ -60,17 +60,19 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         sys.stdout.writelines(f"{_state(planned)}  {planned.name}  {planned.member.name}\n" for planned in plan)
         return 0
-    folder, failed = Path(options.output_dir), list[Attempt]()
-    with _alone(folder), _ends_as_by_ctrl_c():
-        if missing:
-            logs = folder / f"{options.sweep.stem}.logs"
-            execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
-            execution.to_end()
-            failed = execution.failed
-    _conclude(plan, folder / options.sweep.stem)
+    with _alone(Path(options.output_dir)), _ends_as_by_ctrl_c():
+        failed = _execute(missing, kept, options) if missing else []
+    _conclude(plan, Path(options.output_dir) / options.sweep.stem)
     for attempt in failed:
         print(f"failed: {attempt.run.member.name}, seed {attempt.run.seed}: {attempt.log}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _execute(missing: Sequence[PlannedRun], kept: Sequence[Path], options: argparse.Namespace) -> list[Attempt]:
+    logs = Path(options.output_dir) / f"{options.sweep.stem}.logs"
+    execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
+    execution.to_end()
+    return execution.failed
 
 
 def _state(planned: PlannedRun) -> str:
