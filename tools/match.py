@@ -24,8 +24,12 @@ from utils.config.load import load
 from utils.config.schema import Config
 from utils.errors import UserError
 
-WIDTH_KEYS = {"nested_lora": "nested_lora_rank", "adaptmlp": "ffn_num"}
 TOLERANCE = Decimal("3.5")  # per cent
+
+
+def width_key(kind: str) -> str:
+    """The configuration key of an adapter type's rank or bottleneck."""
+    return {"nested_lora": "nested_lora_rank", "adaptmlp": "ffn_num"}[kind]
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,11 @@ class Born:
     width: int
     d_model: int
     adapters: int
-    per_adapter: int
     per_layer: list[int]
     total: int
     by_role: dict[str, int]
     beside: dict[str, int]
-    grows: bool
-
-    @property
-    def setting(self) -> str:
-        """Rank or bottleneck, as a flag."""
-        return self.at(self.width)
-
-    def at(self, width: int) -> str:
-        """Another rank or bottleneck, as a flag."""
-        return f"--{self.width_key} {width}"
+    grows: bool  # whether consolidation makes the adapters larger than they are at birth
 
 
 @dataclass(frozen=True)
@@ -78,26 +72,25 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
     """
     # torch is imported only here: `--help` and errors of the configuration answer at once
     from utils.inc_net import SEMAVitNet
+    from utils.timescales.groups import count_parameters
 
     network = {"pretrained": False, "backbone_checkpoint": None, "nb_classes": 1}  # the head is not counted
     slots = SEMAVitNet({**config.model_dump(), **network}).slots
-    key = WIDTH_KEYS[config.ffn_adapter_type]
-    by_role = _functional(slots)
-    per_layer = [sum(_functional([slot]).values()) for slot in slots]
-    adapters = sum(slot.num_adapters for slot in slots)
+    key, by_role = width_key(config.ffn_adapter_type), _functional(slots)
+    all_roles = count_parameters(role for slot in slots for role in slot.roles())
+    consolidates = config.ffn_adapter_type == "nested_lora" and config.nested_lora_use_consolidation
     counts = Born(
         config=name,
         adapter_type=config.ffn_adapter_type,
         width_key=key,
         width=getattr(config, key),
         d_model=slots[0].config.d_model,
-        adapters=adapters,
-        per_adapter=_the_one({count // slot.num_adapters for count, slot in zip(per_layer, slots, strict=True)}),
-        per_layer=per_layer,
-        total=sum(per_layer),
+        adapters=sum(slot.num_adapters for slot in slots),
+        per_layer=[sum(_functional([slot]).values()) for slot in slots],
+        total=sum(by_role.values()),
         by_role=by_role,
-        beside={role: count for role, count in _all_roles(slots).items() if role not in by_role},
-        grows=_grows(config),
+        beside={role: count for role, count in all_roles.items() if role not in by_role},
+        grows=consolidates and config.nested_lora_consolidation_mode == "function",
     )
     return counts, lambda width: sum(_functional(_rebuilt(slots, key, width)).values())
 
@@ -109,12 +102,6 @@ def _functional(slots: Sequence[Any]) -> dict[str, int]:
     return count_parameters(role for slot in slots for adapter in slot.adapters for role in adapter.functional.roles())
 
 
-def _all_roles(slots: Sequence[Any]) -> dict[str, int]:
-    from utils.timescales.groups import count_parameters
-
-    return count_parameters(role for slot in slots for role in slot.roles())
-
-
 def _rebuilt(slots: Sequence[Any], key: str, width: int) -> list[Any]:
     """The same slots made anew, without values, with another rank or bottleneck."""
     import torch
@@ -122,18 +109,6 @@ def _rebuilt(slots: Sequence[Any], key: str, width: int) -> list[Any]:
 
     with torch.device("meta"):
         return [type(slot)(EasyDict({**slot.config, key: width}), slot.layer) for slot in slots]
-
-
-def _the_one(counts: set[int]) -> int:
-    if len(counts) > 1:
-        raise ValueError(f"adapters of one network differ in size ({sorted(counts)}): no one rank can match them")
-    return counts.pop()
-
-
-def _grows(config: Config) -> bool:
-    """Whether consolidation makes the adapters larger than they are at birth."""
-    consolidates = config.ffn_adapter_type == "nested_lora" and config.nested_lora_use_consolidation
-    return consolidates and config.nested_lora_consolidation_mode == "function"
 
 
 def best_width(total_at: Callable[[int], int], target: int) -> int:
@@ -152,10 +127,10 @@ def best_width(total_at: Callable[[int], int], target: int) -> int:
 
 
 def compare(counts: Born, width: int, total: int, target: int, tolerance: Decimal) -> Match:
-    """Hold the total of one rank or bottleneck against the total to be matched."""
+    """Compare the total of one rank or bottleneck with the total to be matched."""
     remainder = total - target
     return Match(
-        flag=counts.at(width),
+        flag=f"--{counts.width_key} {width}",
         width=width,
         total=total,
         remainder=remainder,
@@ -166,24 +141,17 @@ def compare(counts: Born, width: int, total: int, target: int, tolerance: Decima
 
 def report(first: Born, second: Born, present: Match, best: Match, tolerance: Decimal) -> dict[str, Any]:
     """Everything that was found, for `--format json`."""
-    return {
-        "first": asdict(first),
-        "second": asdict(second),
-        "tolerance_percent": float(tolerance),
-        "present": asdict(present),
-        "best": asdict(best),
-        "notes": notes(first, second),
-    }
+    found = {"first": asdict(first), "second": asdict(second), "present": asdict(present), "best": asdict(best)}
+    return {**found, "tolerance_percent": float(tolerance), "notes": notes(first, second)}
 
 
 def notes(first: Born, second: Born) -> list[str]:
     """What makes a match at birth less than a fair comparison."""
-    lines = [
-        f"{side.config}: consolidation in mode function adds fast's rank to slow's each time, so adapters do not stay "
-        "as large as they are at birth; results.json of a run has the counts after every task"
-        for side in (first, second)
-        if side.grows
-    ]
+    growth = (
+        "consolidation in mode function adds fast's rank to slow's each time, so adapters do not stay as large as they "
+        "are at birth; results.json of a run has the counts after every task"
+    )
+    lines = [f"{side.config}: {growth}" for side in (first, second) if side.grows]
     if first.beside != second.beside or first.d_model != second.d_model:
         lines.append("the two differ in more than their adapters: compare width, routers and descriptors above")
     return lines
@@ -191,52 +159,42 @@ def notes(first: Born, second: Born) -> list[str]:
 
 def terminal(first: Born, second: Born, present: Match, best: Match, tolerance: Decimal) -> str:
     """The table of counts, the verdict on the present pair and the flag that matches best."""
-    rows = [("", first.config, second.config)]
-    rows += [(label, cell(first), cell(second)) for label, cell in ROWS]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    columns = [list(_rows(first)), *(list(_rows(side).values()) for side in (first, second))]
+    widths = [max(map(len, column)) for column in columns]
+    table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
     allowed = f"the tolerance of {tolerance} % ({int(tolerance * second.total / 100):,} parameters)"
-    return "\n".join([*table, "", *verdict(second, present, best, allowed), *notes(first, second)])
+    now = f"now {present.flag}: {_difference(present, second)} {allowed}"
+    to_set = "that is the best match"
+    if best.width != present.width:
+        to_set = f"best {best.flag}: {best.total:,} in total, {_difference(best, second)} it"
+    return "\n".join([*table, "", now, to_set, *notes(first, second)])
 
 
-def verdict(second: Born, present: Match, best: Match, allowed: str) -> list[str]:
-    """Where the present pair stands, and what to set."""
-    lines = [f"now {present.flag}: {difference(present)} {second.config}, {_where(present)} {allowed}"]
-    if best.width == present.width:
-        return [*lines, "that is the best match"]
-    return [*lines, f"best {best.flag}: {best.total:,} in total, {difference(best)} {second.config}, {_where(best)} it"]
-
-
-def difference(match: Match) -> str:
-    """The exact remainder in words: `9,216 more (+3.03 %) than`."""
-    if match.remainder == 0:
-        return "exactly as many (+0.00 %) as"
-    more = "more" if match.remainder > 0 else "fewer"
-    return f"{abs(match.remainder):,} {more} ({match.remainder_percent:+.2f} %) than"
-
-
-def _where(match: Match) -> str:
-    return "within" if match.within else "outside"
-
-
-def _per_layer(counts: Born) -> str:
-    return " + ".join(f"{layers} x {size:,}" for size, layers in Counter(counts.per_layer).items())
+def _rows(counts: Born) -> dict[str, str]:
+    layers = Counter(counts.per_layer)
+    return {
+        "": counts.config,
+        "adapter type": counts.adapter_type,
+        "present flag": f"--{counts.width_key} {counts.width}",
+        "embedding width": str(counts.d_model),
+        "layers x parameters": " + ".join(f"{number} x {size:,}" for size, number in layers.items()),
+        "in total at birth": f"{counts.total:,}",
+        "by role": _sizes(counts.by_role),
+        "beside them, not matched": _sizes(counts.beside),
+    }
 
 
 def _sizes(by_role: Mapping[str, int]) -> str:
     return " + ".join(f"{role} {size:,}" for role, size in by_role.items())
 
 
-ROWS: tuple[tuple[str, Callable[[Born], str]], ...] = (
-    ("adapter type", lambda counts: counts.adapter_type),
-    ("present flag", lambda counts: counts.setting),
-    ("embedding width", lambda counts: str(counts.d_model)),
-    ("parameters an adapter", lambda counts: f"{counts.per_adapter:,}"),
-    ("layers x parameters", _per_layer),
-    ("in total at birth", lambda counts: f"{counts.total:,}"),
-    ("by role", lambda counts: _sizes(counts.by_role)),
-    ("beside them, not matched", lambda counts: _sizes(counts.beside)),
-)
+def _difference(match: Match, second: Born) -> str:
+    """The exact remainder in words: `9,216 more (+3.03 %) than exps/sema_cifar.json, within`."""
+    words = "exactly as many (+0.00 %) as"
+    if match.remainder:
+        more = "more" if match.remainder > 0 else "fewer"
+        words = f"{abs(match.remainder):,} {more} ({match.remainder_percent:+.2f} %) than"
+    return f"{words} {second.config}, {'within' if match.within else 'outside'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

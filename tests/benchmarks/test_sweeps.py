@@ -42,7 +42,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
 def test_what_is_missing_is_run_and_tables_and_picture_are_those_of_the_runs(runs, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def execute(plan, missing, options):
+    def execute(missing, kept, options):
         asked.extend(planned.name for planned in missing)
         for planned in missing:
             stand_in(planned, 70)

@@ -1,4 +1,4 @@
-"""Log files of PILOT-family code bases (PyCIL, PILOT, SEMA's public implementation and their forks), taken apart.
+"""Log files of PILOT-family code bases (PyCIL, PILOT, SEMA's public implementation and their forks), line by line.
 
     2024-01-18 10:00:30,251 [trainer.py] => seed: 1993
     2024-01-18 10:00:30,251 [trainer.py] => CNN: {'total': 72.14, '00-19': 75.33, '20-39': 68.67, 'old': 75.33, ...}
@@ -11,73 +11,60 @@
     2024-01-18 10:00:30,251 [trainer.py] => Forgetting (CNN): 3.63
 
 One file may hold several runs: these code bases write all seeds of a command into the first seed's file, and append.
-`parse` cuts a file into runs and understands lines; what the lines say together is for `tools.pilot.check`.
 """
 
+import ast
+import json
 import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from tools.pilot.values import are_numbers, config_value, literal, time_of
-
-MOST_TASKS = 1000  # a file of these is cut off there, as what its lines say together is a matrix
-LABEL = re.compile(r"(\d{1,6})-(\d{1,6})")
+MOST_TASKS = 1000  # of one run
+MOST_NOTES = 100  # on lines of one run
+LARGEST = 1e6  # a number beyond is damage
+LONGEST = 100_000  # characters of a value
 STAMP = re.compile(r"\s*(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ \[(?P<file>[^\]]+)\] => (?P<rest>.*)")
-CONFIG_LINE = re.compile(r"(?P<key>[A-Za-z_]\w*): (?P<value>.*)")
+KEY = re.compile(r"(?P<key>[A-Za-z_]\w*): (?P<value>.*)")
 CLASS_ORDER = re.compile(r"\[\d+(, \d+)+\]")
-NUMBER = r"(?P<value>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
-GROUPED = re.compile(r"\bCNN: (?P<value>\{.*)")
-CURVE = re.compile(r"\b(?:CNN|ACC) top(?P<top>[15]) curve: (?P<value>\[.*)")
-AVERAGE = re.compile(rf"\bAverage Accuracy(?: \(CNN\))?: {NUMBER}")
-FORGETTING = re.compile(rf"\bForgetting \(CNN\): {NUMBER}")
-NME = re.compile(r"\bNME: \{")
-MATRIX = re.compile(r"\bAccuracy Matrix \(CNN\):(?P<value>.*)", re.IGNORECASE)
-MATRIX_LINE = re.compile(r"[\s\[\],.\d]+")
+GROUP = re.compile(r"(\d{1,6})-(\d{1,6})")
+NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+RESULT = re.compile(
+    r"\bCNN: (?P<groups>\{.*)|\b(?:CNN|ACC) top1 curve: (?P<top1>\[.*)|\b(?:CNN|ACC) top5 curve: (?P<top5>\[.*)"
+    rf"|\bAverage Accuracy(?: \(CNN\))?: (?P<average>{NUMBER})|\bForgetting \(CNN\): (?P<forgetting>{NUMBER})"
+    r"|\bAccuracy [Mm]atrix \(CNN\):(?P<matrix>.*)|\bNME: (?P<nme>\{)"
+)
+MATRIX_LINE = re.compile(r"[\s\[\],.\d]*")
+SCALAR = re.compile(r"\b(?:np|numpy)\.\w+\((-?[\d.eE+-]+|nan)\)")  # numpy 2 prints np.float64(91.2)
+
+
+class Group(NamedTuple):
+    """A range of classes, ordered by number, and how the log spells it."""
+
+    first: int
+    last: int
+    name: str
 
 
 @dataclass
 class Row:
-    """The accuracies, in per cent, that a log gives after one task.
+    """The accuracies after one task, in per cent, None where the log has none. Equal if they say the same."""
 
-    Attributes:
-        line: Its number in the file.
-        groups: Accuracy by (first class, last class); None where the log says nan.
-        total, old, new: None where the log has none.
-        curve: The top-1 curve printed after it.
-    """
-
-    line: int
-    groups: dict[tuple[int, int], float | None]
-    total: float | None = None
-    old: float | None = None
-    new: float | None = None
-    curve: list[float] | None = None
-
-    def same_values(self, other: "Row") -> bool:
-        """Whether the other row says the same of the same groups."""
-        return (self.groups, self.total, self.old, self.new) == (other.groups, other.total, other.old, other.new)
+    line: int = field(compare=False)
+    groups: dict[Group, float | None]
+    total: float | None
+    old: float | None
+    new: float | None
+    curve: list[float] | None = field(default=None, compare=False)  # the top-1 curve printed after it
 
 
 @dataclass
-class Segment:
-    """One run of a log file: what its lines say, line by line.
-
-    Attributes:
-        line: Where it begins.
-        config: What the log prints of its configuration.
-        nb_classes: Length of the class order, where the log prints it.
-        rows: One for each `CNN: {...}` line.
-        top1, top5: The curves, in order.
-        average, forgetting: The last that is printed.
-        matrix_lines: The last accuracy matrix that is printed, as it is printed.
-        names: Class ranges as they are spelled.
-        has_nme: Whether it also has accuracies of nearest mean of exemplars.
-        notes: Lines that could not be read.
-        first, last: Time stamps.
-    """
+class Log:
+    """What the lines of one run say; the curves stand beside the numbers of their lines."""
 
     line: int
     config: dict[str, Any] = field(default_factory=dict)
@@ -88,32 +75,19 @@ class Segment:
     average: float | None = None
     forgetting: float | None = None
     matrix_lines: list[str] = field(default_factory=list)
-    names: dict[tuple[int, int], str] = field(default_factory=dict)
-    has_nme: bool = False
-    notes: list[str] = field(default_factory=list)
-    first: datetime | None = None
-    last: datetime | None = None
-
-    def stamp(self, time: datetime) -> None:
-        """Note that a line was written at `time`."""
-        self.first, self.last = self.first or time, time
-
-    @property
-    def measured(self) -> bool:
-        """Whether there is any accuracy in it."""
-        return bool(self.rows or self.top1)
+    has_nme: bool = False  # accuracies of nearest mean of exemplars
+    notes: list[str] = field(default_factory=list)  # on lines that could not be read
+    times: list[datetime] = field(default_factory=list)  # the first time stamp and the last
 
     @property
     def seconds(self) -> float:
         """From the first time stamp to the last; NaN without two different ones."""
-        if self.first is None or self.last is None or self.first == self.last:
-            return math.nan
-        return (self.last - self.first).total_seconds()
+        return (self.times[-1] - self.times[0]).total_seconds() if len(set(self.times)) > 1 else math.nan
 
     @property
-    def labels(self) -> list[tuple[int, int]]:
-        """Every class range that the rows name, in the order of the classes (not of their spelling)."""
-        return sorted({label for row in self.rows for label in row.groups})
+    def groups(self) -> list[Group]:
+        """Every group that the rows name, in the order of the classes."""
+        return sorted({group for row in self.rows for group in row.groups})
 
     @property
     def curve(self) -> list[float]:
@@ -122,140 +96,144 @@ class Segment:
 
     @property
     def matrix(self) -> list[list[float]]:
-        """The rows of the printed matrix; none if there is no matrix, or one with dots for numbers left out."""
+        """The rows of the last matrix printed; none without a matrix, or if dots stand for some of its numbers."""
         text = "\n".join(self.matrix_lines)
-        if "..." in text:
-            return []
-        rows = re.findall(r"\[([^\[\]]+)\]", text)
+        rows = [] if "..." in text else re.findall(r"\[([^\[\]]+)\]", text)
         return [[float(number) for number in re.findall(r"\d+\.?\d*", row)] for row in rows]
 
 
-def parse(text: str) -> list[Segment]:
-    """The runs in the text of a log, in order; empty if it has no accuracy lines."""
-    reader = _Reader()
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1):
-        reader.read(number, line)
-    return [segment for segment in reader.segments if segment.measured]
+def parse(text: str) -> list[Log]:
+    """The runs in the text of a log file, in order; empty if it has no accuracies."""
+    parser = _Parser()
+    with warnings.catch_warnings(action="ignore"):  # Python's remarks on the style of what was printed
+        for number, line in enumerate(re.split(r"\r\n?|\n", text), 1):
+            parser.read(number, line)
+    return [log for log in parser.logs if log.rows or log.top1]
 
 
-class _Reader:
+class _Parser:
     """Reads line by line. The configuration comes first in a run and ends with the first line of another kind."""
 
     def __init__(self) -> None:
-        self.segments = [Segment(1)]
-        self._in_config = True
-        self._in_matrix = False
+        self.log = Log(1)
+        self.logs = [self.log]
+        self.inside = "configuration"  # or "matrix", or neither: ""
+
+    def begin(self, number: int) -> None:
+        self.log = Log(number)
+        self.logs.append(self.log)
 
     def read(self, number: int, line: str) -> None:
-        segment, stamp = self.segments[-1], STAMP.match(line)
+        stamp = STAMP.match(line)
         rest = stamp["rest"] if stamp else line
-        if self._in_matrix and MATRIX_LINE.fullmatch(rest):
-            segment.matrix_lines.append(rest)
+        if self.inside == "matrix" and MATRIX_LINE.fullmatch(rest):
+            self.log.matrix_lines.append(rest)
             return
-        self._in_matrix = self._in_matrix and not rest.strip()
-        hits = [(read, match) for pattern, read in _READ.items() if (match := pattern.search(rest))]
-        for read, match in hits:
-            read(self, number, match)
-        if stamp and not hits:
-            self._other(number, stamp)
-        self._in_config = self._in_config and not hits
-        if stamp and (time := time_of(stamp["time"])):
-            self.segments[-1].stamp(time)
+        results = list(RESULT.finditer(rest))
+        if results or self.inside == "matrix":
+            self.inside = ""
+        for found in results:
+            self.result(number, found.lastgroup, found[found.lastindex or 0])
+        if stamp and not results:
+            self.other(number, stamp)
+        if stamp:
+            with suppress(ValueError):  # a time such as 31 February
+                self.log.times[1:] = [datetime.fromisoformat(stamp["time"])]
 
-    def _other(self, number: int, stamp: re.Match[str]) -> None:
-        """A line without accuracies: of the configuration, the class order, or of no interest."""
-        pair = CONFIG_LINE.fullmatch(stamp["rest"]) if stamp["file"] == "trainer.py" else None
-        if pair and not self._in_config and pair["key"] in self.segments[-1].config:
-            self._begin(number)
-            self._in_config = True
-        segment = self.segments[-1]
-        self._in_config = self._in_config and pair is not None
-        if pair and self._in_config:
-            segment.config[pair["key"]] = config_value(pair["value"])
-        if CLASS_ORDER.fullmatch(stamp["rest"]) and segment.nb_classes is None:
-            segment.nb_classes = stamp["rest"].count(",") + 1
+    def result(self, number: int, kind: str | None, text: str) -> None:
+        try:
+            match kind:
+                case "groups":
+                    self.row(number, literal(text, dict))
+                case "top1" | "top5":
+                    self.curve(number, kind, literal(text, list))
+                case "average":
+                    self.log.average = float(text)
+                case "forgetting":
+                    self.log.forgetting = float(text)
+                case "matrix":
+                    self.log.matrix_lines, self.inside = [text], kind
+                case _:
+                    self.log.has_nme = True
+        except ValueError:
+            self.note(number, f"cut off or damaged: {text[:60]}")
 
-    def _begin(self, number: int) -> None:
-        self.segments.append(Segment(number))
+    def note(self, number: int, text: str) -> None:
+        if len(self.log.notes) < MOST_NOTES:
+            self.log.notes.append(f"line {number}: {text}")
+        elif len(self.log.notes) == MOST_NOTES:
+            self.log.notes.append(f"line {number} and later: more such lines, which are not listed")
 
-    def _grouped(self, number: int, match: re.Match[str]) -> None:
-        values = self._value(match["value"], dict)
-        names = {label: key for key in values if (label := _label(key))}
-        named = {key: values.get(key) for key in ("total", "old", "new")}
-        row = Row(number, {label: values[name] for label, name in names.items()}, **named)
-        if not are_numbers([*row.groups.values(), *named.values()]) or not (names or row.total is not None):
-            self._damaged(number, match["value"])
+    def row(self, number: int, values: dict[object, Any]) -> None:
+        names = [name for key in values if isinstance(key, str) and (name := GROUP.fullmatch(key))]
+        groups = {Group(int(name[1]), int(name[2]), name[0]): values[name[0]] for name in names}
+        row = Row(number, groups, *(values.get(key) for key in ("total", "old", "new")))
+        _require(_are_numbers([*groups.values(), row.total, row.old, row.new]) and (names or row.total is not None))
+        if rows := self.log.rows:
+            if rows[-1].curve is None and rows[-1] == row:
+                return self.note(number, "the same accuracies as in the line before, counted once")
+            first_again = groups.keys() == rows[0].groups.keys() and not row.old
+            if first_again or groups.keys() < rows[-1].groups.keys():
+                self.begin(number)
+        _require(len(self.log.rows) < MOST_TASKS)
+        self.log.rows.append(row)
+
+    def curve(self, number: int, kind: str, values: list[Any]) -> None:
+        _require(0 < len(values) <= MOST_TASKS and None not in values and _are_numbers(values))
+        if kind == "top5":
+            self.log.top5.append((number, values))
             return
-        if _restarts(self.segments[-1].rows, row):
-            self._begin(number)
-        rows = self.segments[-1].rows
-        if len(rows) == MOST_TASKS:
-            self._damaged(number, match["value"])
-            return
-        if rows and rows[-1].curve is None and rows[-1].same_values(row):
-            self._note(number, "the same accuracies as in the line before, counted once")
-            return
-        rows.append(row)
-        self.segments[-1].names |= names
+        if len(values) == 1 and self.log.top1 and not self.log.rows:
+            self.begin(number)
+        self.log.top1.append((number, values))
+        if self.log.rows and self.log.rows[-1].curve is None:
+            self.log.rows[-1].curve = values
 
-    def _curve(self, number: int, match: re.Match[str]) -> None:
-        values = self._value(match["value"], list)
-        if not 0 < len(values) <= MOST_TASKS or None in values or not are_numbers(values):
-            self._damaged(number, match["value"])
-            return
-        segment = self.segments[-1]
-        if match["top"] == "5":
-            segment.top5.append((number, values))
-            return
-        if len(values) == 1 and segment.top1 and not segment.rows:
-            self._begin(number)
-        segment = self.segments[-1]
-        segment.top1.append((number, values))
-        if segment.rows and segment.rows[-1].curve is None:
-            segment.rows[-1].curve = values
-
-    def _average(self, number: int, match: re.Match[str]) -> None:
-        self.segments[-1].average = float(match["value"])
-
-    def _forgetting(self, number: int, match: re.Match[str]) -> None:
-        self.segments[-1].forgetting = float(match["value"])
-
-    def _matrix(self, number: int, match: re.Match[str]) -> None:
-        self.segments[-1].matrix_lines = [match["value"]]
-        self._in_matrix = True
-
-    def _nme(self, number: int, match: re.Match[str]) -> None:
-        self.segments[-1].has_nme = True
-
-    def _value(self, text: str, kind: type) -> Any:
-        value = literal(text)
-        return value if isinstance(value, kind) else kind()
-
-    def _damaged(self, number: int, text: str) -> None:
-        self._note(number, f"cut off or damaged: {text[:60]}")
-
-    def _note(self, number: int, text: str) -> None:
-        self.segments[-1].notes.append(f"line {number}: {text}")
+    def other(self, number: int, stamp: re.Match[str]) -> None:
+        """A line of the configuration, the class order, or of no interest."""
+        pair = KEY.fullmatch(stamp["rest"]) if stamp["file"] == "trainer.py" else None
+        if pair and not self.inside and pair["key"] in self.log.config:
+            self.begin(number)
+            self.inside = "configuration"
+        if pair and self.inside:
+            self.log.config[pair["key"]] = config_value(pair["value"])
+        else:
+            self.inside = ""
+        if CLASS_ORDER.fullmatch(stamp["rest"]) and self.log.nb_classes is None:
+            self.log.nb_classes = stamp["rest"].count(",") + 1
 
 
-_READ: dict[re.Pattern[str], Callable[[_Reader, int, re.Match[str]], None]] = {
-    GROUPED: _Reader._grouped,
-    CURVE: _Reader._curve,
-    AVERAGE: _Reader._average,
-    FORGETTING: _Reader._forgetting,
-    MATRIX: _Reader._matrix,
-    NME: _Reader._nme,
-}
+def _require(condition: object) -> None:
+    if not condition:
+        raise ValueError("not what a log can mean")
 
 
-def _label(key: object) -> tuple[int, int] | None:
-    found = LABEL.fullmatch(str(key))
-    return (int(found[1]), int(found[2])) if found else None
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Whether each is a number of believable size, or None."""
+    return all(value is None or (type(value) in (int, float) and -LARGEST <= value <= LARGEST) for value in values)
 
 
-def _restarts(rows: list[Row], row: Row) -> bool:
-    """Whether a row is the first of another run: it knows fewer groups than the last, or it is a first task again."""
-    if not rows or (rows[-1].curve is None and rows[-1].same_values(row)):
-        return False
-    first_again = row.groups.keys() == rows[0].groups.keys() and not row.old
-    return row.groups.keys() < rows[-1].groups.keys() or first_again
+def literal(text: str, kind: type = object) -> Any:
+    """The Python value that begins a text, numpy's scalars as numbers and nan as None.
+
+    Raises:
+        ValueError: There is none of this kind.
+    """
+    plain = SCALAR.sub(r"\1", text.strip()) if len(text) <= LONGEST else ""
+    if plain[:1] in ("{", "["):
+        plain = re.sub(r"\bnan\b", "None", plain[: max(plain.rfind("}"), plain.rfind("]")) + 1])
+    try:
+        value = ast.literal_eval(plain)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"no value: {error}") from None
+    _require(isinstance(value, kind))
+    return value
+
+
+def config_value(text: str) -> Any:
+    """The value, if it is one that a configuration can have; otherwise the text."""
+    try:
+        json.dumps(value := literal(text), sort_keys=True)
+    except (TypeError, ValueError):
+        return text
+    return value

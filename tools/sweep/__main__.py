@@ -24,9 +24,9 @@ from pathlib import Path
 
 from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
-from tools.sweep.launch import ClusterLauncher, Launcher, LocalLauncher, cores, visible_gpus
+from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, read_plan
-from tools.sweep.run import Attempt, Execution, Progress
+from tools.sweep.run import Attempt, Execution
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.text import shown
@@ -54,15 +54,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Plan, run what is missing, conclude."""
     plan = read_plan(options.sweep, options.output_dir, options.seed)
+    kept = [path for planned in plan if (path := planned.finished())]
     missing = [planned for planned in plan if not planned.finished()]
-    print(f"{len(plan)} runs, {len(plan) - len(missing)} finished already", file=sys.stderr)
+    print(f"{len(plan)} runs, {len(kept)} finished already", file=sys.stderr)
     if options.dry_run:
         sys.stdout.writelines(f"{_state(planned)}  {planned.name}  {planned.member.name}\n" for planned in plan)
         return 0
     with _alone(Path(options.output_dir)), _ends_as_by_ctrl_c():
-        failed = _execute(plan, missing, options) if missing else []
+        failed = _execute(missing, kept, options) if missing else []
     _conclude(plan, Path(options.output_dir) / options.sweep.stem)
-    return _verdict(failed)
+    for attempt in failed:
+        print(f"failed: {attempt.run.member.name}, seed {attempt.run.seed}: {attempt.log}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _execute(missing: Sequence[PlannedRun], kept: Sequence[Path], options: argparse.Namespace) -> list[Attempt]:
+    logs = Path(options.output_dir) / f"{options.sweep.stem}.logs"
+    execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
+    execution.to_end()
+    return execution.failed
 
 
 def _state(planned: PlannedRun) -> str:
@@ -71,21 +81,13 @@ def _state(planned: PlannedRun) -> str:
     return "unfinished" if (Path(planned.member.config.output_dir) / planned.name).exists() else "missing   "
 
 
-def _execute(plan: Sequence[PlannedRun], missing: Sequence[PlannedRun], options: argparse.Namespace) -> list[Attempt]:
-    logs = Path(options.output_dir) / f"{options.sweep.stem}.logs"
-    launcher = _launcher(missing, logs, options)
-    kept = [path for planned in plan if (path := planned.finished())]
-    execution = Execution(missing, launcher, logs, Progress(len(plan), launcher.slots, kept))
-    execution.to_end()
-    return execution.failed
-
-
-def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Namespace) -> Launcher:
+def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Namespace) -> tuple[Start, int]:
+    """What starts the runs, and how many at a time."""
     if options.launcher == "slurm":
-        return ClusterLauncher(options.jobs or len(missing), logs / "slurm", dict(options.slurm))
+        return slurm(logs / "slurm", dict(options.slurm)), options.jobs or len(missing)
     gpus = [] if any(planned.member.config.device == "cpu" for planned in missing) else visible_gpus()
-    slots = options.jobs or len(gpus) or min(cores(), MOST_ON_CPU)
-    return LocalLauncher(min(slots, len(missing)), gpus)
+    slots = min(options.jobs or len(gpus) or min(cores(), MOST_ON_CPU), len(missing))
+    return local(slots, gpus), slots
 
 
 @contextmanager
@@ -154,12 +156,6 @@ def write_page(comparison: Comparison, target: Path) -> None:
     write_report(comparison, target)
 
 
-def _verdict(failed: Sequence[Attempt]) -> int:
-    for attempt in failed:
-        print(f"failed: {attempt.run.member.name}, seed {attempt.run.seed}: {attempt.log}", file=sys.stderr)
-    return 1 if failed else 0
-
-
 # ---- command line
 
 
@@ -168,24 +164,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("sweep", type=Path, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
-    add(
-        "--jobs",
-        type=_count,
-        metavar="N",
-        help="runs at a time; they share the cores, or have a GPU each. Default: as many as there are GPUs; "
-        f"without one as many as cores, {MOST_ON_CPU} at most; with slurm all",
+    jobs = (
+        "runs at a time; they share the cores, or have a GPU each. Default: as many as there are GPUs; without one "
+        f"as many as cores, {MOST_ON_CPU} at most; with slurm all"
     )
+    parameters = "parameters of submitit's executor, such as slurm_partition=gpu or cpus_per_task=8"
+    add("sweep", type=Path, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
+    add("--jobs", type=_count, metavar="N", help=jobs)
     add("--dry-run", action="store_true", help="check everything and list the runs")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
-    add(
-        "--slurm",
-        nargs="+",
-        default=[],
-        type=_parameter,
-        metavar="KEY=VALUE",
-        help="parameters of submitit's executor, such as slurm_partition=gpu or cpus_per_task=8",
-    )
+    add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
     add("--output_dir", default=FOLDER, metavar="DIR", help=f"folder of the run directories; default: {FOLDER}")
     add("--seed", type=int, nargs="+", metavar="INT", help="in place of the file's seeds")
     return parser

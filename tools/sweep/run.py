@@ -4,13 +4,13 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from tools.sweep.launch import Job, Launcher
+from tools.sweep.launch import Job, Start, stop
 from tools.sweep.plan import PlannedRun
 from utils.json_file import read_object
 from utils.runs.directory import RESULTS
@@ -22,14 +22,7 @@ TAIL = 15  # lines of a failed run's log that are shown
 
 @dataclass
 class Attempt:
-    """A run that was started.
-
-    Attributes:
-        run: Which.
-        log: What it prints.
-        number: Counted from 1.
-        started: On the monotonic clock.
-    """
+    """A run that was started; attempts are counted from 1."""
 
     run: PlannedRun
     job: Job
@@ -45,61 +38,109 @@ class Attempt:
     def tail(self) -> str:
         """How it ended, and the last lines it printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join([f"{self.job.where()}; the end of {self.log}:", *(f"    {line}" for line in lines[-TAIL:])])
+        return "\n".join([f"{self.job.ended()}; the end of {self.log}:", *(f"    {line}" for line in lines[-TAIL:])])
 
 
-class Progress:
-    """What a user sees: a line for each end and, on a terminal, a bar."""
+class Execution:
+    """Works off runs.
 
-    def __init__(self, total: int, slots: int, kept: Sequence[Path]) -> None:
-        self._slots = slots
-        self._kept = [seconds for path in kept if (seconds := _seconds(path)) is not None]
-        self._measured: list[float] = []
-        self._bar = tqdm(
-            total=total,
-            initial=len(kept),
-            bar_format="{n}/{total} runs |{bar}| {elapsed}{postfix}",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
-        )
+    Args:
+        runs: What to run.
+        start: Starts a command.
+        slots: Commands at a time.
+        logs: Folder of what the runs print.
+        kept: Directories of runs that had finished before; their times serve until one of these runs has finished.
 
-    def line(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        tqdm.write(text, file=sys.stderr)
+    Attributes:
+        failed: The last attempts of runs that failed as often as they may.
+    """
 
-    def measured(self, seconds: float) -> None:
-        """A run took so long."""
-        self._measured.append(seconds)
-        self._bar.update()
+    def __init__(
+        self, runs: Sequence[PlannedRun], start: Start, slots: int, logs: Path, kept: Sequence[Path] = ()
+    ) -> None:
+        self._start, self._slots, self._logs = start, slots, logs
+        self._waiting = deque((run, 1) for run in runs)
+        self._running: dict[int, Attempt] = {}
+        self._done, self._total = len(kept), len(kept) + len(runs)
+        self._kept, self._seconds = [seconds for path in kept for seconds in _seconds(path)], list[float]()
+        self.failed: list[Attempt] = []
 
-    def left(self, waiting: int, running: Iterable[float]) -> float:
-        """Seconds until all are done, should each take as long as those before did; NaN while none has ended.
+    def to_end(self) -> None:
+        """Start what waits as slots fall free, until nothing is left; whatever ends this early stops the runs too."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        try:
+            with tqdm(bar_format="{desc}", leave=False, disable=not sys.stderr.isatty()) as line:
+                while self._waiting or self._running:
+                    self._fill()
+                    line.set_description_str(self.status())
+                    time.sleep(POLL)
+                    self._collect()
+        finally:
+            if self._running:
+                _say(f"stopping {len(self._running)} runs")
+                stop([attempt.job for attempt in self._running.values()])
 
-        Args:
-            waiting: Runs not begun.
-            running: Seconds since the start of each of the others.
-        """
-        known = self._measured or self._kept  # those kept may come from another machine
-        if not known:
-            return math.nan
-        mean = sum(known) / len(known)
-        work = [mean] * waiting + [max(0.0, mean - seconds) for seconds in running]
-        return max([sum(work) / self._slots, *work])
+    def _fill(self) -> None:
+        for slot in range(self._slots):
+            if self._waiting and slot not in self._running:
+                run, number = self._waiting.popleft()
+                log = self._logs / f"{run.name}-attempt{number}.log"
+                self._running[slot] = Attempt(run, self._start(run.command(), log, slot), log, number)
 
-    def show(self, text: str) -> None:
-        """Write beside the bar."""
-        self._bar.set_postfix_str(text)
+    def _collect(self) -> None:
+        for slot, attempt in list(self._running.items()):
+            if attempt.job.ended():
+                del self._running[slot]
+                self._note_end(attempt, f"{attempt.run.member.name}, seed {attempt.run.seed}")
 
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()
+    def _note_end(self, attempt: Attempt, name: str) -> None:
+        if attempt.run.finished():
+            self._done += 1
+            self._seconds.append(attempt.seconds)
+            _say(f"finished: {name} in {attempt.seconds:.0f} s; {self.status()}")
+        elif attempt.number < ATTEMPTS:
+            self._waiting.append((attempt.run, attempt.number + 1))
+            _say(f"failed, to be tried again: {name}: {attempt.tail()}")
+        else:
+            self.failed.append(attempt)
+            _say(f"failed: {name}: {attempt.tail()}")
+
+    def status(self) -> str:
+        """How many runs are done, running and waiting, and how long they will take."""
+        text = f"{self._done} of {self._total} runs done, {len(self._running)} running, {len(self._waiting)} waiting"
+        if not (self._waiting or self._running):
+            return text
+        known = self._seconds or self._kept  # those kept may come from another machine
+        running = [attempt.seconds for attempt in self._running.values()]
+        return f"{text}; {duration(estimate(known, len(self._waiting), running, self._slots))}"
 
 
-def _seconds(path: Path) -> float | None:
-    run = read_object(path / RESULTS)[0].get("run")
-    seconds = run.get("seconds") if isinstance(run, dict) else None
-    return seconds if isinstance(seconds, int | float) else None
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
+def _seconds(path: Path) -> list[float]:
+    match read_object(path / RESULTS)[0]:
+        case {"run": {"seconds": int(seconds) | float(seconds)}}:
+            return [seconds]
+        case _:
+            return []
+
+
+def estimate(known: Sequence[float], waiting: int, running: Sequence[float], slots: int) -> float:
+    """Seconds until all runs are done, should each take as long as those before did; NaN if none has ended.
+
+    Args:
+        known: Seconds that runs took.
+        waiting: Runs not begun.
+        running: Seconds since the start of each of the others.
+        slots: Runs at a time.
+    """
+    if not known:
+        return math.nan
+    mean = sum(known) / len(known)
+    work = [mean] * waiting + [max(0.0, mean - seconds) for seconds in running]
+    return max([sum(work) / slots, *work])
 
 
 def duration(seconds: float) -> str:
@@ -110,65 +151,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"about {seconds / size:.0f} {unit} left"
     return f"about {seconds:.0f} s left"
-
-
-class Execution:
-    """Works off runs with a launcher.
-
-    Attributes:
-        failed: The last attempts of runs that failed as often as they may.
-    """
-
-    def __init__(self, runs: Sequence[PlannedRun], launcher: Launcher, logs: Path, progress: Progress) -> None:
-        self._waiting = deque((run, 1) for run in runs)
-        self._running: dict[int, Attempt] = {}
-        self._launcher, self._logs, self._progress = launcher, logs, progress
-        self.failed: list[Attempt] = []
-
-    def to_end(self) -> None:
-        """Start what waits as slots fall free, until nothing is left; whatever ends this early ends the runs too."""
-        self._logs.mkdir(parents=True, exist_ok=True)
-        try:
-            while self._waiting or self._running:
-                self._fill()
-                self._progress.show(f"{len(self._running)} at work{self._estimate()}")
-                time.sleep(POLL)
-                self._collect()
-        finally:
-            self._progress.close()
-            if self._running:
-                self._progress.line(f"ending {len(self._running)} runs")
-                self._launcher.stop([attempt.job for attempt in self._running.values()])
-
-    def _fill(self) -> None:
-        for slot in range(self._launcher.slots):
-            if self._waiting and slot not in self._running:
-                run, number = self._waiting.popleft()
-                log = self._logs / f"{run.name}-attempt{number}.log"
-                job = self._launcher.start(run.command(), log, slot)
-                self._running[slot] = Attempt(run, job, log, number)
-
-    def _collect(self) -> None:
-        for slot, attempt in list(self._running.items()):
-            if attempt.job.ended():
-                del self._running[slot]
-                self._note_end(attempt)
-
-    def _note_end(self, attempt: Attempt) -> None:
-        name = f"{attempt.run.member.name}, seed {attempt.run.seed}"
-        if attempt.run.finished():
-            self._progress.measured(attempt.seconds)
-            self._progress.line(f"finished: {name} in {attempt.seconds:.0f} s{self._estimate()}")
-        elif attempt.number < ATTEMPTS:
-            self._waiting.append((attempt.run, attempt.number + 1))
-            self._progress.line(f"failed, to be tried again: {name}: {attempt.tail()}")
-        else:
-            self.failed.append(attempt)
-            self._progress.line(f"failed: {name}: {attempt.tail()}")
-
-    def _estimate(self) -> str:
-        """To be put behind a sentence; empty at the end."""
-        if not (self._waiting or self._running):
-            return ""
-        running = [attempt.seconds for attempt in self._running.values()]
-        return "; " + duration(self._progress.left(len(self._waiting), running))

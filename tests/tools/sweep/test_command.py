@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tools.sweep import __main__ as sweep
-from tools.sweep.launch import LocalLauncher
+from tools.sweep.launch import local
 from tools.sweep.plan import read_plan
 
 ROOT = Path(__file__).parents[3]
@@ -184,21 +184,17 @@ TINY = {
 }
 
 
-class FailsOnce(LocalLauncher):
+def fails_once(slots, gpus):
     """The first run it starts is given a flag that main.py refuses."""
-
-    broken = ("--eval=true",)
-
-    def start(self, command, log, slot):
-        extra, FailsOnce.broken = FailsOnce.broken, ()
-        return super().start([*command, *extra], log, slot)
+    start, broken = local(slots, gpus), ["--eval=true"]
+    return lambda command, log, slot: start([*command, *(broken.pop() for _ in broken[:])], log, slot)
 
 
 @pytest.mark.slow
 def test_a_sweep_of_real_runs_of_which_one_fails_at_first(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEMA_DATA_ROOT", raising=False)
-    monkeypatch.setattr(sweep, "LocalLauncher", FailsOnce)
+    monkeypatch.setattr(sweep, "local", fails_once)
     rng, labels = np.random.RandomState(0), np.repeat(np.arange(4), 8)
     pixels = rng.randint(0, 255, size=(len(labels), 20, 20, 3)).astype(np.uint8)
     np.savez("images.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)

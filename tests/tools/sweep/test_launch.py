@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.sweep import launch as sweep_launch
-from tools.sweep.launch import ClusterLauncher, LocalLauncher, visible_gpus
+from tools.sweep.launch import Start, local, slurm, stop, visible_gpus
 from utils.errors import UserError
 
 WHAT_IT_SEES = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'), sys.argv)"
@@ -37,26 +37,26 @@ def four_cores(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def seen_in(launcher: LocalLauncher, slot: int, log: Path) -> str:
-    job = launcher.start([sys.executable, "-c", WHAT_IT_SEES], log, slot)
+def seen_in(start: Start, slot: int, log: Path) -> str:
+    job = start([sys.executable, "-c", WHAT_IT_SEES], log, slot)
     wait(job)
-    assert job.where() == "exit code 0"
+    assert job.ended() == "exit code 0"
     return log.read_text().strip()
 
 
 @pytest.mark.parametrize(("slots", "threads"), [(1, 4), (2, 2), (3, 1), (9, 1)])
 def test_processes_share_the_cores(four_cores, tmp_path, slots, threads):
-    assert seen_in(LocalLauncher(slots), 0, tmp_path / "log") == f"{threads} None ['-c']"
+    assert seen_in(local(slots), 0, tmp_path / "log") == f"{threads} None ['-c']"
 
 
 def test_a_user_s_own_number_of_threads_is_kept(four_cores, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert seen_in(LocalLauncher(2), 0, tmp_path / "log").startswith("3 ")
+    assert seen_in(local(2), 0, tmp_path / "log").startswith("3 ")
 
 
 def test_gpus_are_given_out_in_turn_and_each_process_uses_the_one_it_sees(four_cores, tmp_path):
-    launcher = LocalLauncher(3, ["2", "5"])
-    seen = [seen_in(launcher, slot, tmp_path / "log") for slot in range(3)]
+    start = local(3, ["2", "5"])
+    seen = [seen_in(start, slot, tmp_path / "log") for slot in range(3)]
     assert seen == [f"1 {gpu} ['-c', '--device=0']" for gpu in (2, 5, 2)]
 
 
@@ -80,23 +80,37 @@ def test_without_that_the_driver_is_asked(monkeypatch, tmp_path, script, gpus):
 
 def test_stopping_asks_first_and_then_ends_what_does_not_listen(monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_launch, "PATIENCE", 0.5)
-    polite = "import time; print('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('tidied up')"
+    polite = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('tidied up')))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
     # deaf, and with a child, as a data loader's worker is
     deaf = (
-        "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); child = os.fork()\n"
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
         "if child: print(child, flush=True)\ntime.sleep(60)"
     )
-    launcher = LocalLauncher(2)
+    start = local(2)
     logs = [tmp_path / "polite", tmp_path / "deaf"]
-    jobs = [
-        launcher.start([sys.executable, "-c", text], log, 0) for text, log in zip((polite, deaf), logs, strict=True)
-    ]
+    jobs = [start([sys.executable, "-c", text], log, 0) for text, log in zip((polite, deaf), logs, strict=True)]
     wait_for(logs[0])
     child = int(wait_for(logs[1]))
-    launcher.stop(jobs)
+    stop(jobs)
     assert logs[0].read_text() == "up\ntidied up\n"
-    assert jobs[1].where() == f"ended by {signal.SIGKILL.name}"
+    assert jobs[1].ended() == f"ended by {signal.SIGKILL.name}"
     assert gone(child)
+
+
+def test_a_sweep_that_ignores_ctrl_c_as_under_nohup_stops_its_runs_too(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+    try:
+        job = local(1)(
+            [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"], tmp_path / "x", 0
+        )
+        wait_for(tmp_path / "x")
+        stop([job])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert job.ended() == "ended by SIGTERM"
 
 
 def gone(process: int) -> bool:
@@ -121,23 +135,25 @@ LOCAL = {"timeout_min": 5, "gpus_per_node": 0, "cpus_per_task": 1}
 @pytest.mark.slow
 def test_a_job_of_a_cluster_prints_to_the_log_and_says_where_its_own_lies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    launcher = ClusterLauncher(1, tmp_path / "slurm", LOCAL, cluster="local")
+    start = slurm(tmp_path / "slurm", LOCAL, cluster="local")
     script = "import os, sys; print(os.getcwd(), sys.argv[1]); sys.exit('no luck')"
-    job = launcher.start([sys.executable, "-c", script, "it's $1"], Path("the log"), 0)
+    job = start([sys.executable, "-c", script, "it's $1"], Path("the log"), 0)
     wait(job)
     assert (tmp_path / "the log").read_text() == f"{tmp_path} it's $1\nno luck\n"
-    assert job.where().startswith(f"job {job.job.job_id}: ")
-    assert Path(job.where().split(", ")[1]).exists()
+    how, path = job.ended().split(", ")
+    number = Path(path).name.split("_")[0]
+    assert how.startswith(f"job {number}: ")
+    assert Path(path).exists()
 
 
 @pytest.mark.slow
 def test_jobs_of_a_cluster_are_cancelled(tmp_path):
-    launcher = ClusterLauncher(1, tmp_path / "slurm", LOCAL, cluster="local")
+    start = slurm(tmp_path / "slurm", LOCAL, cluster="local")
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    job = launcher.start([sys.executable, "-c", script], tmp_path / "log", 0)
+    job = start([sys.executable, "-c", script], tmp_path / "log", 0)
     process = int(wait_for(tmp_path / "log"))
     assert not job.ended()
-    launcher.stop([job])
+    stop([job])
     assert job.ended()
     os.kill(process, signal.SIGKILL)  # Slurm ends all processes of a job, submitit's local executor its own alone
 
@@ -145,12 +161,12 @@ def test_jobs_of_a_cluster_are_cancelled(tmp_path):
 def test_without_submitit_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match="pip install 'submitit"):
-        ClusterLauncher(1, tmp_path, {})
+        slurm(tmp_path, {})
 
 
 def test_without_slurm_or_with_a_wrong_parameter_the_message_is_submitit_s(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="--launcher slurm"):
-        ClusterLauncher(1, tmp_path, {})
+        slurm(tmp_path, {})
     with pytest.raises(UserError, match="timeout_mn"):
-        ClusterLauncher(1, tmp_path, {"timeout_mn": 5}, cluster="local")
+        slurm(tmp_path, {"timeout_mn": 5}, cluster="local")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from tools.sweep.launch import ClusterLauncher, LocalLauncher
-from tools.sweep.run import Execution, Progress, duration
-
-NO_RUNS: list[Path] = []
+from tools.sweep.launch import Job, Start, local, slurm
+from tools.sweep.run import Execution, duration, estimate
 
 
 @dataclass
@@ -43,29 +42,29 @@ class Planned:
         return [sys.executable, "-c", script, str(self.folder / self.name), str(self.succeeds_at)]
 
 
-class Watched(LocalLauncher):
-    """Notes which slot each run got, and how many were at work."""
+class Watched:
+    """Notes every job, and how many were at work."""
 
     def __init__(self, slots: int) -> None:
-        super().__init__(slots)
-        self.jobs: list[Any] = []
+        self._start = local(slots)
+        self.jobs: list[Job] = []
         self.most = 0
 
-    def start(self, command: Sequence[str], log: Path, slot: int) -> Any:
-        self.jobs.append(super().start(command, log, slot))
+    def __call__(self, command: Sequence[str], log: Path, slot: int) -> Job:
+        self.jobs.append(self._start(command, log, slot))
         self.most = max(self.most, sum(not job.ended() for job in self.jobs))
         return self.jobs[-1]
 
 
-def execute(runs: Sequence[Any], launcher: Any, logs: Path) -> Execution:
-    execution = Execution(runs, launcher, logs, Progress(len(runs), launcher.slots, NO_RUNS))
+def execute(runs: Sequence[Any], start: Start, slots: int, logs: Path) -> Execution:
+    execution = Execution(runs, start, slots, logs)
     execution.to_end()
     return execution
 
 
 def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(tmp_path, capsys):
     runs = [Planned(tmp_path, 1, succeeds_at=3), Planned(tmp_path, 2, succeeds_at=2), Planned(tmp_path, 3)]
-    execution = execute(runs, LocalLauncher(1), tmp_path / "logs")
+    execution = execute(runs, local(1), 1, tmp_path / "logs")
     (failed,) = execution.failed
     assert (failed.run, failed.number) == (runs[0], 2)
     assert [bool(run.finished()) for run in runs] == [False, True, True]
@@ -79,16 +78,16 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(tmp_path, caps
 
 
 def test_no_more_run_at_a_time_than_there_are_slots(tmp_path):
-    launcher = Watched(2)
-    execute([Planned(tmp_path, seed) for seed in range(5)], launcher, tmp_path / "logs")
-    assert len(launcher.jobs) == 5
-    assert launcher.most == 2
+    watched = Watched(2)
+    execute([Planned(tmp_path, seed) for seed in range(5)], watched, 2, tmp_path / "logs")
+    assert len(watched.jobs) == 5
+    assert watched.most == 2
 
 
 def test_a_command_that_ends_well_without_results_has_failed(tmp_path):
     run = Planned(tmp_path, 1)
     run.command = lambda: [sys.executable, "-c", ""]  # type: ignore[method-assign]
-    (failed,) = execute([run], LocalLauncher(1), tmp_path / "logs").failed
+    (failed,) = execute([run], local(1), 1, tmp_path / "logs").failed
     assert failed.tail().startswith("exit code 0;")
 
 
@@ -96,23 +95,23 @@ def test_a_command_that_ends_well_without_results_has_failed(tmp_path):
 def test_whatever_ends_it_early_ends_the_runs(tmp_path, monkeypatch, error):
     run = Planned(tmp_path, 1)
     run.command = lambda: [sys.executable, "-c", "import time; time.sleep(60)"]  # type: ignore[method-assign]
-    launcher = Watched(1)
+    watched = Watched(1)
 
-    def interrupt(self: Progress, text: str) -> None:
+    def interrupt(self: Execution) -> str:
         raise error
 
-    monkeypatch.setattr(Progress, "show", interrupt)
+    monkeypatch.setattr(Execution, "status", interrupt)
     with pytest.raises(error):
-        execute([run], launcher, tmp_path / "logs")
-    assert launcher.jobs[0].ended()
+        execute([run], watched, 1, tmp_path / "logs")
+    assert watched.jobs[0].ended() == "ended by SIGTERM"
 
 
 @pytest.mark.slow
 def test_submitit_s_local_executor_runs_and_retries_too(tmp_path):
     parameters = {"timeout_min": 5, "gpus_per_node": 0, "cpus_per_task": 1}
-    launcher = ClusterLauncher(2, tmp_path / "slurm", parameters, cluster="local")
+    start = slurm(tmp_path / "slurm", parameters, cluster="local")
     runs = [Planned(tmp_path, 1, succeeds_at=2), Planned(tmp_path, 2)]
-    assert execute(runs, launcher, tmp_path / "logs").failed == []
+    assert execute(runs, start, 2, tmp_path / "logs").failed == []
     assert [bool(run.finished()) for run in runs] == [True, True]
     assert (tmp_path / "logs" / "m-s1-attempt1.log").read_text() == "attempt 1\nno luck\n"
 
@@ -121,23 +120,27 @@ def test_submitit_s_local_executor_runs_and_retries_too(tmp_path):
 
 
 def test_the_estimate_is_the_work_left_over_the_slots_and_never_less_than_one_run():
-    progress = Progress(9, 2, NO_RUNS)
-    assert math.isnan(progress.left(9, []))
-    progress.measured(10.0)
-    progress.measured(30.0)
-    assert progress.left(4, [5.0, 15.0]) == (4 * 20 + 15 + 5) / 2
-    assert progress.left(0, [5.0]) == 15
-    assert progress.left(0, [50.0]) == 0
-    progress.close()
+    assert math.isnan(estimate([], 9, [], 2))
+    assert estimate([10, 30], 4, [5, 15], 2) == (4 * 20 + 15 + 5) / 2
+    assert estimate([10, 30], 0, [5], 2) == 15
+    assert estimate([10, 30], 0, [50], 2) == 0
 
 
-def test_runs_kept_serve_until_one_was_measured(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps({"run": {"seconds": 8}}))
-    progress = Progress(3, 1, [tmp_path])
-    assert progress.left(2, []) == 16
-    progress.measured(1.0)
-    assert progress.left(2, []) == 2
-    progress.close()
+def test_runs_kept_serve_until_one_of_these_has_finished(tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps({"run": {"seconds": 900}}))
+    runs = [Planned(tmp_path, seed) for seed in (1, 2)]
+    execution = Execution(runs, local(1), 1, tmp_path / "logs", [tmp_path])
+    assert execution.status() == "1 of 3 runs done, 0 running, 2 waiting; about 30 min left"
+    execution.to_end()
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"finished: m, seed 1 in \d s; 2 of 3 runs done, 0 running, 1 waiting; about \d s left", first)
+    assert re.fullmatch(r"finished: m, seed 2 in \d s; 3 of 3 runs done, 0 running, 0 waiting", second)
+
+
+def test_on_a_terminal_one_line_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    execute([Planned(tmp_path, 1)], local(1), 1, tmp_path / "logs")
+    assert "\r0 of 1 runs done, 1 running, 0 waiting; no estimate yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@ from finished_runs import PilotRun, random_hits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.pilot.check import notes
 from tools.pilot.log import parse
-from tools.pilot.matrix import Reading
+from tools.pilot.runs import Tasks, notes
 
 HITS = [[900], [800, 700], [600, 650, 750]]
 SIZES = [10, 10, 10]
@@ -13,8 +12,8 @@ KEYS = {"init_cls": 10, "increment": 10}
 
 
 def found(text: str) -> list[str]:
-    (segment,) = parse(text)
-    return notes(Reading.of(segment))
+    (log,) = parse(text)
+    return notes(Tasks(log))
 
 
 def changed(old: str, new: str) -> list[str]:
@@ -86,7 +85,7 @@ def test_forgetting_by_our_formula_is_right_too_and_any_other_is_not():
         (
             "CNN: {'total': 75.0",
             "CNN: {'total': 85.0",
-            ["total 85.0 lies outside its groups, 70.0 to 80.0", "the curve ends with 75.0, the groups' total is 85.0"],
+            ["total 85.0 lies outside its groups, 70.00 to 80.00", "curve ends with 75.0, the groups' total is 85.0"],
         ),
         ("'old': 80.0, 'new': 70.0", "'old': 80.0, 'new': 71.0", ["task 1 (line 15): new 71.0 lies outside"]),
         ("'old': 80.0, 'new': 70.0", "'old': 79.0, 'new': 70.0", ["task 1 (line 15): old 79.0 lies outside"]),
@@ -134,12 +133,19 @@ def test_a_run_that_ends_before_its_last_task_is_unfinished(classes, tasks):
 def test_a_resumed_run_whose_curve_starts_again_is_said_and_its_matrix_is_whole():
     text = PilotRun(HITS, SIZES).text(matrix=False)
     resumed = text.replace("top1 curve: [90.0, 75.0, 66.67]", "top1 curve: [66.67]")
-    (segment,) = parse(resumed)
-    assert notes(Reading.of(segment))[:2] == [
+    (log,) = parse(resumed)
+    assert notes(Tasks(log))[:2] == [
         "task 2 (line 22): the curve has 1 points instead of 3",
         "line 23: the curve does not go on from the one before: a resumed run, or two runs in one file",
     ]
-    assert Reading.of(segment).matrix.correct == [[9000], [8000, 7000], [6000, 6500, 7500]]
+    assert Tasks(log).matrix.correct == [[9000], [8000, 7000], [6000, 6500, 7500]]
+
+
+def test_the_accuracy_of_new_classes_is_the_mean_of_their_groups():
+    text = "CNN: {'total': 80.0, '00-09': 90.01, '10-19': 70.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
+    assert found(text) == []
+    (note,) = found(text.replace("'new': 80.0", "'new': 85.0"))
+    assert note == "task 0 (line 1): new 85.0 lies outside its groups, 80.00 to 80.00"
 
 
 def test_groups_that_no_task_can_be_given_are_said():
@@ -149,15 +155,17 @@ def test_groups_that_no_task_can_be_given_are_said():
     unknown = (
         text + "CNN: {'total': 70.0, '00-09': 90.0, '10-19': 40.0, '20-29': 60.0}\nCNN: {'total': 1.0, '20-29': 60.0}\n"
     )
-    (segment, _) = parse(unknown + "CNN top1 curve: [1.0]")
-    assert notes(Reading.of(segment))
+    (log, _) = parse(unknown + "CNN top1 curve: [1.0]")
+    assert "its groups of classes cannot be told apart by task, so nothing that needs the matrix is given" in notes(
+        Tasks(log)
+    )
 
 
 @given(st.text(max_size=200), st.integers(0, 2000))
 @settings(max_examples=50, deadline=None)
 def test_no_log_however_damaged_makes_it_fall_over(junk, place):
     text = log_sorted_as_text().text()
-    for segment in parse(text[:place] + junk + text[place + 300 :]):
-        reading = Reading.of(segment)
-        assert notes(reading) is not None
-        assert len(reading.curve) == len(reading.matrix.correct) == len(reading.sizes)
+    for log in parse(text[:place] + junk + text[place + 300 :]):
+        tasks = Tasks(log)
+        assert all(isinstance(note, str) for note in notes(tasks))
+        assert len(tasks.curve) == len(tasks.matrix.correct) == len(tasks.matrix.task_sizes)

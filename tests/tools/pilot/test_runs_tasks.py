@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.pilot.log import parse
-from tools.pilot.matrix import Reading
+from tools.pilot.runs import Tasks
 
 STAMP = "2024-01-18 10:00:30,251 [trainer.py] => "
 SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=12)
 
 
-def reading(text: str) -> Reading:
-    (segment,) = parse(text)
-    return Reading.of(segment)
+def tasks(text: str) -> Tasks:
+    (log,) = parse(text)
+    return Tasks(log)
 
 
 def brute_force_forgetting(run: PilotRun) -> float:
@@ -30,7 +30,7 @@ def test_the_matrix_is_the_printed_percentages_whatever_the_sizes_and_the_sortin
     equal_steps = len(set(sizes[1:])) <= 1
     keys = {"init_cls": sizes[0], "increment": sizes[-1]} if stated and equal_steps else {}
     run = PilotRun(random_hits(seed, sizes), sizes, sort_as_text=as_text, **keys)
-    found = reading(run.text())
+    found = tasks(run.text())
     expected = np.full((len(sizes), len(sizes)), np.nan)
     for t in range(len(sizes)):
         expected[t, : t + 1] = [run.per_cent(t, [i]) / 100 for i in range(t + 1)]
@@ -52,7 +52,7 @@ def test_a_large_first_task_cut_into_groups_is_one_task():
         later = {key: value for key, value in whole.items() if key not in ("total", "00-49")}
         return f"CNN: { {'total': whole['total'], **{key: hits[key] / 10 for key in parts}, **later} }\n"
 
-    found = reading("".join(cut(t) for t in range(3)))
+    found = tasks("".join(cut(t) for t in range(3)))
     assert found.matrix.task_sizes == [50, 10, 10]
     expected = [[0.8, np.nan, np.nan], [0.74, 0.9, np.nan], [0.66, 0.85, 0.8]]
     np.testing.assert_allclose(found.matrix.matrix, expected, atol=1e-9)
@@ -66,13 +66,13 @@ def test_a_short_last_group_counts_by_the_classes_that_there_are():
         "2024-01-18 09:00:00,251 [trainer.py] => init_cls: 20\n2024-01-18 09:00:00,251 [trainer.py] => increment: 10\n"
     )
     order = f"2024-01-18 10:00:30,251 [data_manager.py] => {list(range(25))}\n"
-    assert reading(head + order + text).matrix.correct == [None, [8500, 6000]]
-    assert reading(head + text).matrix.correct == [None, None]  # by the groups' names the total would be 76.67
+    assert tasks(head + order + text).matrix.correct == [None, [8500, 6000]]
+    assert tasks(head + text).matrix.correct == [None, None]  # by the groups' names the total would be 76.67
 
 
 def test_groups_of_one_task_with_unequal_numbers_of_images_are_not_averaged():
     text = "CNN: {'total': 80.0, '00-09': 90.0, '10-19': 40.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
-    found = reading(text)
+    found = tasks(text)
     assert found.matrix.correct == [None]
     assert math.isnan(found.matrix.learning_accuracy)
     assert found.curve == (0.8,)
@@ -80,33 +80,33 @@ def test_groups_of_one_task_with_unequal_numbers_of_images_are_not_averaged():
 
 def test_a_lost_last_group_is_what_new_says():
     text = PilotRun([[900], [800, 700], [600, 650, 90]], [10, 10, 1]).text().replace(" '20-20': 90.0,", "")
-    assert reading(text).matrix.correct[-1] == [6000, 6500, 9000]
-    assert reading(text).matrix.task_sizes == [10, 10, 1]
+    assert tasks(text).matrix.correct[-1] == [6000, 6500, 9000]
+    assert tasks(text).matrix.task_sizes == [10, 10, 1]
     with_keys = (
         "2024-01-18 09:00:00,251 [trainer.py] => init_cls: 10\n2024-01-18 09:00:00,251 [trainer.py] => increment: 10\n"
     )
-    assert reading(with_keys + text).matrix.correct[-1] == [6000, 6500, 9000]
+    assert tasks(with_keys + text).matrix.correct[-1] == [6000, 6500, 9000]
 
 
 def test_a_short_last_task_has_the_classes_that_there_are():
     order = f"2024-01-18 10:00:30,251 [data_manager.py] => {list(range(25))}\n"
     text = PilotRun([[900], [800, 700], [600, 650, 400]], [10, 10, 5]).text().replace("20-24", "20-29")
-    assert reading(order + text).sizes == [10, 10, 5]
-    assert reading(text).sizes == [10, 10, 10]
+    assert tasks(order + text).matrix.task_sizes == [10, 10, 5]
+    assert tasks(text).matrix.task_sizes == [10, 10, 10]
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_missing_row_leaves_what_needs_it_unknown_and_the_curve_whole(missing):
     run = PilotRun([[900], [800, 700], [600, 650, 750]], [10, 10, 10])
     line = f"CNN: {run.grouped(missing)}"
-    found = reading("".join(line + "\n" for line in run.lines()).replace(line, ""))
+    found = tasks("".join(line + "\n" for line in run.lines()).replace(line, ""))
     assert [row is None for row in found.matrix.correct] == [task == missing for task in range(3)]
     assert found.curve == pytest.approx((0.9, 0.75, 0.6667))
     assert math.isnan(found.matrix.learning_accuracy)
 
 
 def test_a_log_of_curves_alone_has_accuracies_and_no_matrix():
-    found = reading("CNN top1 curve: [90.0]\nCNN top1 curve: [90.0, 80.0]\n")
+    found = tasks("CNN top1 curve: [90.0]\nCNN top1 curve: [90.0, 80.0]\n")
     assert found.curve == (0.9, 0.8)
     assert found.matrix.correct == [None, None]
     assert math.isnan(found.matrix.forgetting)
@@ -114,18 +114,18 @@ def test_a_log_of_curves_alone_has_accuracies_and_no_matrix():
 
 def test_keys_that_do_not_fit_the_groups_are_not_trusted():
     run = PilotRun(random_hits(0, [20, 20, 20]), [20, 20, 20], init_cls=10, increment=10)
-    assert reading(run.text()).matrix.task_sizes == [20, 20, 20]
+    assert tasks(run.text()).matrix.task_sizes == [20, 20, 20]
 
 
 @pytest.mark.parametrize("groups", ["'0-999999': 1.0", "'0-0': 1.0, '999998-999999': 2.0"])
 def test_more_tasks_than_any_run_has_are_not_believed(groups):
     """One class a task, says the configuration, and a million classes, say the groups."""
-    found = reading(f"{STAMP}init_cls: 1\n{STAMP}increment: 1\n{STAMP}CNN: {{'total': 1.0, {groups}}}\n")
+    found = tasks(f"{STAMP}init_cls: 1\n{STAMP}increment: 1\n{STAMP}CNN: {{'total': 1.0, {groups}}}\n")
     assert len(found.rows) == 1
 
 
 def test_a_row_with_too_much_is_no_task():
-    found = reading(
+    found = tasks(
         "CNN: {'total': 1.0, '00-09': 1.0, '05-14': 2.0}\nCNN: {'total': 1.0, '03-04': 1.0}\nCNN top1 curve: [1.0]"
     )
     assert found.curve
