@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -81,7 +80,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
 
 def plugins_on_record() -> dict[str, Any]:
     """The user's own files that this process has loaded, for a run's files; empty without any."""
-    return {"plugins": [asdict(plugin) for plugin in PLUGINS]} if PLUGINS else {}
+    return {"plugins": [plugin.record() for plugin in PLUGINS]} if PLUGINS else {}
 
 
 def audited(record: EventSink, config: Config) -> EventSink:

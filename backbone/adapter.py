@@ -41,6 +41,7 @@ class FunctionalAdapter(nn.Module):
         branches: Names of the sub-modules that learn on the time scales of the same names, slowest first.
         lifetime: "expansion": frozen after the task that added it; "continual": learns again in every task.
         consolidates: Whether `consolidate` runs at the end of a task.
+        grows: Whether that adds parameters.
         active: The branches that answer: all of them, unless an evaluation asks for fewer.
     """
 
@@ -49,6 +50,7 @@ class FunctionalAdapter(nn.Module):
     branches: ClassVar[tuple[str, ...]] = ()
     lifetime: str = "expansion"
     consolidates: bool = False
+    grows: bool = False
 
     def __init__(self, config: Any, adapter_id: str, dropout: float = 0.0) -> None:
         super().__init__()

@@ -47,6 +47,11 @@ class NestedLoRAAdapter(FunctionalAdapter):
         """The key `nested_lora_use_consolidation`."""
         return bool(self.config.nested_lora_use_consolidation)
 
+    @property
+    def grows(self) -> bool:  # type: ignore[override]
+        """Mode "function" adds a branch's rank to that of the next slower one."""
+        return self.consolidates and self.config.nested_lora_consolidation_mode == "function"
+
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """The sum of the active branches."""
         outputs = [branch(x) for branch in self.summands()]

@@ -20,16 +20,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from utils.choices import load_plugin
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.errors import UserError
 
 TOLERANCE = Decimal("3.5")  # per cent
-
-
-def width_key(kind: str) -> str:
-    """The configuration key of an adapter type's rank or bottleneck."""
-    return {"nested_lora": "nested_lora_rank", "adaptmlp": "ffn_num"}[kind]
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,11 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
     from utils.inc_net import SEMAVitNet
     from utils.timescales.groups import count_parameters
 
-    network = {"pretrained": False, "backbone_checkpoint": None, "nb_classes": 1}  # the head is not counted
-    slots = SEMAVitNet({**config.model_dump(), **network}).slots
-    key, by_role = width_key(config.ffn_adapter_type), _functional(slots)
+    random = config.model_copy(update={"pretrained": False, "backbone_checkpoint": None})
+    network = SEMAVitNet(random, nb_classes=1)  # the head is not counted
+    slots, key = network.slots, network.adapter_type.width_key
+    by_role = _functional(slots)
     all_roles = count_parameters(role for slot in slots for role in slot.roles())
-    consolidates = config.ffn_adapter_type == "nested_lora" and config.nested_lora_use_consolidation
     counts = Born(
         config=name,
         adapter_type=config.ffn_adapter_type,
@@ -90,7 +86,7 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
         total=sum(by_role.values()),
         by_role=by_role,
         beside={role: count for role, count in all_roles.items() if role not in by_role},
-        grows=consolidates and config.nested_lora_consolidation_mode == "function",
+        grows=slots[0].functional[0].grows,
     )
     return counts, lambda width: sum(_functional(_rebuilt(slots, key, width)).values())
 
@@ -99,7 +95,7 @@ def _functional(slots: Sequence[Any]) -> dict[str, int]:
     """Parameters of the adapters proper, by role: neither routers nor descriptors."""
     from utils.timescales.groups import count_parameters
 
-    return count_parameters(role for slot in slots for adapter in slot.adapters for role in adapter.functional.roles())
+    return count_parameters(role for slot in slots for adapter in slot.functional for role in adapter.roles())
 
 
 def _rebuilt(slots: Sequence[Any], key: str, width: int) -> list[Any]:
@@ -148,8 +144,8 @@ def report(first: Born, second: Born, present: Match, best: Match, tolerance: De
 def notes(first: Born, second: Born) -> list[str]:
     """What makes a match at birth less than a fair comparison."""
     growth = (
-        "consolidation in mode function adds fast's rank to slow's each time, so adapters do not stay as large as they "
-        "are at birth; results.json of a run has the counts after every task"
+        "consolidation adds to the rank of slower branches each time, so adapters do not stay as large as they are at "
+        "birth; results.json of a run has the counts after every task"
     )
     lines = [f"{side.config}: {growth}" for side in (first, second) if side.grows]
     if first.beside != second.beside or first.d_model != second.d_model:
@@ -204,8 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, required=True, dest="second", help="configuration to be matched")
     parser.add_argument("--tolerance", type=_per_cent, default=TOLERANCE, help="in per cent (default: %(default)s)")
     parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
+    parser.add_argument("--plugin", type=Path, action="append", default=[], help="file that registers adapter types")
     given = parser.parse_args(arguments)
     try:
+        for plugin in given.plugin:
+            load_plugin(plugin)
         configs = [(str(path), load(path)) for path in (given.first, given.second)]
         (first, total_at), (second, _) = (born(name, config) for name, config in configs)
     except UserError as error:

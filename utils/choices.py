@@ -20,17 +20,23 @@ REGISTRIES = {registry.key: registry for registry in (ADAPTERS, LEARNERS)}
 
 @dataclass(frozen=True)
 class Plugin:
-    """A user's own file, as it stands on record.
+    """A user's own file.
 
     Attributes:
+        path: Where it lies, absolute; not on record.
         file: Its name without the folder.
         sha256: Of its content, hex.
         adds: What it has registered: by configuration key, the names.
     """
 
+    path: Path
     file: str
     sha256: str
     adds: dict[str, list[str]]
+
+    def record(self) -> dict[str, object]:
+        """What a run's files state of it."""
+        return {"file": self.file, "sha256": self.sha256, "adds": self.adds}
 
 
 PLUGINS: list[Plugin] = []  # those of this process
@@ -58,7 +64,7 @@ def load_plugin(path: Path) -> Plugin:
     adds = {key: names for key, names in added.items() if names}
     if not adds:
         raise UserError(f"--plugin {path}: registers nothing; see docs/extending.md")
-    plugin = Plugin(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
+    plugin = Plugin(path.resolve(), path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
     PLUGINS.append(plugin)
     return plugin
 

@@ -27,6 +27,7 @@ from tools.compare.tables import markdown, terminal
 from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, read_plan
 from tools.sweep.run import Attempt, Execution
+from utils.choices import load_plugin
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.text import shown
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Plan, run what is missing, conclude."""
+    for plugin in options.plugin:
+        load_plugin(plugin)
     plan = read_plan(options.sweep, options.output_dir, options.seed)
     kept = [path for planned in plan if (path := planned.finished())]
     missing = [planned for planned in plan if not planned.finished()]
@@ -175,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
     add("--output_dir", default=FOLDER, metavar="DIR", help=f"folder of the run directories; default: {FOLDER}")
+    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="as of main.py")
     add("--seed", type=int, nargs="+", metavar="INT", help="in place of the file's seeds")
     return parser
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from utils.choices import PLUGINS
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
@@ -110,7 +111,8 @@ class PlannedRun:
         flags = {key: values[key] for key in self.member.changes}
         flags |= {"seed": self.seed, "output_dir": values["output_dir"]}
         texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
-        return [sys.executable, str(PROJECT / "main.py"), "--config", str(self.member.base), *texts]
+        plugins = [word for plugin in PLUGINS for word in ("--plugin", str(plugin.path))]
+        return [sys.executable, str(PROJECT / "main.py"), *plugins, "--config", str(self.member.base), *texts]
 
 
 def _flag_text(value: object) -> str:
