@@ -26,7 +26,8 @@ from utils.text import shown
 
 logger = logging.getLogger(__name__)
 
-CONFIG, RESULTS, STATES, LOCK = "config.json", "results.json", "resume", ".lock"
+CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.json"
+STATES, LOCK = "resume", ".lock"
 
 
 class RunDirError(UserError):

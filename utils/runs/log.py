@@ -20,21 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.runs import directory as run_dir
-from utils.runs.checksums import checksums, results_checksum
-from utils.runs.directory import CONFIG, RESULTS, RunPlan
+from utils.runs.checksums import checksums
+from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan
 from utils.runs.environment import environment, reproduce_line
+from utils.runs.events import FILE as METRICS
+from utils.runs.events import Event
 
 logger = logging.getLogger(__name__)
-
-METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
-T = TypeVar("T")
 
 
 class RunLog:
@@ -79,16 +78,11 @@ class RunLog:
         values = {**environment(), "device": device, "started": self._started, **extra}
         write_json(self.path / ENVIRONMENT, values)
 
-    def event(self, kind: str, **fields: Any) -> None:
-        """Append one line to metrics.jsonl; it is in the file when this returns.
-
-        Args:
-            kind: What happened.
-            fields: JSON values, arrays or tensors; what differs between two equal runs belongs under `run`.
-        """
+    def event(self, event: Event) -> None:
+        """Append an event to metrics.jsonl; its line is in the file when this returns."""
         path = self.path / METRICS
         with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json_line({"kind": kind, **fields}))
+            file.write(json_line(event.to_json()))
 
     def events_written(self) -> int:
         """The length of metrics.jsonl in bytes, all of them flushed to the disk."""
@@ -111,8 +105,8 @@ class RunLog:
         """
         begun, _ = read_object(self.path / ENVIRONMENT)
         results = plain(values)
-        sha256 = {**checksums(self.path), RESULTS: results_checksum(results)}
-        run = {**results.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun), "sha256": sha256}
+        ended = {"finished": _now(), "reproduce": reproduce_line(begun), "sha256": checksums(self.path, results)}
+        run = {**results.get("run", {}), **ended}
         write_json(self.path / RESULTS, {**results, "run": run})
         run_dir.forget_states(self.path)
 
