@@ -1,4 +1,4 @@
-"""The events of a run: read in order, and held against its other files."""
+"""What a run recorded agrees with its configuration and its results, or the run is refused."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from finished_runs import write_run
 from recorded_events import cadence
 
+from tools.finished.checks import close
 from tools.finished.reader import read_run
-from tools.finished.record import read_events
 from utils.errors import UserError
 
 NESTED = {"ffn_adapter_type": "nested_lora", "nested_lora_update_interval_slow": 5}
@@ -24,16 +24,6 @@ def add(run: Path, *events: dict) -> None:
         file.writelines(json.dumps(event) + "\n" for event in events)
 
 
-def test_events_are_read_in_order_and_a_broken_line_has_its_number(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"kind": "a", "n": 1}\n{"kind": "b"}\n{"kind": "a", "n": 2}\n')
-    assert [event["n"] for event in read_events(file, "a")] == [1, 2]
-    assert len(list(read_events(file))) == 3
-    file.write_text('{"kind": "a"}\n{"kind": "a", "n"')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2: "):
-        list(read_events(file))
-
-
 def test_a_failed_cadence_is_a_note(run):
     add(run, cadence(0, 12, 5), cadence(1, 12, 5, observed=[5]))
     (note,) = read_run(run).notes
@@ -46,12 +36,13 @@ def test_a_failed_cadence_is_a_note(run):
 @pytest.mark.parametrize(
     ("edited", "message"),
     [
-        ({"passed": False}, "task 1 cycle 0: the cadence audit states passed = false, .* give true"),
-        ({"observed": [5]}, "states passed = true, .* give false"),
-        ({"observed": [4, 8, 12], "expected": [4, 8, 12]}, r"states expected = \[4, 8, 12\], .* give \[5, 10\]"),
-        ({"steps": 15}, r"states expected = \[5, 10\], .* give \[5, 10, 15\]"),
-        ({"expected": None}, "states expected = null"),
-        ({"steps": "x"}, "a cadence event is not as a run writes it"),
+        ({"passed": False}, "task 1 cycle 0: passed of the cadence audit of slow = false, .* gives true"),
+        ({"observed": [5]}, "passed of the cadence audit of slow = true, .* gives false"),
+        ({"observed": [4, 8, 12], "expected": [4, 8, 12]}, r"expected of .* = \[4, 8, 12\], .* gives \[5, 10\]"),
+        ({"steps": 15}, r"expected of .* = \[5, 10\], .* gives \[5, 10, 15\]"),
+        ({"expected": None}, "expected of the cadence audit of slow = null"),
+        ({"steps": "x"}, 'line 3: cadence event: steps = "x": input should be a valid integer'),
+        ({"scale": "glacial"}, 'a cadence event of "glacial", an unknown time scale'),
     ],
 )
 def test_a_verdict_that_does_not_follow_is_refused(run, edited, message):
@@ -64,3 +55,32 @@ def test_what_zero_grad_observes_is_judged_by_nothing(tmp_path):
     run = write_run(tmp_path, "free", 7, [[90]], **NESTED, nested_lora_slow_update="zero_grad")
     add(run, {**cadence(0, 12, 5, observed=[1, 2, 3]), "expected": None, "passed": True})
     assert read_run(run).notes == ()
+
+
+def phase(task: int, **tensors: int) -> dict:
+    groups = [{"name": name, "lr": 0.001, "tensors": count, "parameters": count} for name, count in tensors.items()]
+    return {"kind": "phase", "task": task, "cycle": 0, "phase": "func", "groups": groups}
+
+
+def test_every_gated_scale_that_trains_has_its_audit(run):
+    add(run, phase(0, slow=4, fast=4, other=2), cadence(0, 12, 5), phase(1, slow=0, fast=4), phase(1, other=2))
+    read_run(run)  # fast has no update interval, and in task 1 slow does not train
+    add(run, phase(1, slow=4, fast=4))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: task 1 cycle 0: slow trained without a cadence event"):
+        read_run(run)
+    add(run, {**cadence(1, 12, 5), "scale": "slow"})
+    read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (0.1 + 0.2, 0.3, True), (1, 1.0, True), (1, 1 + 1e-6, False), (None, 0.0, False), ("x", "x", True),
+        ([1, [0.5]], [1, [0.5 + 1e-14]], True), ([1], [1, 2], False), ({"a": 0.5}, {"b": 0.5}, False),
+        ({"a": 0.5}, {"a": 0.4}, False), (10**400, 1.0, False), (10**400, 10**400, True), (1e308, 10**400, False),
+        (float("inf"), float("inf"), True), (2**53, 2**53 + 1, True),
+    ],
+)  # fmt: skip
+def test_values_are_equal_up_to_rounding(a, b, equal):
+    assert close(a, b) is equal
+    assert close(b, a) is equal

@@ -168,7 +168,7 @@ def test_a_log_file_takes_part(tmp_path):
 def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
     (tmp_path / "sweeps").mkdir()
     page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])
-    assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
+    assert f"{tmp_path / 'sweeps'}: left out, it is not a run directory" in section(page, "summary")
 
 
 ATTACK = (
