@@ -1,10 +1,8 @@
-"""A run's numbers for TensorBoard and W&B: those of the events that go into metrics.jsonl, by one writer.
+"""Curves for TensorBoard and W&B, from the events that go into metrics.jsonl.
 
-The step of a point is the number of its event's line in metrics.jsonl, counted from 1. So all curves share one axis,
-steps only grow, a run that goes on in another process takes back what it cut off from that file, and a point leads to
-its line. The curve `progress/task` says which task that was.
-
-W&B follows the TensorBoard files (`sync_tensorboard`), so nothing is written twice.
+The step of a point is the number of its event's line in metrics.jsonl, counted from 1, so that all curves have one axis
+and a run that is resumed replaces the points of the lines that it repeats. The curve `progress/task` shows the task of
+each step. W&B reads the TensorBoard files (`sync_tensorboard`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -175,7 +173,7 @@ def _packages(config: Config) -> list[str]:
 
 @contextmanager
 def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
-    """Where events go: into the run's directory and, if the configuration wants it, to the trackers after that."""
+    """Where events go: into the run's directory and then, if the configuration asks for it, to the trackers."""
     if not _packages(config):
         yield log.event
         return
@@ -191,7 +189,7 @@ def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
 class Tracker:
     """Writes the scalars of a run's events into TensorBoard files in its directory.
 
-    Opens with the first event, so that the number of that event's line is known, whether the run begins or goes on.
+    Opens its files with the first event, when the number of that event's line is known.
 
     Args:
         path: The run's directory.
@@ -205,7 +203,7 @@ class Tracker:
         self._step = 0
 
     def following(self, write: EventSink) -> EventSink:
-        """Have every event written, then its scalars."""
+        """A sink that writes every event, then its scalars."""
 
         def sink(event: Event) -> None:
             write(event)
@@ -238,16 +236,16 @@ class Tracker:
 
         with (self.path / FILE).open("rb") as file:
             self._step = sum(1 for _ in file)
-        if self.config.wandb is not None:  # before the writer is made: W&B looks on from the first byte
+        if self.config.wandb is not None:  # before the writer is made, which W&B then follows
             self._wandb_run = _start_wandb(self.config.wandb, self.path, self.config)
         self._writer = SummaryWriter(str(self.path / FOLDER), purge_step=self._step)
 
 
 def _start_wandb(project: str, path: Path, config: Config) -> Any:
-    """Begin a W&B run that follows TensorBoard files.
+    """Start a W&B run that follows TensorBoard files.
 
     Raises:
-        UserError: W&B refuses, say for want of a key.
+        UserError: W&B does not start, for example because there is no API key.
     """
     wandb = import_module("wandb")
     try:
@@ -255,4 +253,4 @@ def _start_wandb(project: str, path: Path, config: Config) -> Any:
             project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=config.model_dump(mode="json")
         )
     except wandb.Error as error:
-        raise UserError(f"W&B does not start: {error}") from error
+        raise UserError(f"W&B cannot be started: {error}") from error

@@ -270,6 +270,6 @@ def test_a_run_that_stops_ends_as_failed(
 
 
 def test_a_refusal_by_w_and_b_is_one_sentence(run: Callable[..., Path], calls: list[tuple[str, Any]]) -> None:  # noqa: F811
-    with pytest.raises(UserError, match="W&B does not start: no key"):
+    with pytest.raises(UserError, match="W&B cannot be started: no key"):
         run(wandb="forbidden", max_tasks=1)
     assert [name for name, _ in calls] == ["init"]
