@@ -18,6 +18,7 @@ from tools.finished.checks import CHECKS
 from tools.finished.reader import read_run
 from tools.report.__main__ import main as report
 from tools.verify import READABLE, main, verify
+from utils.config.identity import counted_digest
 
 ROOT = Path(__file__).parents[1]
 RUNS = {"nested": NESTED, "plain": PLAIN}
@@ -71,6 +72,21 @@ def test_recorded_runs_are_reported(tmp_path: Path) -> None:
 def test_a_recorded_run_may_lie_elsewhere(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(NESTED, tmp_path / NESTED.name))
     assert main([str(copy)]) == 0
+
+
+def test_a_run_with_an_adapter_of_the_user_s_own_is_read_without_it(tmp_path: Path) -> None:
+    """So it is with a learner of their own; of the edit that makes such a run here, only what it changes is found."""
+    copy = Path(shutil.copytree(NESTED, tmp_path / NESTED.name))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"ffn_adapter_type": "my_lora", "model_name": "my_learner"}
+    (copy / "config.json").write_text(json.dumps(config))
+    own = copy.rename(tmp_path / f"mine-{counted_digest(config)}-s4")
+    comparison = compare([own, PLAIN])
+    assert comparison.differing["ffn_adapter_type"] == ["my_lora", "adaptmlp"]
+    assert not [line for line in warnings(comparison) if str(own) in line]
+    assert report([str(own), "-o", str(tmp_path / "report.html")]) == 0
+    failed = {name for name, faults in verify(own).items() if faults}
+    assert failed == {"checkpoints belong to the run", "files are as the run wrote them"}
 
 
 @pytest.mark.slow

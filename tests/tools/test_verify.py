@@ -124,6 +124,28 @@ def test_an_edit_is_found(path: Path, name: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("FAILED") == len(expected)
 
 
+def test_every_check_can_fail() -> None:
+    assert set().union(*(expected for _, _, expected in EDITS.values())) == {
+        READABLE,
+        *(check.name for check in CHECKS),
+    }
+
+
+def test_all_faults_of_a_check_are_named(path: Path) -> None:
+    lost = [path / "predictions" / f"task_{task}.npz" for task in (0, 2)]
+    for file in lost:
+        file.unlink()
+    assert [fault.split(":")[0] for fault in verify(path)[PREDICTIONS]] == [str(file) for file in lost]
+
+
+def test_what_a_check_found_before_a_malformed_value_is_named_too(path: Path) -> None:
+    edit(path / "metrics.jsonl", '"lr": 0.001', '"lr": 0.002')
+    edit(path / "metrics.jsonl", '{"name": "other", "lr": 0.005', '{"name": "other", "rate": 0.005')
+    first, second = verify(path)[RATES]
+    assert "task 0 cycle 0 func phase: rate of slow = 0.002, but config.json gives 0.001" in first
+    assert "a value is missing or of a wrong type: KeyError: 'lr'" in second
+
+
 def test_predictions_changed_with_their_checksum_do_not_give_the_matrix(path: Path) -> None:
     file = path / "predictions" / "task_1.npz"
     labels, answers = read_predictions(file)

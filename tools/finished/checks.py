@@ -38,13 +38,16 @@ class Check(NamedTuple):
     severity: Literal["refuse", "note", "verify"]
 
     def faults(self, run: Run) -> list[str]:
-        """Every fault; a value of a wrong type is one too."""
+        """Every fault; a value that is missing or of a wrong type is one too."""
+        found = []
         try:
-            return list(self.find(run))
-        except UserError as error:
-            return [str(error)]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            return [f"{run.path}: a value is missing or of a wrong type: {type(error).__name__}: {error}"]
+            for fault in self.find(run):
+                found.append(fault)
+        except (UserError, OSError) as error:
+            found.append(str(error))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            found.append(f"{run.path}: a value is missing or of a wrong type: {type(error).__name__}: {error}")
+        return found
 
 
 def declared(run: Run) -> Any:
@@ -55,7 +58,7 @@ def declared(run: Run) -> Any:
 def unequal(place: object, what: str, stated: object, right: object, source: str) -> Faults:
     """A fault if a file states something else than the rest of the run says."""
     if not close(stated, right):
-        yield (f"{place}: {what} = {shown(stated)}, but {source} gives {shown(right)}; a file was edited or is damaged")
+        yield f"{place}: {what} = {shown(stated)}, but {source} gives {shown(right)}; a file was edited or is damaged"
 
 
 def close(a: object, b: object) -> bool:
@@ -66,7 +69,7 @@ def close(a: object, b: object) -> bool:
         case [dict(), dict()]:
             return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
         case [int() | float(), int() | float()]:
-            return a == b or (abs(a) < LARGEST > abs(b) and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
+            return a == b or (max(abs(a), abs(b)) < LARGEST and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
         case _:
             return a == b
 
@@ -93,17 +96,13 @@ def _tasks(run: Run) -> Faults:
 
 
 def _branches(run: Run) -> Faults:
-    file = run.path / RESULTS
+    file, whole = run.path / RESULTS, run.matrix
     for name, matrix in run.branches.items():
-        images = [matrix.task_sizes, matrix.count]
-        yield from unequal(
-            file, f"test images of {name}", images, [run.matrix.task_sizes, run.matrix.count], "accuracy"
-        )
-    if alone := [name for name in run.branches if name != NEITHER]:
-        whole = max(alone, key=lambda name: name.count("+"))
-        yield from unequal(
-            file, f"right answers of {whole}", run.branches[whole].correct, run.matrix.correct, "accuracy"
-        )
+        found, right = [matrix.task_sizes, matrix.count], [whole.task_sizes, whole.count]
+        yield from unequal(file, f"classes and test images of {name}", found, right, "accuracy")
+    if some := [name for name in run.branches if name != NEITHER]:
+        name = max(some, key=lambda name: name.count("+"))  # all branches together: the network as it is
+        yield from unequal(file, f"right answers of {name}", run.branches[name].correct, whole.correct, "accuracy")
     events = [event for event in run.events(Branches) if event.when == "after_task"]
     tasks = run.tasks if run.branches else []
     yield from unequal(run.metrics, "tasks scored by branch", [event.task for event in events], tasks, RESULTS)
@@ -164,7 +163,7 @@ def _name(run: Run) -> Faults:
     if name["hash"] != run.key and run.config.keys() <= schemas().keys():
         yield (
             f"the directory's name says hash {name['hash']}, its {CONFIG} gives {run.key}: edited, renamed, or written "
-            "by a version with other keys"
+            "by a version with other defaults"
         )
 
 
@@ -184,8 +183,9 @@ def _epochs(run: Run) -> Faults:
         found[f"{_phase(epoch)} {epoch.phase}"].append(epoch.epoch)
     for phase in run.events(Phase):
         name = f"{_phase(phase)} {phase.phase}"
-        right = [*range(getattr(config, f"{phase.phase}_epoch"))]
-        yield from unequal(f"{run.metrics}: {name} phase", "epochs", found.pop(name, []), right, CONFIG)
+        place, epochs = f"{run.metrics}: {name} phase", found.pop(name, [])
+        yield from unequal(place, "epochs", len(epochs), getattr(config, f"{phase.phase}_epoch"), CONFIG)
+        yield from unequal(place, "numbers of the epochs", epochs, [*range(len(epochs))], "their count")
     yield from (f"{run.metrics}: {name} phase: has epochs, but no phase event; one was removed" for name in found)
 
 
