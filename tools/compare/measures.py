@@ -19,9 +19,8 @@ from typing import Literal
 import numpy as np
 
 from tools.finished.reader import Run
-from utils.timescales.scales import NAMES
 
-ADAPTER_ROLES = ("adapter", *NAMES)
+ADAPTER_ROLES = ("adapter", "slow", "fast")
 SYMBOLS = (
     "T: the last task, counted from 0; R[t][i]: accuracy on task i after learning task t; A_t: accuracy over all "
     "classes seen after task t"

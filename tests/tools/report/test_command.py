@@ -267,7 +267,7 @@ def test_progressions_are_short():
     ("event", "message"),
     [
         ({"kind": "telemetry", "task": 0, "cycle": 0, "step": 1, "layers": [{}]}, "a telemetry event is not as"),
-        ({"kind": "cadence", "task": "x"}, "a cadence event is not as"),
+        ({"kind": "cadence", "task": "x"}, 'cadence event: task = "x"'),
         ({"kind": "scan", "z": []}, "a scan event is not as"),
         ({"kind": "consolidation", "task": 1, "receipts": None}, "a consolidation event is not as"),
     ],
