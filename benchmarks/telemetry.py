@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import torch
 
 from benchmarks.quickstart import runs_of
 from models import get_model
-from tools.finished.record import read_events
 from tools.generated import markdown_table, replace_part
 from trainer import learner_args, make_tasks
 from utils.config.load import load
@@ -30,6 +28,7 @@ from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
 from utils.files import json_line
+from utils.runs.events import Branches, Event, read_events
 from utils.runs.log import RESULTS
 from utils.timescales.gate import steps_of
 
@@ -102,8 +101,8 @@ def phase_seconds(config: Config, tasks: DataManager, device: torch.device) -> f
     _, clock = clock_of(device)
     with tempfile.TemporaryFile("w", encoding="utf-8") as file:
 
-        def write(kind: str, **fields: Any) -> None:
-            file.write(json_line({"kind": kind, **fields}))
+        def write(event: Event) -> None:
+            file.write(json_line(event.to_json()))
             file.flush()
 
         learner.events = write
@@ -128,7 +127,7 @@ def branch_table(path: Path, output_dir: str) -> str:
     """The time of the branch scores as a share of a run's, for one seed."""
     (run,) = runs_of(path.stem, {"branch_eval": True, "output_dir": output_dir, "seed": load(path).seed[:1]})
     whole = json.loads((run / RESULTS).read_text(encoding="utf-8"))["run"]["seconds"]
-    scored = [event["run"]["seconds"] for event in read_events(run / "metrics.jsonl", "branches")]
+    scored = [event.run["seconds"] for event in read_events(run / "metrics.jsonl", Branches) if event.run]
     header = [f"{path.stem}, one run", "times scored", "share of the run's time"]
     return markdown_table(header, [["branch matrices", str(len(scored)), f"{100 * sum(scored) / whole:.1f} %"]])
 

@@ -31,7 +31,9 @@ def router_weights(slots: list[SEMAModules]) -> Iterator[dict[int, list[Tensor]]
             hook.remove()
 
 
-def mean_weights(seen: dict[int, list[Tensor]], labels: Any, task_sizes: list[int]) -> dict[str, list[list[float]]]:
+def mean_weights(
+    seen: dict[int, list[Tensor]], labels: Any, task_sizes: list[int]
+) -> dict[str, list[list[float | None]]]:
     """Mean mixing weight of every adapter over the test images of every task: layer -> task -> adapter.
 
     Args:

@@ -13,6 +13,8 @@ from utils.files import plain
 from utils.metrics import AccuracyMatrix
 
 Rows = Sequence[Sequence[int]]
+RECORDED = Path(__file__).parent / "recorded"  # runs of an earlier version; only ever read
+NESTED, PLAIN = RECORDED / "nested-c1080012-s4", RECORDED / "plain-698f0ee7-s4"
 
 
 def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_runs import NESTED
 from test_trainer import configuration
 
 import trainer
@@ -18,9 +19,11 @@ from utils.errors import RunError
 Edit = Callable[[Any], None]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["of an earlier version", "of this version"])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A nested run of three tasks, as the trainer leaves it."""
+    if request.param == "of an earlier version":
+        return NESTED
     folder = tmp_path_factory.mktemp("edited")
     rng = np.random.RandomState(0)
     arrays = {
@@ -68,7 +71,9 @@ def test_a_key_that_changes_results_no_longer_fits_the_name(run: Path) -> None:
 
 def test_an_interval_that_slow_did_not_keep_is_refused(run: Path) -> None:
     edit_json(run / "config.json", lambda config: config.update(nested_lora_update_interval_slow=1))
-    with pytest.raises(RunError, match=r"metrics\.jsonl: task 0 cycle 0: the cadence audit .*config\.json"):
+    with pytest.raises(
+        RunError, match=r"metrics\.jsonl: task 0 cycle 0: expected of the cadence audit of slow .*config\.json"
+    ):
         compare([run])
 
 

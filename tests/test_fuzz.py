@@ -28,7 +28,7 @@ from tools.compare.comparison import compare
 from tools.compare.data import as_json as comparison_json
 from tools.compare.tables import terminal
 from tools.finished.reader import read_run
-from tools.finished.record import read_events
+from tools.verify import verify
 from utils.config.flags import parse
 from utils.config.load import load
 from utils.config.schema import schemas
@@ -36,6 +36,7 @@ from utils.data.sources import load_dataset
 from utils.errors import ConfigError, DataError, UserError
 from utils.inc_net import SEMAVitNet
 from utils.runs.checkpoint import FORMAT, CheckpointError, read_checkpoint, read_config
+from utils.runs.events import KINDS, read_events
 
 EXPS = Path(__file__).parents[1] / "exps"
 TIMES = int(os.environ.get("NESTED_SEMA_FUZZ", "1"))
@@ -273,8 +274,9 @@ FILES = ["config.json", "environment.json", "metrics.jsonl", "results.json"]
 def test_a_damaged_run(run: Path, name: str, data: st.DataObject) -> None:
     with instead(run / name, data.draw(damaged((run / name).read_bytes()))):
         read_all(run)
-        with contextlib.suppress(UserError):
-            list(read_events(run / "metrics.jsonl"))
+        for kind in KINDS:
+            with contextlib.suppress(UserError):
+                list(read_events(run / "metrics.jsonl", kind))
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "metrics.jsonl"])
@@ -285,6 +287,8 @@ def test_a_made_up_run(run: Path, name: str, data: st.DataObject) -> None:
     with instead(run / name, as_json(value)):
         with contextlib.suppress(UserError):
             read_run(run)
+        with contextlib.suppress(UserError):
+            verify(run)
         read_all(run)
 
 

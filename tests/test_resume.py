@@ -265,9 +265,9 @@ def test_a_run_goes_on_only_as_it_was_begun(begun: Path, images: Path, tmp_path:
     with pytest.raises(RunDirError) as refusal:
         trainer.train(configuration(images, tmp_path, resume=str(begun), batch_size=4, seed=5, func_epoch=9), "tiny")
     assert str(refusal.value).splitlines()[1:] == [
-        "  batch_size: begun with 8, now 4",
-        "  func_epoch: begun with 2, now 9",
-        "  seed: begun with [4], now [5]",
+        "  batch_size: started with 8, now 4",
+        "  func_epoch: started with 2, now 9",
+        "  seed: started with [4], now [5]",
     ]
     trainer.train(configuration(images, tmp_path, resume=str(begun), eval_every=3, checkpoint_every=0), "tiny")
     with pytest.raises(RunDirError, match="the run is finished"):
@@ -275,7 +275,9 @@ def test_a_run_goes_on_only_as_it_was_begun(begun: Path, images: Path, tmp_path:
 
 
 def test_a_begun_run_is_not_begun_anew_by_accident(begun: Path, images: Path, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(RunDirError, match=r"begun already: .*; --auto_resume goes on with it, --overwrite begins anew"):
+    with pytest.raises(
+        RunDirError, match=r"already started: .*; use --auto_resume to continue it, or --overwrite to start again"
+    ):
         trainer.train(configuration(images, tmp_path / "cut"), "tiny")
     trainer.train(configuration(images, tmp_path / "cut", overwrite=True), "tiny")
     assert "replaces an unfinished run" in (begun / "log.txt").read_text()

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from utils.errors import ConfigError
 from utils.files import read_text
-from utils.text import did_you_mean, shown
+from utils.text import did_you_mean, shown, shown_key
 
 MOST_BYTES = 2**26  # a thousand times what any of our files holds
 DEEPEST = 100  # lists and objects within each other; what works on values may call itself for each
@@ -69,3 +71,14 @@ def _files_like(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (and no folder {path.parent})"
     return did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.json")), count=3)
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with values from a file, on one line; the first three faults."""
+    return "; ".join(map(_fault, error.errors()[:3]))
+
+
+def _fault(item: Any) -> str:
+    place = shown_key(".".join(map(str, item["loc"])))
+    given = "" if item["type"] == "missing" else f" = {shown(item['input'])}"
+    return f"{place}{given}: {item['msg'].removeprefix('Value error, ').lower()}"

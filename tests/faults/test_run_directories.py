@@ -25,7 +25,9 @@ def test_a_run_at_work_is_left_alone(
     others = [run.start("--auto_resume"), run.start("--overwrite"), run.resume()]
     for code, message in map(ended, others):
         assert code == 2
-        assert message.startswith(f"{run.path}: process {first.pid} on {os.uname().nodename} is at work on this run")
+        assert message.startswith(
+            f"{run.path}: process {first.pid} on {os.uname().nodename} is using this run directory"
+        )
     assert contents(run.path) == before
     step.open()
     finish(first)

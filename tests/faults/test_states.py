@@ -36,7 +36,7 @@ def test_a_damaged_newest_state_is_passed_over(harm: str, shop: Workshop, whole:
     process = run.resume()
     finish(process)
     assert f"{newest}: damaged" in process.errors
-    assert "going back to the state before" in process.errors
+    assert "using the state before it" in process.errors
     assert differences(run.path, whole(**KEYS)) == []
     observe(seen="a warning that names it; goes on from the one before, to the bit-identical end")
 

@@ -1,4 +1,4 @@
-"""A run is verified as it is, and every single edit of it is found by the check it belongs to."""
+"""A run is verified as it is, and every single edit of it is found by the checks it belongs to."""
 
 import json
 import shutil
@@ -8,20 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_runs import NESTED
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_trainer import configuration, images, run  # noqa: F401
 
-from tools import verify as module
-from tools.verify import AGREEMENT, CHECKS, main, verify
+from tools.finished.checks import CHECKS
+from tools.verify import READABLE, main, verify
+from utils.runs.checksums import checksums
 from utils.runs.predictions import read_predictions, save_predictions
 
-FILES, NOTES, PREDICTIONS, CONFIGURATION, CHECKPOINTS = CHECKS
+(
+    MEASURES, TASKS, BRANCHES, VERDICTS, NONE_MISSING, PASSED, NAME, RATES, EPOCHS, THRESHOLDS, PREDICTIONS,
+    CHECKPOINTS, FILES,
+) = (check.name for check in CHECKS)  # fmt: skip
 
 
 @pytest.fixture
-def path(run: Callable[..., Path]) -> Path:  # noqa: F811
-    return run(max_tasks=2)
+def path(tmp_path: Path) -> Path:
+    """A copy of a recorded run, under the same name."""
+    return Path(shutil.copytree(NESTED, tmp_path / NESTED.name))
 
 
 def failed(path: Path) -> set[str]:
@@ -34,7 +40,11 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1))
 
 
-def test_a_run_as_it_was_written_passes_every_check(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_as_it_was_written_passes_every_check(
+    run: Callable[..., Path],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = run(max_tasks=2)
     assert failed(path) == set()
     assert main([str(path)]) == 0
     assert capsys.readouterr().out.count("ok ") == len(CHECKS) + 1
@@ -53,27 +63,54 @@ def test_a_resumed_run_passes_too(
 
 
 EDITS: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
-    "rate": ("metrics.jsonl", lambda f: edit(f, '"lr": 0.005', '"lr": 0.05'), {FILES, CONFIGURATION}),
-    "epoch": ("metrics.jsonl", lambda f: edit(f, '"func", "epoch": 1', '"func", "epoch": 2'), {FILES, CONFIGURATION}),
-    "threshold": ("metrics.jsonl", lambda f: edit(f, '"threshold": 1.0', '"threshold": 1.5'), {FILES, CONFIGURATION}),
+    "rate": ("metrics.jsonl", lambda f: edit(f, '"lr": 0.005', '"lr": 0.05'), {FILES, RATES}),
+    "epoch": ("metrics.jsonl", lambda f: edit(f, '"func", "epoch": 1', '"func", "epoch": 2'), {FILES, EPOCHS}),
+    "threshold": ("metrics.jsonl", lambda f: edit(f, '"threshold": 0.9', '"threshold": 0.95'), {FILES, THRESHOLDS}),
     "loss": ("metrics.jsonl", lambda f: edit(f, '"loss": ', '"loss": 1'), {FILES}),
-    "event": ("metrics.jsonl", lambda f: edit(f, '"groups"', '"group"'), {FILES, CONFIGURATION}),
+    "event": (
+        "metrics.jsonl",
+        lambda f: edit(f, '"groups"', '"group"'),
+        {FILES, NONE_MISSING, RATES, EPOCHS},
+    ),
+    "right answers": (
+        "metrics.jsonl",
+        lambda f: edit(f, '"after_task", "correct": {"slow+fast": [4', '"after_task", "correct": {"slow+fast": [3'),
+        {FILES, BRANCHES},
+    ),
+    "accuracy": ("metrics.jsonl", lambda f: edit(f, '"last_acc": 0.5', '"last_acc": 0.6'), {FILES, TASKS}),
+    "observation": (
+        "metrics.jsonl",
+        lambda f: edit(f, '"observed": [2, 4, 6]', '"observed": [2, 4, 5]'),
+        {FILES, VERDICTS},
+    ),
+    "failed audit": (
+        "metrics.jsonl",
+        lambda f: edit(
+            f, '[2, 4, 6], "expected": [2, 4, 6], "passed": true', '[2, 4], "expected": [2, 4, 6], "passed": false'
+        ),
+        {FILES, PASSED},
+    ),
+    "lost audit": ("metrics.jsonl", lambda f: edit(f, '"kind": "cadence"', '"kind": "note"'), {FILES, NONE_MISSING}),
+    "lost phase": ("metrics.jsonl", lambda f: edit(f, '"kind": "phase"', '"kind": "note"'), {FILES, EPOCHS}),
     "key": (
         "config.json",
         lambda f: edit(f, '"func_epoch": 2', '"func_epoch": 3'),
-        {FILES, NOTES, CONFIGURATION, CHECKPOINTS},
+        {FILES, NAME, EPOCHS, CHECKPOINTS},
     ),
-    "seed": ("config.json", lambda f: edit(f, "4\n  ]", "5\n  ]"), {FILES, NOTES}),
+    "seed": ("config.json", lambda f: edit(f, "4\n  ]", "5\n  ]"), {FILES, NAME}),
     "interval": (
         "config.json",
         lambda f: edit(f, 'update_interval_slow": 2', 'update_interval_slow": 3'),
-        {AGREEMENT},
+        {FILES, VERDICTS, NAME, CHECKPOINTS},
     ),
     "lost predictions": ("predictions/task_0.npz", Path.unlink, {FILES, PREDICTIONS}),
     "lost checkpoint": ("checkpoints/task_1.safetensors", Path.unlink, {FILES, CHECKPOINTS}),
     "environment": ("environment.json", lambda f: edit(f, '"cores"', '"kernels"'), {FILES}),
-    "new file": ("checkpoints/task_2.safetensors", Path.touch, {FILES}),
-    "parameters": ("results.json", lambda f: edit(f, '"multiply_adds": ', '"multiply_adds": 1'), {AGREEMENT}),
+    "new file": ("checkpoints/task_3.safetensors", Path.touch, {FILES}),
+    "parameters": ("results.json", lambda f: edit(f, '"multiply_adds": ', '"multiply_adds": 1'), {FILES, TASKS}),
+    "measure": ("results.json", lambda f: edit(f, '"last_acc": 0', '"last_acc": 1'), {FILES, MEASURES}),
+    "branches": ("results.json", lambda f: edit(f, '"slow": {', '"slower": {'), {FILES, BRANCHES, PREDICTIONS}),
+    "damaged": ("results.json", lambda f: edit(f, '"accuracy": {', '"accuracy": ['), {READABLE}),
     "checksums": ("results.json", lambda f: edit(f, '"sha256"', '"sha255"'), {FILES}),
 }
 
@@ -87,13 +124,35 @@ def test_an_edit_is_found(path: Path, name: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("FAILED") == len(expected)
 
 
+def test_every_check_can_fail() -> None:
+    assert set().union(*(expected for _, _, expected in EDITS.values())) == {
+        READABLE,
+        *(check.name for check in CHECKS),
+    }
+
+
+def test_all_faults_of_a_check_are_named(path: Path) -> None:
+    lost = [path / "predictions" / f"task_{task}.npz" for task in (0, 2)]
+    for file in lost:
+        file.unlink()
+    assert [fault.split(":")[0] for fault in verify(path)[PREDICTIONS]] == [str(file) for file in lost]
+
+
+def test_what_a_check_found_before_a_malformed_value_is_named_too(path: Path) -> None:
+    edit(path / "metrics.jsonl", '"lr": 0.001', '"lr": 0.002')
+    edit(path / "metrics.jsonl", '{"name": "other", "lr": 0.005', '{"name": "other", "rate": 0.005')
+    first, second = verify(path)[RATES]
+    assert "task 0 cycle 0 func phase: rate of slow = 0.002, but config.json gives 0.001" in first
+    assert "a value is missing or of a wrong type: KeyError: 'lr'" in second
+
+
 def test_predictions_changed_with_their_checksum_do_not_give_the_matrix(path: Path) -> None:
     file = path / "predictions" / "task_1.npz"
     labels, answers = read_predictions(file)
     save_predictions(file, labels, {**answers, "fast": (labels + 1) % 4})
     forge(path)
     (fault,) = verify(path)[PREDICTIONS]
-    assert fault.startswith(f"{file}: fast: right answers [0, 0], but results.json says")
+    assert fault.startswith(f"{file}: right answers and images of fast = [[0, 0], [8, 8]], but results.json gives")
     assert failed(path) == {PREDICTIONS}
 
 
@@ -111,17 +170,8 @@ def test_a_checkpoint_of_another_matrix_is_found_though_its_checksum_is_right(pa
 def forge(path: Path) -> None:
     """Make the checksums those of the files as they are."""
     results = json.loads((path / "results.json").read_text())
-    results["run"]["sha256"].update(module.checksums(path))
+    results["run"]["sha256"] = checksums(path, results)
     (path / "results.json").write_text(json.dumps(results))
-
-
-def test_an_accuracy_that_its_counts_do_not_give_is_a_contradiction(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    edit(path / "results.json", '"last_acc": 0', '"last_acc": 1')
-    assert failed(path) == {AGREEMENT}
-    assert main([str(path)]) == 1
-    assert "last_acc" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from tools.compare.comparison import Group
 from tools.finished.reader import Run, RunError
-from tools.finished.record import read_events
 from utils.metrics import AccuracyMatrix
+from utils.runs.events import read_lines
 
 T = TypeVar("T")
 BRANCHES = ("slow+fast", "slow", "fast", "neither")
@@ -38,7 +38,7 @@ def reads(kind: str) -> Callable[[Callable[[Run], T]], Callable[[Run], T]]:
 
 def events(run: Run, kind: str) -> list[dict[str, Any]]:
     """The events of one kind; none for a log."""
-    return [] if run.is_log else list(read_events(run.path / "metrics.jsonl", kind))
+    return [] if run.is_log else [line for line in read_lines(run.metrics) if line.get("kind") == kind]
 
 
 def _number(value: float | None) -> float:

@@ -7,24 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from utils.choices import require_plugins
-from utils.errors import UserError
 from utils.files import atomic_write
-from utils.json_file import parse
-from utils.runs.checkpoint_meta import checked
+from utils.runs.checkpoint_meta import FORMAT as FORMAT
+from utils.runs.checkpoint_meta import CheckpointError as CheckpointError
+from utils.runs.checkpoint_meta import read_meta as read_meta
 from utils.runs.tensor_file import read_tensors
 from utils.text import shown_key
 
 T = TypeVar("T")
-FORMAT = "nested-sema-1"
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, unreadable, or of another network."""
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -43,27 +37,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return read_tensors(path), meta
     except Exception as error:  # a damaged file can raise nearly anything
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """The metadata alone; empty for a file of the public implementation.
-
-    Raises:
-        CheckpointError: Missing, or a safetensors file that is no checkpoint, or whose metadata are of wrong types.
-    """
-    if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist" + (f"; there are {near}" if near else ""))
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-        if header.get("format") != FORMAT:
-            raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
-        return checked(parse(header["meta"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 

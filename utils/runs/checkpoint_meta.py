@@ -1,11 +1,21 @@
-"""What a checkpoint says of itself beside its tensors, checked before anything believes it."""
+"""The metadata of a checkpoint, checked as they are read. Never imports torch, so that finished runs can be read."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from safetensors import SafetensorError, safe_open
 
+from utils.errors import UserError
+from utils.json_file import faults, parse
 from utils.metrics import AccuracyMatrix
 from utils.text import shown
+
+FORMAT = "nested-sema-1"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or of another network."""
 
 
 class Backbone(BaseModel):
@@ -37,7 +47,28 @@ class Meta(BaseModel):
         return value
 
 
-def checked(meta: object) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata alone; empty for a file of the public implementation.
+
+    Raises:
+        CheckpointError: Missing, or a safetensors file that is no checkpoint, or whose metadata are of wrong types.
+    """
+    if not path.is_file():
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist" + (f"; there are {near}" if near else ""))
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
+        return _checked(parse(header["meta"]))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+
+
+def _checked(meta: object) -> dict[str, Any]:
     """The metadata as they are, if they are what they should be.
 
     Raises:
@@ -48,10 +79,5 @@ def checked(meta: object) -> dict[str, Any]:
     try:
         Meta.model_validate(meta)
     except ValidationError as error:
-        raise ValueError("; ".join(map(_problem, error.errors()))) from None
+        raise ValueError(faults(error)) from None
     return meta
-
-
-def _problem(item: Any) -> str:
-    place = ".".join(map(str, item["loc"]))
-    return f"{place} = {shown(item['input'])}: {item['msg'].removeprefix('Value error, ').lower()}"

@@ -1,4 +1,4 @@
-"""The checksums of a run's files, by which a later look finds what is not as the run wrote it."""
+"""The checksums of a run's files, which tell later whether a file is still as the run wrote it."""
 
 import hashlib
 import json
@@ -12,21 +12,22 @@ NOT_COUNTED = (RESULTS, LOCK, "log.txt")  # written after the checksums, or neve
 FOLDERS_NOT_COUNTED = tuple(f"{folder}/" for folder in (STATES, "tensorboard", "wandb"))
 
 
-def checksums(path: Path) -> dict[str, str]:
-    """SHA-256 (hex) of every file of a run's record, by its path within the run; results.json is not among them."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    named = ((file.relative_to(path).as_posix(), file) for file in files)
-    return {
+def checksums(path: Path, results: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 (hex) of every file of a run, by its path within the run.
+
+    Args:
+        path: The run's directory.
+        results: What results.json holds. It counts as canonical JSON without its key `run`, which holds the checksums.
+    """
+    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    counted = {
         name: _sha256(file.read_bytes())
-        for name, file in named
+        for name, file in files.items()
         if name not in NOT_COUNTED and not name.startswith(FOLDERS_NOT_COUNTED)
     }
-
-
-def results_checksum(results: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of everything in results.json but its key `run`."""
     own = {key: value for key, value in results.items() if key != "run"}
-    return _sha256(json.dumps(own, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    canonical = json.dumps(own, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {**counted, RESULTS: _sha256(canonical.encode())}
 
 
 def _sha256(content: bytes) -> str:

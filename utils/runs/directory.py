@@ -1,9 +1,9 @@
-"""Which directory a run writes: its name, whether it is finished, begun, or another process's at the moment.
+"""Which directory a run writes: its name, and whether it is finished, unfinished, or in use by another process.
 
     <output_dir>/<configuration>-<hash>-s<seed>/
 
-A directory with a results.json is a finished run, one without an unfinished run. What was computed is only replaced
-where the user says so.
+A directory with a results.json is a finished run, one without it an unfinished run. Results are only replaced if the
+user asks for it.
 """
 
 import errno
@@ -27,7 +27,8 @@ from utils.text import shown
 
 logger = logging.getLogger(__name__)
 
-CONFIG, ENVIRONMENT, RESULTS, STATES, LOCK = "config.json", "environment.json", "results.json", "resume", ".lock"
+CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.json"
+STATES, LOCK = "resume", ".lock"
 
 
 class RunDirError(UserError):
@@ -41,8 +42,8 @@ class RunPlan:
     Attributes:
         seed: Its seed.
         path: Its directory.
-        resumes: Whether it goes on from what lies there.
-        replaces: Whether it may replace what lies there.
+        resumes: Whether it continues the unfinished run that is there.
+        replaces: Whether it may replace the run that is there.
     """
 
     seed: int
@@ -77,12 +78,12 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
     """The runs that a configuration asks for.
 
     Args:
-        config: Its keys resume, auto_resume and overwrite say what becomes of runs that are there.
+        config: Its keys resume, auto_resume and overwrite say what happens to runs that are there.
         config_name: How the directories' names begin.
 
     Raises:
-        RunDirError: A run is finished, or would be begun anew though it could go on; the message lists them and says
-            which flags decide otherwise. Or `resume` names no unfinished run of this configuration.
+        RunDirError: A run is finished, or would be started again although it could be continued; the message lists
+            them with the flags to use. Or `resume` names no unfinished run of this configuration.
     """
     if config.resume is not None:
         return [_named(Path(config.resume), config)]
@@ -90,7 +91,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
     if config.auto_resume:
         for plan in plans:
             if is_finished(plan.path):
-                logger.warning("finished already: %s", plan.path)
+                logger.warning("already finished: %s", plan.path)
                 _sweep(plan.path)
         return [plan for plan in plans if not is_finished(plan.path)]
     if not config.overwrite:
@@ -114,12 +115,12 @@ def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
 
 
 def forget_states(path: Path) -> None:
-    """Remove what a finished run could have gone on from."""
+    """Remove the saved states of a finished run."""
     shutil.rmtree(path / STATES, ignore_errors=True)
 
 
 def _sweep(path: Path) -> None:
-    """Remove the states of a finished run that a kill in its last moment left, if nobody is at work there."""
+    """Remove states that a finished run could not remove because it was killed, unless a process uses them."""
     with suppress(RunDirError, OSError), locked(path):
         if is_finished(path):
             forget_states(path)
@@ -128,7 +129,7 @@ def _sweep(path: Path) -> None:
 def _last_saved(path: Path) -> float:
     times = [0.0]
     for state in (path / STATES).glob("*.state"):
-        with suppress(FileNotFoundError):  # a process at work there replaces its states
+        with suppress(FileNotFoundError):  # a running process replaces its states
             times.append(state.stat().st_mtime)
     return max(times)
 
@@ -137,25 +138,27 @@ def _refuse(paths: list[Path]) -> None:
     finished = [str(path) for path in paths if is_finished(path)]
     if finished:
         raise RunDirError(
-            f"finished already: {', '.join(finished)}; --overwrite replaces it, another --output_dir keeps it"
+            f"already finished: {', '.join(finished)}; use --overwrite to replace it, or another --output_dir"
         )
     begun = [str(path) for path in paths if can_resume(path)]
     if begun:
-        raise RunDirError(f"begun already: {', '.join(begun)}; --auto_resume goes on with it, --overwrite begins anew")
+        raise RunDirError(
+            f"already started: {', '.join(begun)}; use --auto_resume to continue it, or --overwrite to start again"
+        )
 
 
 def begun_config(path: Path) -> dict[str, object]:
-    """The configuration with which an unfinished run was begun.
+    """The configuration with which an unfinished run was started.
 
     Raises:
-        RunDirError: The path is no run directory, or the run is finished.
+        RunDirError: The path is not a run directory, or the run is finished.
         ConfigError: The file is damaged.
     """
     if not (path / CONFIG).is_file():
         beside = _unfinished_beside(path)
-        raise RunDirError(f"resume = {shown(str(path))}: no run directory (it holds no {CONFIG}){beside}")
+        raise RunDirError(f"resume = {shown(str(path))}: not a run directory (it has no {CONFIG}){beside}")
     if is_finished(path):
-        raise RunDirError(f"resume = {shown(str(path))}: the run is finished; there is nothing to go on with")
+        raise RunDirError(f"resume = {shown(str(path))}: the run is finished; there is nothing to resume")
     require_same_plugins(path)
     return read_object(path / CONFIG)[0]
 
@@ -179,11 +182,11 @@ def _named(path: Path, config: Config) -> RunPlan:
 
 def _unfinished_beside(path: Path) -> str:
     there = sorted(str(entry) for entry in path.parent.glob("*") if can_resume(entry))
-    return f"; unfinished are {', '.join(there)}" if there else ""
+    return f"; unfinished runs: {', '.join(there)}" if there else ""
 
 
 def refuse_other_config(path: Path, begun: Mapping[str, object], config: Config) -> None:
-    """Refuse to go on with a run under another configuration.
+    """Refuse to continue a run with another configuration.
 
     Raises:
         RunDirError: A key that can change a result, or the seed, is another than in the run's config.json; lists all.
@@ -191,17 +194,19 @@ def refuse_other_config(path: Path, begun: Mapping[str, object], config: Config)
     now = config.model_dump(mode="json")
     was, wanted = ({**counted(values), "seed": values.get("seed")} for values in (begun, now))
     lines = [
-        f"  {key}: begun with {shown(was.get(key))}, now {shown(wanted.get(key))}"
+        f"  {key}: started with {shown(was.get(key))}, now {shown(wanted.get(key))}"
         for key in sorted(was.keys() | wanted.keys())
         if was.get(key) != wanted.get(key)
     ]
     if lines:
-        raise RunDirError("\n".join([f"{path}: a run goes on as it was begun; these keys differ:", *lines]))
+        raise RunDirError(
+            "\n".join([f"{path}: a run is resumed with its own configuration; these keys differ:", *lines])
+        )
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make a run directory if need be and keep every other process out of it; the system ends the lock with ours.
+    """Make a run directory if need be and lock it for this process; the system releases the lock when it ends.
 
     Raises:
         RunDirError: Another process writes there, or the directory cannot be made.
@@ -228,34 +233,34 @@ def _lock(file: FileIO, path: Path) -> None:
             raise RunDirError(f"run directory {str(path)!r} cannot be locked: {error}") from error
         file.seek(0)
         owner = file.read().decode(errors="replace").strip() or "another process"
-        raise RunDirError(f"{path}: {owner} is at work on this run; wait for it, or end it") from None
+        raise RunDirError(f"{path}: {owner} is using this run directory; wait until it ends, or stop it") from None
 
 
 def _refuse_outdated(plan: RunPlan) -> None:
-    """Ask again what the plan was made by: until the directory was locked, another process could come before."""
+    """Check again, now that the directory is locked, what the plan assumes: another process may have changed it."""
     if plan.resumes and is_finished(plan.path):
-        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to go on with")
+        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to resume")
     if not plan.resumes and not plan.replaces:
         _refuse([plan.path])
 
 
 def clear(plan: RunPlan) -> str:
-    """Make a run's directory ready, under its lock: nothing but the lock stays, or all that the run goes on from.
+    """Prepare a locked run directory: empty it, or keep what the run continues from.
 
     Returns:
-        What became of an earlier run, for the log; empty if there was none.
+        What happened to an earlier run, for the log; empty if there was none.
 
     Raises:
-        RunDirError: Something cannot be removed, or another process was at work here after the plan was made.
+        RunDirError: Something cannot be removed, or another process changed the directory after the plan was made.
     """
     _refuse_outdated(plan)
     there = [entry for entry in plan.path.iterdir() if entry.name != LOCK]
     earlier = "a finished run" if is_finished(plan.path) else "an unfinished run" if there else ""
-    # What goes on keeps all but what a killed process had not finished writing.
+    # A run that continues keeps everything but the files that a killed process was writing.
     going = list(plan.path.rglob(".*.tmp")) if plan.resumes else there
     try:
         for entry in going:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     except OSError as error:
         raise RunDirError(f"run directory {str(plan.path)!r} cannot be cleared: {error}") from error
-    return f"goes on with {earlier}" if plan.resumes else f"replaces {earlier}" if earlier else ""
+    return f"continues {earlier}" if plan.resumes else f"replaces {earlier}" if earlier else ""

@@ -1,4 +1,4 @@
-"""Where a run runs: versions, machine, commit, command line; and the line that runs it again."""
+"""The environment of a run: versions, machine, commit, command line; and the command that repeats the run."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process; None for what cannot be found out."""
+    """Versions, machine, commit and command line of this process; None for what is unknown."""
     return {
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
@@ -35,12 +35,12 @@ def lock_hash(folder: Path) -> str | None:
 
 
 def reproduce_line(begun: Mapping[str, Any]) -> str:
-    """How to make a run again.
+    """The command that repeats a run.
 
     Args:
-        begun: The `environment` in which it was begun.
+        begun: The `environment` in which it was started.
     """
-    changes = ", with changes that no commit holds" if begun["dirty"] else ""
+    changes = ", with uncommitted changes" if begun["dirty"] else ""
     return f"{begun['command']}  # at commit {begun['commit']}{changes}, requirements.lock {begun['lock']}"
 
 

@@ -4,13 +4,16 @@ A line is a JSON object with the event's `kind` and its fields. A field that may
 is read. Numbers that are not finite are null in the file. What differs between two equal runs stands under `run`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from utils.errors import RunError
-from utils.json_file import parse
+from utils.json_file import faults, parse
 from utils.text import shown
 
 FILE = "metrics.jsonl"
@@ -32,19 +35,29 @@ class Event:
     kind: ClassVar[str]
 
     def to_json(self) -> Values:
-        """The object of its line; fields that are left out are not in it."""
-        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        nulls = {f.name: None for f in fields(self) if f.default is MISSING and f.name not in present}
-        return {"kind": self.kind, **present, **nulls}
+        """The object of its line. An optional field that is None is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        optional = {f.name for f in fields(self) if f.default is not MISSING}
+        return {"kind": self.kind} | {k: v for k, v in values.items() if v is not None or k not in optional}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The event of a line. Fields that this version does not know are dropped.
 
         Raises:
-            TypeError: A field is missing.
+            ValidationError: A field is missing, or its value is of another type.
         """
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        return cls(**dict(_model(cls).model_validate(values)))  # type: ignore[arg-type]
+
+
+@cache
+def _model(kind: Any) -> type[BaseModel]:
+    """A model that checks the types of an event's fields; events that are written are not checked."""
+    types = get_type_hints(kind)
+    required = {f.name: (types[f.name], ...) for f in fields(kind) if f.default is MISSING}
+    optional = {f.name: (types[f.name], f.default) for f in fields(kind) if f.default is not MISSING}
+    config = ConfigDict(strict=True, extra="ignore")
+    return create_model(kind.__name__, __config__=config, **required, **optional)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +88,7 @@ class Epoch(Event):
     cycle: int
     phase: str
     epoch: int
-    loss: float
+    loss: float | None
     lr: dict[str, float]
     train_accuracy: float | None = None
     moved: dict[str, list[int]] | None = None
@@ -186,7 +199,7 @@ class Router(Event):
 
     kind: ClassVar[str] = "router"
     task: int
-    weights: dict[str, list[list[float]]]
+    weights: dict[str, list[list[float | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +213,8 @@ class Task(Event):
     parameters: dict[str, int]
     trained: dict[str, int]
     multiply_adds: int
-    average_accuracy: list[float | None] | None = None
     task_accuracy: list[float | None] | None = None
+    average_accuracy: list[float | None] | None = None
     avg_inc_acc: float | None = None
     last_acc: float | None = None
     forgetting: float | None = None
@@ -214,10 +227,7 @@ KINDS: tuple[type[Event], ...] = (
 )  # fmt: skip
 
 
-class EventSink(Protocol):
-    """Takes one event."""
-
-    def __call__(self, event: Event, /) -> None: ...
+EventSink = Callable[[Event], None]
 
 
 def no_events(event: Event, /) -> None:
@@ -232,26 +242,27 @@ def read_lines(file: Path) -> Iterator[Values]:
     """
     for number, line in enumerate(_lines(file), 1):
         try:
-            event = parse(line)
+            values = parse(line)
         except ValueError:
-            event = None
-        if not isinstance(event, dict):
+            values = None
+        if not isinstance(values, dict):
             raise RunError(f"{file}: line {number}: not a JSON object: {shown(line)}")
-        yield event
+        yield values
 
 
 def read_events(file: Path, kind: type[E]) -> Iterator[E]:
     """The events of one kind, in order.
 
     Raises:
-        RunError: A line is no JSON object, or an event lacks a field.
+        RunError: A line is no JSON object, or an event lacks a field or has one of another type.
     """
     for number, line in enumerate(read_lines(file), 1):
         if line.get("kind") == kind.kind:
             try:
                 yield kind.from_json(line)
-            except TypeError as error:
-                raise RunError(f"{file}: line {number}: {kind.kind} event: {error}") from None
+            except ValidationError as error:
+                place = f"{file}: line {number}: {kind.kind} event"
+                raise RunError(f"{place}: {faults(error)}; the file was edited or is damaged") from None
 
 
 def _lines(file: Path) -> Iterator[str]:

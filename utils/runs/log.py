@@ -1,14 +1,15 @@
-"""The directory of a run: what was configured, where it ran, what happened, what came out.
+"""Write the directory of a run: its configuration, its environment, its events and its results.
 
     <output_dir>/<configuration>-<hash>-s<seed>/
         config.json        every key, resolved
         environment.json   versions, commit, device, command line, start
         log.txt            the lines of the console
-        metrics.jsonl      one JSON object an event; equal for equal runs, but for what an event keeps under `run`
-        resume/            states to go on from; gone when the run is finished
-        results.json       written last, so a run that has it is finished; equal for equal runs, but for its key `run`
+        metrics.jsonl      one JSON object per event, see `utils.runs.events`
+        resume/            saved states of an unfinished run
+        results.json       written last, so a run that has it is finished
 
-NaN and infinities, which JSON does not know, are null in all of them.
+Equal runs write equal metrics.jsonl and results.json, except for what is under the key `run`. NaN and infinities, which
+JSON does not have, are null in all files.
 """
 
 import logging
@@ -20,22 +21,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.runs import directory as run_dir
-from utils.runs.checksums import checksums, results_checksum
+from utils.runs.checksums import checksums
 from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan
 from utils.runs.environment import environment, reproduce_line
 from utils.runs.events import FILE as METRICS
 from utils.runs.events import Event
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class RunLog:
@@ -52,13 +51,13 @@ class RunLog:
     @classmethod
     @contextmanager
     def opened(cls, plan: RunPlan) -> Iterator[Self]:
-        """The log of a run, its directory locked and, unless the plan goes on with what is there, emptied.
+        """The log of a run. Its directory is locked and, unless the plan continues a run, emptied.
 
-        The handlers are taken off again at the end, so that no run writes into another's log; what ended a run early
-        stands in its log with the traceback.
+        The handlers are removed at the end, so that no run writes into another's log. An error that ends the run is
+        logged with its traceback.
 
         Raises:
-            RunDirError: Another process is at work there, or the directory cannot be made or emptied.
+            RunDirError: Another process uses the directory, or it cannot be made or emptied.
         """
         with run_dir.locked(plan.path):
             done = run_dir.clear(plan)
@@ -71,17 +70,17 @@ class RunLog:
         write_json(self.path / CONFIG, values)
 
     def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
-        """Write environment.json: where the run runs.
+        """Write environment.json: versions, machine, command line.
 
         Args:
-            device: What the device calls itself.
-            extra: Whatever else the run started from, such as the backbone's weights.
+            device: The device's name.
+            extra: What else the run started from, such as the backbone's weights.
         """
         values = {**environment(), "device": device, "started": self._started, **extra}
         write_json(self.path / ENVIRONMENT, values)
 
     def event(self, event: Event) -> None:
-        """Append one line to metrics.jsonl; it is in the file when this returns."""
+        """Append an event to metrics.jsonl; its line is in the file when this returns."""
         path = self.path / METRICS
         with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json_line(event.to_json()))
@@ -96,19 +95,19 @@ class RunLog:
             return os.fstat(opened.fileno()).st_size
 
     def forget_events_after(self, length: int) -> None:
-        """Cut metrics.jsonl to a length that `events_written` gave: what follows will happen again."""
+        """Cut metrics.jsonl to a length that `events_written` gave: the events after it will be repeated."""
         if self.events_written() > length:
             os.truncate(self.path / METRICS, length)
 
     def results(self, values: Mapping[str, Any]) -> None:
-        """Write results.json, which marks the run as finished, and remove the states it could have gone on from.
+        """Write results.json, which marks the run as finished, and remove the saved states.
 
-        The end is added under `run`, how to make the run again as it was begun, and the checksums of its files.
+        Added under `run` are the time of the end, the command that repeats the run, and the checksums of its files.
         """
         begun, _ = read_object(self.path / ENVIRONMENT)
         results = plain(values)
-        sha256 = {**checksums(self.path), RESULTS: results_checksum(results)}
-        run = {**results.get("run", {}), "finished": _now(), "reproduce": reproduce_line(begun), "sha256": sha256}
+        ended = {"finished": _now(), "reproduce": reproduce_line(begun), "sha256": checksums(self.path, results)}
+        run = {**results.get("run", {}), **ended}
         write_json(self.path / RESULTS, {**results, "run": run})
         run_dir.forget_states(self.path)
 
@@ -127,7 +126,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        root.removeHandler(console)  # first: whoever catches the error tells the user
+        root.removeHandler(console)  # first: who catches the error prints it
         file.last_words("the run stopped before its end", error)
         raise
     finally:
@@ -139,10 +138,10 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 @dataclass
 class RunClock:
-    """How long a run took, over all the processes that made it.
+    """How long a run took, over all processes that worked on it.
 
     Attributes:
-        starts: When each of them began.
+        starts: When each of them started.
         tasks: Seconds of every finished task.
         before: Seconds of the current task in earlier processes.
     """
@@ -153,7 +152,7 @@ class RunClock:
     _since: float = field(default_factory=lambda: time.perf_counter())
 
     def end_task(self) -> None:
-        """The current task is finished, the next one begins."""
+        """The current task is finished, the next one starts."""
         self.tasks.append(self._current())
         self.before, self._since = 0.0, time.perf_counter()
 
@@ -173,7 +172,7 @@ class RunClock:
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Self:
-        """Go on in another process."""
+        """Continue in another process."""
         return cls([*state["starts"], _now()], list(state["tasks"]), state["before"])
 
     def _current(self) -> float:
@@ -181,7 +180,7 @@ class RunClock:
 
 
 class FullDiskHandler(logging.FileHandler):
-    """Writes a log whose errors are the run's: a full disk ends it, where logging would go on printing tracebacks."""
+    """Writes a log file; an error such as a full disk ends the run, where logging would only print a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise what went wrong."""
@@ -192,14 +191,14 @@ class FullDiskHandler(logging.FileHandler):
         super().handleError(record)
 
     def last_words(self, message: str, error: BaseException) -> None:
-        """Write why the run stops, if the disk still takes it."""
+        """Write why the run stops, if that is possible."""
         try:
             logger.error(message, exc_info=error)
         except OSError:
             return
 
     def close(self) -> None:
-        """Close the file, whatever is left unwritten on a full disk."""
+        """Close the file, even if a full disk leaves lines unwritten."""
         try:
             super().close()
         except OSError:
@@ -207,10 +206,10 @@ class FullDiskHandler(logging.FileHandler):
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines on standard error, above progress bars instead of through them."""
+    """Writes lines to standard error, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; a console that has gone away ends no run."""
+        """Write one record; a console that was closed does not end the run."""
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:

@@ -1,8 +1,8 @@
-"""The states of an unfinished run: files with a checksum, of which the newest two are kept.
+"""The saved states of an unfinished run: files with a checksum, of which the newest two are kept.
 
-A file is a line that names the format, a line with the SHA-256 of what follows, and what torch.save makes of the state.
-It is written under another name, flushed and renamed, and the one before goes only after that: whatever happens, a
-complete one is there.
+A file has a line that names the format, a line with the SHA-256 of the rest, and the state as torch.save writes it. It
+is written under another name, flushed and renamed, and only then an older one is removed: at any moment there is a
+complete one.
 """
 
 import hashlib
@@ -28,25 +28,25 @@ class StateError(UserError):
 
 
 def accept(state: dict[str, Any]) -> None:
-    """The check that every state passes."""
+    """The check that accepts every state."""
 
 
 class SavedStates:
     """The states of one run.
 
     Args:
-        folder: Theirs alone.
+        folder: Nothing else is in it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._passed_over: list[Path] = []
+        self._unusable: list[Path] = []
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a state, and remove those before the one before, and those that `newest` passed over.
+        """Write a state. Of the older ones all but the newest are removed, and those that `newest` could not use.
 
         Raises:
-            OSError: It cannot be written; the states that were there are as they were.
+            OSError: It cannot be written; the older states are unchanged.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -55,16 +55,16 @@ class SavedStates:
         number = int(files[0].stem) + 1 if files else 0
         digest = hashlib.sha256(payload).hexdigest().encode()
         atomic_write(self.folder / f"{number:06d}.state", b"".join((FORMAT, digest, b"\n", payload)))
-        useful = [file for file in files if file not in self._passed_over]
-        for old in [*self._passed_over, *useful[KEPT - 1 :]]:
+        useful = [file for file in files if file not in self._unusable]
+        for old in [*self._unusable, *useful[KEPT - 1 :]]:
             old.unlink(missing_ok=True)
-        self._passed_over = []
+        self._unusable = []
 
     def newest(self, check: Callable[[dict[str, Any]], None] = accept) -> dict[str, Any] | None:
-        """The newest state that is whole and passes the check; of each that does not a warning is logged.
+        """The newest state that can be read and passes the check; a warning is logged for each that does not.
 
         Args:
-            check: Raises StateError, and says why, for a state that is whole and yet of no use.
+            check: Raises StateError, with the reason, for a state that cannot be used.
         """
         for file in self._files():
             try:
@@ -72,12 +72,12 @@ class SavedStates:
                 check(state)
                 return state
             except StateError as error:
-                logger.warning("%s: %s; going back to the state before", file, error)
-                self._passed_over.append(file)
+                logger.warning("%s: %s; using the state before it", file, error)
+                self._unusable.append(file)
         return None
 
     def __bool__(self) -> bool:
-        """Whether there are any files, whole or not."""
+        """Whether there are any files, damaged ones included."""
         return bool(self._files())
 
     def _files(self) -> list[Path]:
@@ -86,21 +86,21 @@ class SavedStates:
 
 
 def read_state(file: Path) -> dict[str, Any]:
-    """Read one state, without running any code that is in the file.
+    """Read one state. No code in the file is run.
 
     Raises:
-        StateError: It is cut off, altered, or no state; the file is for the caller to name.
+        StateError: The file is incomplete, changed, or not a state. The message does not name it.
     """
     try:
         content = file.read_bytes()
         digest, _, payload = content.removeprefix(FORMAT).partition(b"\n")
         if not content.startswith(FORMAT) or hashlib.sha256(payload).hexdigest().encode() != digest:
-            raise StateError("damaged, it does not have the checksum it was written with")
+            raise StateError("damaged: its checksum is wrong")
         state = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
     except StateError:
         raise
     except Exception as error:  # whoever forges a checksum can have torch.load fail in any way
         raise StateError(f"cannot be read: {error}") from error
     if not isinstance(state, dict):
-        raise StateError(f"holds no state but a {type(state).__name__}")
+        raise StateError(f"not a saved state, but a {type(state).__name__}")
     return state

@@ -1,15 +1,13 @@
-"""A run's numbers for TensorBoard and W&B: those of the events that go into metrics.jsonl, by one writer.
+"""Curves for TensorBoard and W&B, from the events that go into metrics.jsonl.
 
-The step of a point is the number of its event's line in metrics.jsonl, counted from 1. So all curves share one axis,
-steps only grow, a run that goes on in another process takes back what it cut off from that file, and a point leads to
-its line. The curve `progress/task` says which task that was.
-
-W&B follows the TensorBoard files (`sync_tensorboard`), so nothing is written twice.
+The step of a point is the number of its event's line in metrics.jsonl, counted from 1, so that all curves have one axis
+and a run that is resumed replaces the points of the lines that it repeats. The curve `progress/task` shows the task of
+each step. W&B reads the TensorBoard files (`sync_tensorboard`).
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import singledispatch
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +15,14 @@ from typing import Any, NamedTuple
 from utils.config.schema import Config
 from utils.errors import UserError
 from utils.files import plain
+from utils.runs import events
+from utils.runs.events import FILE, Event, EventSink
 from utils.runs.log import RunLog
 
 FOLDER = "tensorboard"
 PACKAGES = {"tensorboard": "tensorboard>=2.18", "wandb": "wandb>=0.31"}
 
-Event = Mapping[str, Any]
-Points = Iterator[tuple[str, float | None]]
-Sink = Callable[..., None]  # takes an event's kind and, by name, its fields
+Points = Iterator[tuple[str, Any]]  # tag and value
 
 
 class Scalar(NamedTuple):
@@ -38,112 +36,118 @@ class Scalar(NamedTuple):
 # ---- from events to scalars
 
 
-def scalars(kind: str, fields: Event, step: int) -> list[Scalar]:
-    """The points an event adds to curves; none for a kind without numbers, and none for what is not finite."""
-    points = POINTS.get(kind, _none)(plain(fields))
-    return [Scalar(tag, float(value), step) for tag, value in points if value is not None and math.isfinite(value)]
+def scalars(event: Event, step: int) -> list[Scalar]:
+    """The points an event adds to curves; none for what is not a finite number."""
+    found = ((tag, plain(value)) for tag, value in points(event))
+    return [Scalar(tag, float(value), step) for tag, value in found if isinstance(value, int | float)]
 
 
-def _none(_: Event) -> Points:
+@singledispatch
+def points(event: Event) -> Points:
+    """The points of an event; none for a kind without numbers."""
     yield from ()
+
+
+@points.register
+def _phase(event: events.Phase) -> Points:
+    yield "progress/task", event.task
+    yield "progress/cycle", event.cycle
+
+
+@points.register
+def _epoch(event: events.Epoch) -> Points:
+    yield f"{event.phase}/loss", event.loss
+    yield f"{event.phase}/train_accuracy", event.train_accuracy
+    yield from _each(f"{event.phase}/lr_", event.lr)
+    yield from ((f"{event.phase}/{scale}_updates", len(steps)) for scale, steps in (event.moved or {}).items())
+
+
+@points.register
+def _evaluation(event: events.Evaluation) -> Points:
+    yield from _tops("eval", event.accuracy)
+
+
+@points.register
+def _telemetry(event: events.Telemetry) -> Points:
+    for entry in event.layers:
+        place = _place(entry["layer"], entry["adapter"])
+        for key in ("norms", "update_norms", "share", "effective_rank"):
+            yield from _each(f"{key}/", entry[key], f"/{place}")
+        for key in ("output_cosine", "update_cosine"):
+            found = entry[key]  # a number for a single pair of branches, otherwise numbers by pair
+            by_pair = {f"/{pair}": x for pair, x in found.items()} if isinstance(found, Mapping) else {"": found}
+            yield from _each(key, by_pair, f"/{place}")
+
+
+@points.register
+def _cadence(event: events.Cadence) -> Points:
+    yield "cadence/steps", event.steps
+    yield "cadence/updates", len(event.observed)
+    yield "cadence/passed", event.passed
+
+
+@points.register
+def _scan(event: events.Scan) -> Points:
+    yield from _by_adapter("scan_z", event.z)
+    yield "scan/threshold", event.threshold
+    yield "scan/expands", event.expands is not None
+
+
+@points.register
+def _mean_z(event: events.MeanZ) -> Points:
+    yield from _by_adapter(f"mean_z_{event.when}", event.z)
+
+
+@points.register
+def _consolidation(event: events.Consolidation) -> Points:
+    yield "consolidation/accuracy_before", event.accuracy_before["top1"]
+    yield "consolidation/accuracy_after", event.accuracy_after["top1"]
+    for receipt in event.receipts:
+        place = _place(receipt["layer"], receipt["adapter"])
+        measured = {key: value for key, value in receipt.items() if key not in ("layer", "adapter")}
+        yield from _each("consolidation_", measured, f"/{place}")
+
+
+@points.register
+def _branches(event: events.Branches) -> Points:
+    yield from _each(f"right_answers_{event.when}/", {name: sum(hits) for name, hits in event.correct.items()})
+
+
+@points.register
+def _router(event: events.Router) -> Points:
+    for layer, by_task in event.weights.items():
+        for task, weights in enumerate(by_task):
+            yield from ((f"router/{_place(layer, number)}/task{task}", weight) for number, weight in enumerate(weights))
+
+
+@points.register
+def _task(event: events.Task) -> Points:
+    yield from _tops("accuracy", event.accuracy)
+    for key in ("avg_inc_acc", "last_acc", "forgetting", "bwt", "learning_accuracy"):
+        yield f"measures/{key}", getattr(event, key)
+    yield from ((f"task_accuracy/task{task}", value) for task, value in enumerate(event.task_accuracy or ()))
+    yield from ((f"adapters/layer{layer}", count) for layer, count in enumerate(event.adapters))
+    yield from _each("parameters/", event.parameters)
+    yield from _each("trained/", event.trained)
+    yield "cost/multiply_adds", event.multiply_adds
 
 
 def _place(layer: object, adapter: object) -> str:
     return f"layer{layer}_adapter{adapter}"
 
 
-def _phase(event: Event) -> Points:
-    yield "progress/task", event["task"]
-    yield "progress/cycle", event["cycle"]
+def _each(before: str, values: Mapping[str, Any], after: str = "") -> Points:
+    """A point for every value, with its name in the tag; `+`, which tags cannot have, becomes `_`."""
+    yield from ((f"{before}{name.replace('+', '_')}{after}", value) for name, value in values.items())
 
 
-def _epoch(event: Event) -> Points:
-    phase = event["phase"]
-    yield f"{phase}/loss", event["loss"]
-    yield from ((f"{phase}/lr_{group}", rate) for group, rate in event["lr"].items())
-    if phase == "func":
-        yield "func/train_accuracy", event["train_accuracy"]
-        yield "func/slow_updates", len(event["slow_steps"])
+def _tops(title: str, accuracy: Mapping[str, Any]) -> Points:
+    yield from ((f"{title}/{key}", accuracy[key]) for key in ("top1", "top5"))
 
 
-def _eval(event: Event) -> Points:
-    yield from ((f"eval/{key}", event["accuracy"][key]) for key in ("top1", "top5"))
-
-
-def _telemetry(event: Event) -> Points:
-    for entry in event["layers"]:
-        place = _place(entry["layer"], entry["adapter"])
-        for key in ("norms", "update_norms", "share", "effective_rank"):
-            yield from ((f"{key}/{of}/{place}", value) for of, value in entry[key].items())
-        yield from ((f"{key}/{place}", entry[key]) for key in ("output_cosine", "update_cosine"))
-
-
-def _cadence(event: Event) -> Points:
-    yield "cadence/steps", event["steps"]
-    yield "cadence/updates", len(event["observed"])
-    yield "cadence/passed", event["passed"]
-
-
-def _scan(event: Event) -> Points:
-    yield from _by_adapter("scan_z", event["z"])
-    yield "scan/threshold", event["threshold"]
-    yield "scan/expands", event["expands"] is not None
-
-
-def _mean_z(event: Event) -> Points:
-    yield from _by_adapter(f"mean_z_{event['when']}", event["z"])
-
-
-def _by_adapter(title: str, z: Mapping[str, list[float | None]]) -> Points:
+def _by_adapter(title: str, z: Mapping[str, Iterable[float | None]]) -> Points:
     for layer, values in z.items():
         yield from ((f"{title}/{_place(layer, adapter)}", value) for adapter, value in enumerate(values))
-
-
-def _consolidation(event: Event) -> Points:
-    yield from ((f"consolidation/accuracy_{when}", event[f"accuracy_{when}"]["top1"]) for when in ("before", "after"))
-    for receipt in event["receipts"]:
-        place = _place(receipt["layer"], receipt["adapter"])
-        keys = [key for key in receipt if key not in ("layer", "adapter", "mode", "reset")]
-        yield from ((f"consolidation_{key}/{place}", receipt[key]) for key in keys)
-
-
-def _branches(event: Event) -> Points:
-    for name, hits in event["correct"].items():
-        yield f"right_answers_{event['when']}/{name.replace('+', '_')}", sum(hits)
-
-
-def _router(event: Event) -> Points:
-    for layer, by_task in event["weights"].items():
-        for task, weights in enumerate(by_task):
-            yield from (
-                (f"router/{_place(layer, adapter)}/task{task}", weight) for adapter, weight in enumerate(weights)
-            )
-
-
-def _task(event: Event) -> Points:
-    yield from ((f"accuracy/{key}", event["accuracy"][key]) for key in ("top1", "top5"))
-    yield from (
-        (f"measures/{key}", event[key]) for key in ("avg_inc_acc", "last_acc", "forgetting", "bwt", "learning_accuracy")
-    )
-    yield from ((f"task_accuracy/task{task}", value) for task, value in enumerate(event["task_accuracy"]))
-    yield from ((f"adapters/layer{layer}", count) for layer, count in enumerate(event["adapters"]))
-    yield from ((f"{key}/{role}", count) for key in ("parameters", "trained") for role, count in event[key].items())
-    yield "cost/multiply_adds", event["multiply_adds"]
-
-
-POINTS: dict[str, Callable[[Event], Points]] = {
-    "phase": _phase,
-    "epoch": _epoch,
-    "eval": _eval,
-    "telemetry": _telemetry,
-    "cadence": _cadence,
-    "scan": _scan,
-    "mean_z": _mean_z,
-    "consolidation": _consolidation,
-    "branches": _branches,
-    "router": _router,
-    "task": _task,
-}
 
 
 # ---- the writer
@@ -168,8 +172,8 @@ def _packages(config: Config) -> list[str]:
 
 
 @contextmanager
-def tracked(log: RunLog, config: Config) -> Iterator[Sink]:
-    """Where events go: into the run's directory and, if the configuration wants it, to the trackers after that."""
+def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
+    """Where events go: into the run's directory and then, if the configuration asks for it, to the trackers."""
     if not _packages(config):
         yield log.event
         return
@@ -185,7 +189,7 @@ def tracked(log: RunLog, config: Config) -> Iterator[Sink]:
 class Tracker:
     """Writes the scalars of a run's events into TensorBoard files in its directory.
 
-    Opens with the first event, so that the number of that event's line is known, whether the run begins or goes on.
+    Opens its files with the first event, when the number of that event's line is known.
 
     Args:
         path: The run's directory.
@@ -198,22 +202,22 @@ class Tracker:
         self._wandb_run: Any = None
         self._step = 0
 
-    def following(self, write: Sink) -> Sink:
-        """Have every event written, then its scalars."""
+    def following(self, write: EventSink) -> EventSink:
+        """A sink that writes every event, then its scalars."""
 
-        def sink(kind: str, **fields: Any) -> None:
-            write(kind, **fields)
-            self.add(kind, fields)
+        def sink(event: Event) -> None:
+            write(event)
+            self.add(event)
 
         return sink
 
-    def add(self, kind: str, fields: Event) -> None:
+    def add(self, event: Event) -> None:
         """Write the scalars of the event whose line has just been appended to metrics.jsonl."""
         if self._writer is None:
             self._open()
         else:
             self._step += 1
-        for point in scalars(kind, fields, self._step):
+        for point in scalars(event, self._step):
             self._writer.add_scalar(*point)
 
     def close(self, failed: bool) -> None:
@@ -230,18 +234,18 @@ class Tracker:
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        with (self.path / "metrics.jsonl").open("rb") as file:
+        with (self.path / FILE).open("rb") as file:
             self._step = sum(1 for _ in file)
-        if self.config.wandb is not None:  # before the writer is made: W&B looks on from the first byte
+        if self.config.wandb is not None:  # before the writer is made, which W&B then follows
             self._wandb_run = _start_wandb(self.config.wandb, self.path, self.config)
         self._writer = SummaryWriter(str(self.path / FOLDER), purge_step=self._step)
 
 
 def _start_wandb(project: str, path: Path, config: Config) -> Any:
-    """Begin a W&B run that follows TensorBoard files.
+    """Start a W&B run that follows TensorBoard files.
 
     Raises:
-        UserError: W&B refuses, say for want of a key.
+        UserError: W&B does not start, for example because there is no API key.
     """
     wandb = import_module("wandb")
     try:
@@ -249,4 +253,4 @@ def _start_wandb(project: str, path: Path, config: Config) -> Any:
             project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=config.model_dump(mode="json")
         )
     except wandb.Error as error:
-        raise UserError(f"W&B does not start: {error}") from error
+        raise UserError(f"W&B cannot be started: {error}") from error

@@ -73,7 +73,7 @@ def test_everything_under_logs_may_be_named_though_sweeps_lie_there_too(paths, c
     write_run(paths[0].parent / "sweeps", "c", 1, [[90]])
     assert main([*map(str, sorted(paths[0].parent.iterdir()))]) == 0
     out = capsys.readouterr().out
-    assert f"- {paths[0].parent / 'sweeps'}: left out, as it is no run directory" in out
+    assert f"- {paths[0].parent / 'sweeps'}: left out, it is not a run directory" in out
     assert main([str(paths[0].parent / "sweeps")]) == 2
     assert capsys.readouterr().err.startswith("there is no run to compare\n")
 

@@ -72,15 +72,15 @@ def test_folders_that_are_no_runs_are_left_out_and_said(runs, foreign):
     found = compare([foreign[0], *runs, foreign[1], foreign[1]])
     assert [len(group.runs) for group in found.groups] == [3, 3]
     assert found.left_out == [
-        f"{foreign[0]}: left out, as it is no run directory",
-        f"{foreign[1]}: left out, as it is no run directory; runs lie in it: name them, as in {foreign[1]}/*-s*",
+        f"{foreign[0]}: left out, it is not a run directory",
+        f"{foreign[1]}: left out, it is not a run directory; it contains runs, which can be given as {foreign[1]}/*-s*",
     ]
 
 
 def test_with_no_run_left_or_such_a_folder_for_a_baseline_there_is_nothing_to_compare(runs, foreign):
     with pytest.raises(UserError, match=r"(?s)no run to compare.*sweep\.logs: left out.*sweeps: left out"):
         compare(foreign)
-    with pytest.raises(UserError, match=r"sweeps/config\.json: missing, .*runs lie in it"):
+    with pytest.raises(UserError, match=r"sweeps/config\.json: missing, .*it contains runs"):
         compare(runs, str(foreign[1]))
 
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from finished_runs import write_run
 
-from tools.finished import record as run_record
 from tools.finished.reader import missing_path, read_run
-from tools.finished.record import read_events
+from utils.config.identity import counted_digest
 from utils.errors import UserError
-from utils.files import json_line
 
 CORRECT = [[90], [80, 70], [60, 65, 75]]
 
@@ -69,7 +67,7 @@ def test_a_damaged_file_is_named(run, name, content):
 )
 def test_a_measure_edited_by_hand_is_caught(run, key, value):
     change(run / "results.json", **{key: value})
-    with pytest.raises(UserError, match=rf"results\.json: {key} = .*but the counts give"):
+    with pytest.raises(UserError, match=rf"results\.json: {key} = .*but accuracy\.correct gives"):
         read_run(run)
 
 
@@ -120,8 +118,18 @@ def test_a_configuration_of_another_version_is_taken_as_it_is(run):
     assert found.identity["key_of_tomorrow"] == 3
 
 
+def test_a_run_with_an_adapter_that_only_a_plug_in_knows_is_checked_like_any_other(run):
+    change(run / "config.json", ffn_adapter_type="my_lora")
+    config = json.loads((run / "config.json").read_text())
+    own = run.rename(run.with_name(f"nested-{counted_digest(config)}-s7"))
+    assert read_run(own).notes == ()
+    change(own / "config.json", batch_size=32)
+    (note,) = read_run(own).notes
+    assert "hash" in note
+
+
 def test_a_folder_of_runs_is_no_run_but_says_where_they_are(run):
-    with pytest.raises(UserError, match=r"config\.json: missing.*runs lie in it"):
+    with pytest.raises(UserError, match=r"config\.json: missing.*contains runs"):
         read_run(run.parent)
 
 
@@ -143,26 +151,6 @@ def test_a_run_of_a_version_with_fewer_keys_has_the_identity_it_would_have_now(r
     config["key_of_another_version"] = 1
     (run / "config.json").write_text(json.dumps(config))
     assert read_run(run).key != now.key
-
-
-def test_a_line_ends_where_one_was_written_and_nowhere_else(tmp_path):
-    """JSON may hold characters that Python's splitlines takes for the end of a line."""
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(json_line({"kind": "a", "text": "one\u2028two\x85three"}) + '{"kind": "b"}')
-    assert [event["kind"] for event in read_events(file)] == ["a", "b"]
-
-
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"a": ' * 500 + "1" + "}" * 500, "9" * 5000])
-def test_a_line_that_python_cannot_take_is_named(tmp_path, line):
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "a"}\n' + line)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2: not a JSON object"):
-        list(read_events(tmp_path / "metrics.jsonl"))
-
-
-def test_a_line_without_end_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_record, "LONGEST_LINE", 100)
-    with pytest.raises(UserError, match="line 1: not a JSON object"):
-        list(read_events(Path("/dev/zero")))
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "results.json"])

@@ -168,7 +168,7 @@ def test_a_log_file_takes_part(tmp_path):
 def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
     (tmp_path / "sweeps").mkdir()
     page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])
-    assert f"{tmp_path / 'sweeps'}: left out, as it is no run directory" in section(page, "summary")
+    assert f"{tmp_path / 'sweeps'}: left out, it is not a run directory" in section(page, "summary")
 
 
 ATTACK = (
@@ -267,7 +267,7 @@ def test_progressions_are_short():
     ("event", "message"),
     [
         ({"kind": "telemetry", "task": 0, "cycle": 0, "step": 1, "layers": [{}]}, "a telemetry event is not as"),
-        ({"kind": "cadence", "task": "x"}, "a cadence event is not as"),
+        ({"kind": "cadence", "task": "x"}, 'cadence event: task = "x"'),
         ({"kind": "scan", "z": []}, "a scan event is not as"),
         ({"kind": "consolidation", "task": 1, "receipts": None}, "a consolidation event is not as"),
     ],

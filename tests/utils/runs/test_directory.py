@@ -26,7 +26,7 @@ def config(folder: Path, **keys: object) -> Config:
 
 
 def directory(folder: Path, name: str = "", *, finished: bool = False, states: int = 0, **keys: object) -> Path:
-    """A run directory, finished, or begun with so many states."""
+    """A run directory, finished, or started with so many states."""
     made = config(folder, **keys)
     path = folder / (name or run_name(made, "x", made.seed[0]))
     (path / "resume").mkdir(parents=True)
@@ -66,7 +66,9 @@ def test_finished_runs_are_refused_all_at_once_and_untouched(tmp_path):
 
 def test_a_begun_run_is_refused_and_one_that_saved_nothing_is_not(tmp_path):
     path = directory(tmp_path, states=1)
-    with pytest.raises(RunDirError, match=f"begun already: {path}; --auto_resume goes on with it, --overwrite begins"):
+    with pytest.raises(
+        RunDirError, match=f"already started: {path}; use --auto_resume to continue it, or --overwrite to start again"
+    ):
         plan_runs(config(tmp_path), "x")
     (path / "resume" / "000000.state").rename(path / "resume" / ".000000.state.99.tmp")  # killed while writing it
     assert not can_resume(path)
@@ -89,10 +91,10 @@ def test_auto_resume_takes_the_newest_of_the_same_hash_whatever_its_name(tmp_pat
 def test_resume_names_a_run_or_says_which_there_are(tmp_path):
     path = directory(tmp_path, states=1)
     assert plan_runs(config(tmp_path, resume=str(path)), "ignored") == [RunPlan(1, path, resumes=True)]
-    with pytest.raises(RunDirError, match=rf"no run directory \(it holds no config.json\); unfinished are {path}"):
+    with pytest.raises(RunDirError, match=rf"not a run directory \(it has no config.json\); unfinished runs: {path}"):
         begun_config(tmp_path / "typo")
     directory(tmp_path, "done", finished=True)
-    with pytest.raises(RunDirError, match="there is nothing to go on with"):
+    with pytest.raises(RunDirError, match="there is nothing to resume"):
         begun_config(tmp_path / "done")
 
 
@@ -100,7 +102,7 @@ def test_a_run_goes_on_under_other_keys_only_if_they_cannot_change_it(tmp_path):
     path = directory(tmp_path, states=1)
     plan_runs(config(tmp_path, resume=str(path), num_workers=0, telemetry_every=3, on_nan="skip"), "x")
     with pytest.raises(
-        RunDirError, match=r"(?s)these keys differ.*ffn_num: begun with 16, now 8.*seed: begun with \[1\]"
+        RunDirError, match=r"(?s)these keys differ.*ffn_num: started with 16, now 8.*seed: started with \[1\]"
     ):
         plan_runs(config(tmp_path, resume=str(path), ffn_num=8, seed=2), "x")
 
@@ -113,7 +115,8 @@ def test_a_directory_is_made_with_its_parents_and_locked(tmp_path):
     command = [sys.executable, "-c", LOCKED + "pass", path]
     with locked(path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    message = f"{path}: process {os.getpid()} on {os.uname().nodename} is at work on this run; wait for it, or end it"
+    owner = f"process {os.getpid()} on {os.uname().nodename}"
+    message = f"{path}: {owner} is using this run directory; wait until it ends, or stop it"
     assert done.stderr.splitlines()[-1].endswith(message)
     assert subprocess.run(command, check=False).returncode == 0
 
@@ -158,7 +161,7 @@ def test_what_is_begun_anew_is_emptied_and_what_goes_on_is_swept(tmp_path):
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / ".task_0.safetensors.12.tmp").write_bytes(b"half")
     (path / ".lock").touch()
-    assert clear(RunPlan(1, path, resumes=True)) == "goes on with an unfinished run"
+    assert clear(RunPlan(1, path, resumes=True)) == "continues an unfinished run"
     assert sorted(file.name for file in path.rglob("*") if file.is_file()) == [".lock", "000000.state", "config.json"]
     assert clear(RunPlan(1, path, replaces=True)) == "replaces an unfinished run"
     assert [entry.name for entry in path.iterdir()] == [".lock"]
@@ -170,9 +173,9 @@ def test_what_is_begun_anew_is_emptied_and_what_goes_on_is_swept(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "before", "since", "refusal"),
     [
-        ({}, {}, {"states": 1}, "begun already"),
-        ({"auto_resume": True}, {}, {"states": 1}, "begun already"),
-        ({}, {}, {"finished": True}, "finished already"),
+        ({}, {}, {"states": 1}, "already started"),
+        ({"auto_resume": True}, {}, {"states": 1}, "already started"),
+        ({}, {}, {"finished": True}, "already finished"),
         ({"auto_resume": True}, {"states": 1}, {"finished": True}, "another process has finished this run"),
     ],
 )

@@ -66,4 +66,4 @@ def test_the_line_that_makes_a_run_again(tmp_path):
         "lock": lock_hash(PROJECT),
     }
     assert reproduce_line(begun) == f"python main.py --config x.json  # at commit c0ffee, requirements.lock {lock}"
-    assert "c0ffee, with changes that no commit holds, req" in reproduce_line({**begun, "dirty": True})
+    assert "c0ffee, with uncommitted changes, req" in reproduce_line({**begun, "dirty": True})

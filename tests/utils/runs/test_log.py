@@ -10,6 +10,7 @@ import pytest
 from utils.config.schema import Config
 from utils.progress import progress
 from utils.runs.directory import RunPlan
+from utils.runs.events import Epoch, MeanZ
 from utils.runs.log import FullDiskHandler, RunClock, RunLog
 
 logger = logging.getLogger(__name__)
@@ -82,22 +83,27 @@ def test_a_console_that_has_gone_away_ends_no_run(tmp_path, monkeypatch):
 # ---- events and results
 
 
+def epoch(loss):
+    return Epoch(task=0, cycle=0, phase="rd", epoch=0, loss=loss, lr={"descriptor": 0.01})
+
+
 def lines(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_an_event_is_in_the_file_at_once(tmp_path):
     with opened(tmp_path, "x") as log:
-        log.event("epoch", loss=0.5, lr={"slow": 0.001})
-        assert lines(log.path) == [{"kind": "epoch", "loss": 0.5, "lr": {"slow": 0.001}}]
-        log.event("task", accuracy=np.array([0.5, np.nan]), forgetting=float("nan"))
-        assert lines(log.path)[1:] == [{"kind": "task", "accuracy": [0.5, None], "forgetting": None}]
+        log.event(epoch(0.5))
+        first = {"kind": "epoch", "task": 0, "cycle": 0, "phase": "rd", "epoch": 0, "loss": 0.5}
+        assert lines(log.path) == [{**first, "lr": {"descriptor": 0.01}}]
+        log.event(MeanZ(task=1, when="before", z={"2": np.array([0.5, np.nan])}))
+        assert lines(log.path)[1:] == [{"kind": "mean_z", "task": 1, "when": "before", "z": {"2": [0.5, None]}}]
 
 
 def test_equal_runs_write_equal_metrics_and_results_but_for_the_key_run(tmp_path):
     for name in ("a", "b"):
         with opened(tmp_path, name) as log:
-            log.event("epoch", loss=1 / 3)
+            log.event(epoch(1 / 3))
             log.write_environment("cpu", {})
             log.results({"last_acc": 0.7, "forgetting": float("nan"), "run": {"seconds_per_task": [len(name)]}})
     a, b = tmp_path / "a", tmp_path / "b"
@@ -112,11 +118,11 @@ def test_equal_runs_write_equal_metrics_and_results_but_for_the_key_run(tmp_path
 def test_events_after_a_length_can_be_forgotten(tmp_path):
     with opened(tmp_path, "x") as log:
         assert log.events_written() == 0
-        log.event("epoch", loss=0.5)
+        log.event(epoch(0.5))
         length = log.events_written()
-        log.event("epoch", loss=0.4)
+        log.event(epoch(0.4))
         log.forget_events_after(length)
-        log.event("epoch", loss=0.3)
+        log.event(epoch(0.3))
         assert [event["loss"] for event in lines(log.path)] == [0.5, 0.3]
         log.forget_events_after(10**6)
         assert len(lines(log.path)) == 2

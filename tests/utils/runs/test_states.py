@@ -51,7 +51,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(tmp_path, caplog, harm):
     with caplog.at_level(logging.WARNING):
         assert states.newest() == {"number": 0}
     assert f"{file}: " in caplog.text
-    assert "going back to the state before" in caplog.text
+    assert "using the state before it" in caplog.text
     assert file.exists()
     states.save({"number": 2})
     assert numbers(tmp_path) == [2, 0]  # the damaged one is none of the two
@@ -68,7 +68,7 @@ def test_a_whole_state_can_be_of_no_use(tmp_path, caplog):
 
     with caplog.at_level(logging.WARNING):
         assert states.newest(check) == {"number": 0}
-    assert f"{tmp_path / '000001.state'}: too late; going back to the state before" in caplog.text
+    assert f"{tmp_path / '000001.state'}: too late; using the state before it" in caplog.text
 
 
 def test_no_pickle_of_a_stranger_is_run(tmp_path):

@@ -15,8 +15,9 @@ from test_trainer import configuration, events, images, results, run  # noqa: F4
 
 import trainer
 from utils.errors import UserError
+from utils.runs.events import KINDS, Cadence, Consolidation, Epoch, Event, Phase, Router, Scan, Telemetry
 from utils.runs.log import RunLog
-from utils.runs.tracking import FOLDER, POINTS, Tracker, scalars
+from utils.runs.tracking import FOLDER, Tracker, scalars
 
 EVERYTHING: dict[str, Any] = {
     "nested_lora_use_consolidation": True,
@@ -51,7 +52,7 @@ def expected(path: Path) -> Curves:
         curves["func/loss"].append((n, event["loss"]))
         curves["func/train_accuracy"].append((n, event["train_accuracy"]))
         curves["func/lr_fast"].append((n, event["lr"]["fast"]))
-        curves["func/slow_updates"].append((n, len(event["slow_steps"])))
+        curves["func/slow_updates"].append((n, len(event["moved"]["slow"])))
     for n, event in numbered(path, "epoch", phase="rd"):
         curves["rd/loss"].append((n, event["loss"]))
     for n, event in numbered(path, "eval"):
@@ -96,7 +97,7 @@ def test_the_curves_are_the_events_and_tracking_changes_none_of_them(run: Callab
     assert results(path) == results(untracked)
     assert not (untracked / FOLDER).exists()
     lines = events(path)
-    assert {line["kind"] for line in lines} == POINTS.keys()
+    assert {line["kind"] for line in lines} == {kind.kind for kind in KINDS}
     found = read_back(path / FOLDER)
     for tag, points in expected(path).items():
         assert [step for step, _ in found[tag]] == [step for step, _ in points], tag
@@ -104,12 +105,78 @@ def test_the_curves_are_the_events_and_tracking_changes_none_of_them(run: Callab
     assert {step for points in found.values() for step, _ in points} == {*range(1, len(lines) + 1)}
 
 
-def test_what_is_unknown_or_not_finite_is_no_point() -> None:
-    assert scalars("note", {"text": "x"}, 1) == []
-    fields = {"phase": "rd", "loss": float("nan"), "lr": {"descriptor": 0.5}}
-    assert scalars("epoch", fields, 7) == [("rd/lr_descriptor", 0.5, 7)]
-    z = {"task": 0, "z": {"1": [None, torch.tensor(2.0)]}, "threshold": 1.5, "expands": None}
-    assert ("scan_z/layer1_adapter1", 2.0, 3) in scalars("scan", z, 3)
+def rd_epoch(loss: float) -> Epoch:
+    return Epoch(task=0, cycle=0, phase="rd", epoch=0, loss=loss, lr={"descriptor": 0.5})
+
+
+ENTRY = {
+    "layer": 2, "adapter": 1, "norms": {"slow.up_proj.weight": 3.0}, "update_norms": {"slow": None},
+    "share": {"slow": 0.25, "fast": 0.75}, "effective_rank": {}, "output_cosine": 0.5, "update_cosine": None,
+}  # fmt: skip
+PLACE = "layer2_adapter1"
+POINTS: dict[str, tuple[Event, set[tuple[str, float]]]] = {
+    "a phase": (
+        Phase(task=3, cycle=1, phase="func", groups=[]),
+        {("progress/task", 3), ("progress/cycle", 1)},
+    ),
+    "what is not finite": (rd_epoch(float("nan")), {("rd/lr_descriptor", 0.5)}),
+    "the steps of every time scale": (
+        Epoch(
+            task=0, cycle=0, phase="func", epoch=0, loss=0.5, lr={}, train_accuracy=75.0,
+            moved={"slow": [4, 8], "mid": [2, 4, 6, 8]},
+        ),
+        {("func/loss", 0.5), ("func/train_accuracy", 75), ("func/slow_updates", 2), ("func/mid_updates", 4)},
+    ),
+    "one cosine": (
+        Telemetry(task=0, cycle=0, epoch=0, step=4, layers=[ENTRY]),
+        {
+            (f"norms/slow.up_proj.weight/{PLACE}", 3), (f"share/slow/{PLACE}", 0.25), (f"share/fast/{PLACE}", 0.75),
+            (f"output_cosine/{PLACE}", 0.5),
+        },
+    ),
+    "cosines by pair": (
+        Telemetry(
+            task=0, cycle=0, epoch=0, step=4,
+            layers=[{**ENTRY, "norms": {}, "share": {}, "update_cosine": {"slow+mid": 0.1, "mid_fast": None}}],
+        ),
+        {(f"output_cosine/{PLACE}", 0.5), (f"update_cosine/slow_mid/{PLACE}", 0.1)},
+    ),
+    "a cadence": (
+        Cadence(task=0, cycle=0, phase="func", steps=4, tensors=2, observed=[2], passed=False),
+        {("cadence/steps", 4), ("cadence/updates", 1), ("cadence/passed", 0)},
+    ),
+    "tensors and null": (
+        Scan(task=0, scan=0, batch=1, z={"1": [None, torch.tensor(2.0)]}, threshold=1.5, expands=None),
+        {("scan_z/layer1_adapter1", 2), ("scan/threshold", 1.5), ("scan/expands", 0)},
+    ),
+    "a receipt with texts": (
+        Consolidation(
+            task=0, accuracy_before={"top1": 60.0}, accuracy_after={"top1": 61.0},
+            receipts=[{"layer": 2, "adapter": 1, "mode": "weights", "alpha": 0.5, "drift": None}],
+        ),
+        {
+            ("consolidation/accuracy_before", 60), ("consolidation/accuracy_after", 61),
+            (f"consolidation_alpha/{PLACE}", 0.5),
+        },
+    ),
+    "a router": (
+        Router(task=1, weights={"2": [[1.0], [0.25, 0.75]]}),
+        {
+            ("router/layer2_adapter0/task0", 1), ("router/layer2_adapter0/task1", 0.25),
+            ("router/layer2_adapter1/task1", 0.75),
+        },
+    ),
+    "a kind that nobody draws": (Event(), set()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", POINTS)
+def test_the_points_of_an_event(what: str) -> None:
+    event, points = POINTS[what]
+    found = scalars(event, 7)
+    assert {(tag, value) for tag, value, _ in found} == points
+    assert len(found) == len(points)
+    assert {step for _, _, step in found} <= {7}
 
 
 def test_a_run_that_goes_on_takes_back_what_was_cut_off(images: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -119,7 +186,7 @@ def test_a_run_that_goes_on_takes_back_what_was_cut_off(images: Path, tmp_path: 
         tracker = Tracker(tmp_path, config)
         sink = tracker.following(RunLog(tmp_path).event)
         for loss in losses:
-            sink("epoch", phase="rd", loss=loss, lr={})
+            sink(rd_epoch(loss))
         tracker.close(False)
 
     go([0.1, 0.2, 0.3, 0.4])
@@ -203,6 +270,6 @@ def test_a_run_that_stops_ends_as_failed(
 
 
 def test_a_refusal_by_w_and_b_is_one_sentence(run: Callable[..., Path], calls: list[tuple[str, Any]]) -> None:  # noqa: F811
-    with pytest.raises(UserError, match="W&B does not start: no key"):
+    with pytest.raises(UserError, match="W&B cannot be started: no key"):
         run(wandb="forbidden", max_tasks=1)
     assert [name for name, _ in calls] == ["init"]

@@ -6,12 +6,17 @@ from easydict import EasyDict
 from torch import nn
 
 from utils.errors import AuditError
+from utils.runs.events import Cadence
 from utils.timescales.judge import expected_steps, judge, refuse_failed
 from utils.timescales.watch import CadenceWatch
 
 
 def config(interval: int, mode: str = "skip") -> EasyDict:
     return EasyDict(nested_lora_update_interval_slow=interval, nested_lora_slow_update=mode)
+
+
+def audit(steps: int, observed: list[int]) -> Cadence:
+    return Cadence(task=1, cycle=2, phase="func", steps=steps, tensors=1, observed=observed, scale="slow")
 
 
 def test_the_watch_sees_any_change_of_any_value_and_nothing_else():
@@ -49,14 +54,14 @@ def test_slow_is_expected_at_multiples_of_the_interval(steps, interval, expected
     ],
 )
 def test_a_mismatch_is_told_with_its_first_step(observed, message):
-    event = judge({"task": 1, "cycle": 2, "steps": 6, "observed": observed}, config(2))
-    assert event["passed"] is False
+    event = judge(audit(6, observed), config(2))
+    assert event.passed is False
     with pytest.raises(AuditError, match=f"task 1 cycle 2 .*{message}"):
         refuse_failed(event)
 
 
 def test_what_is_configured_passes():
-    event = judge({"steps": 6, "observed": [2, 4, 6]}, config(2))
-    assert (event["expected"], event["passed"]) == ([2, 4, 6], True)
+    event = judge(audit(6, [2, 4, 6]), config(2))
+    assert (event.expected, event.passed) == ([2, 4, 6], True)
     refuse_failed(event)
-    refuse_failed(judge({"steps": 3, "observed": [1, 2, 3]}, config(2, "zero_grad")))
+    refuse_failed(judge(audit(3, [1, 2, 3]), config(2, "zero_grad")))

@@ -1,0 +1,257 @@
+"""What must agree in a finished run: one list of checks, from the accuracies to the checksums.
+
+A comparison refuses a run that fails a check of severity "refuse", and prints the faults of severity "note" beside its
+numbers. Checks of severity "verify" read every file of a run; `python -m tools.verify` makes them and all others.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple
+
+from tools.finished.run import RUN_NAME, Run
+from utils.config.identity import counted
+from utils.config.schema import defaults, schemas
+from utils.errors import UserError
+from utils.files import plain
+from utils.metrics import AccuracyMatrix, count_hits
+from utils.runs.checkpoint_meta import CheckpointError, read_meta
+from utils.runs.checksums import checksums
+from utils.runs.directory import CONFIG, RESULTS
+from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
+from utils.runs.predictions import WHOLE, PredictionsError, predictions_file, read_predictions
+from utils.text import shown
+from utils.timescales.judge import judge
+from utils.timescales.scales import GATED, NAMES, NEITHER, SCALES
+
+LARGEST = 1e300  # JSON has integers that are no floats
+Faults = Iterator[str]
+
+
+class Check(NamedTuple):
+    """A check of a finished run: what holds if it passes, a sentence for every fault, and what a fault means."""
+
+    name: str
+    find: Callable[[Run], Faults]
+    severity: Literal["refuse", "note", "verify"]
+
+    def faults(self, run: Run) -> list[str]:
+        """Every fault; a value that is missing or of a wrong type is one too."""
+        found = []
+        try:
+            for fault in self.find(run):
+                found.append(fault)
+        except (UserError, OSError) as error:
+            found.append(str(error))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            found.append(f"{run.path}: a value is missing or of a wrong type: {type(error).__name__}: {error}")
+        return found
+
+
+def declared(run: Run) -> Any:
+    """The run's configuration with its keys as attributes: not validated, as another version may have written it."""
+    return SimpleNamespace(**(defaults() | dict(run.config)))
+
+
+def unequal(place: object, what: str, stated: object, right: object, source: str) -> Faults:
+    """A fault if a file states something else than the rest of the run says."""
+    if not close(stated, right):
+        yield f"{place}: {what} = {shown(stated)}, but {source} gives {shown(right)}; a file was edited or is damaged"
+
+
+def close(a: object, b: object) -> bool:
+    """Whether two JSON values are equal, numbers up to the rounding of another machine's sums."""
+    match a, b:
+        case [list(), list()]:
+            return len(a) == len(b) and all(map(close, a, b))
+        case [dict(), dict()]:
+            return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+        case [int() | float(), int() | float()]:
+            return a == b or (max(abs(a), abs(b)) < LARGEST and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
+        case _:
+            return a == b
+
+
+# ---- results.json and metrics.jsonl
+
+
+def _measures(run: Run) -> Faults:
+    for key, derived in plain(run.matrix.summary()).items():
+        if key in run.results:
+            yield from unequal(run.path / RESULTS, key, run.results[key], derived, "accuracy.correct")
+
+
+def _tasks(run: Run) -> Faults:
+    # The lines as they are: whatever one of them states must agree, under keys of other versions too.
+    lines = [line for line in read_lines(run.metrics) if line.get("kind") == Task.kind]
+    yield from unequal(run.metrics, "tasks learned", [line.get("task") for line in lines], run.tasks, RESULTS)
+    for task, (line, result) in enumerate(zip(lines, run.results["tasks"], strict=False)):
+        end, whole = task + 1, run.matrix
+        until = AccuracyMatrix(whole.task_sizes[:end], whole.count[:end], whole.correct[:end])
+        for key, value in {**plain(until.summary()), **result}.items():
+            if key in line:
+                yield from unequal(f"{run.metrics}: task {task}", key, line[key], value, RESULTS)
+
+
+def _branches(run: Run) -> Faults:
+    file, whole = run.path / RESULTS, run.matrix
+    for name, matrix in run.branches.items():
+        found, right = [matrix.task_sizes, matrix.count], [whole.task_sizes, whole.count]
+        yield from unequal(file, f"classes and test images of {name}", found, right, "accuracy")
+    if some := [name for name in run.branches if name != NEITHER]:
+        name = max(some, key=lambda name: name.count("+"))  # all branches together: the network as it is
+        yield from unequal(file, f"right answers of {name}", run.branches[name].correct, whole.correct, "accuracy")
+    events = [event for event in run.events(Branches) if event.when == "after_task"]
+    tasks = run.tasks if run.branches else []
+    yield from unequal(run.metrics, "tasks scored by branch", [event.task for event in events], tasks, RESULTS)
+    for task, event in zip(tasks, events, strict=False):
+        hits = {name: matrix.correct[task] for name, matrix in run.branches.items()}
+        yield from unequal(f"{run.metrics}: task {task}", "right answers by branch", event.correct, hits, RESULTS)
+
+
+def _audits(run: Run) -> list[Cadence]:
+    """The cadence events, each with the name of its time scale."""
+    return [replace(event, scale=event.scale or SCALES[0].name) for event in run.events(Cadence)]
+
+
+def _verdicts(run: Run) -> Faults:
+    for event in _audits(run):
+        if event.scale not in NAMES:
+            yield f"{run.metrics}: {_phase(event)}: a cadence event of {shown(event.scale)}, an unknown time scale"
+            continue
+        right = judge(event, declared(run))
+        for key in ("expected", "passed"):
+            what = f"{key} of the cadence audit of {event.scale}"
+            stated = getattr(event, key), getattr(right, key)
+            yield from unequal(f"{run.metrics}: {_phase(event)}", what, *stated, f"{CONFIG} with what was observed")
+
+
+def _unaudited(run: Run) -> Faults:
+    audited = {(event.task, event.cycle, event.scale) for event in _audits(run)}
+    for phase in run.events(Phase):
+        trained = {group["name"] for group in phase.groups if group["tensors"]}
+        for scale in GATED:
+            if scale.name in trained and (phase.task, phase.cycle, scale.name) not in audited:
+                yield f"{run.metrics}: {_phase(phase)}: {scale.name} trained without a cadence event; one was removed"
+
+
+def _failed(run: Run) -> Faults:
+    for event in _audits(run):
+        if not event.passed:
+            yield (
+                f"{run.metrics.name}: the cadence audit failed in {_phase(event)}: {event.scale} moved at "
+                f"{len(event.observed)} of {event.steps} steps, the configuration says {len(event.expected or ())}"
+            )
+
+
+def _phase(event: Phase | Cadence | Epoch) -> str:
+    return f"task {event.task} cycle {event.cycle}"
+
+
+# ---- the configuration
+
+
+def _name(run: Run) -> Faults:
+    name = RUN_NAME.fullmatch(run.path.resolve().name)
+    if name is None:
+        return
+    if int(name["seed"]) != run.seed:
+        yield f"the directory's name says seed {name['seed']}, its {CONFIG} {run.seed}: renamed or edited"
+    # The hash that another version made over keys of its own cannot be known.
+    if name["hash"] != run.key and run.config.keys() <= schemas().keys():
+        yield (
+            f"the directory's name says hash {name['hash']}, its {CONFIG} gives {run.key}: edited, renamed, or written "
+            "by a version with other defaults"
+        )
+
+
+def _rates(run: Run) -> Faults:
+    config = declared(run)
+    rates = {scale.name: scale.rate(config) for scale in SCALES}
+    rates |= {"other": config.init_lr, "descriptor": config.rd_lr}
+    for event in run.events(Phase):
+        for group in event.groups:
+            place, name = f"{run.metrics}: {_phase(event)} {event.phase} phase", group["name"]
+            yield from unequal(place, f"rate of {name}", group["lr"], rates[name], CONFIG)
+
+
+def _epochs(run: Run) -> Faults:
+    config, found = declared(run), defaultdict[str, list[int]](list)
+    for epoch in run.events(Epoch):
+        found[f"{_phase(epoch)} {epoch.phase}"].append(epoch.epoch)
+    for phase in run.events(Phase):
+        name = f"{_phase(phase)} {phase.phase}"
+        place, epochs = f"{run.metrics}: {name} phase", found.pop(name, [])
+        yield from unequal(place, "epochs", len(epochs), getattr(config, f"{phase.phase}_epoch"), CONFIG)
+        yield from unequal(place, "numbers of the epochs", epochs, [*range(len(epochs))], "their count")
+    yield from (f"{run.metrics}: {name} phase: has epochs, but no phase event; one was removed" for name in found)
+
+
+def _thresholds(run: Run) -> Faults:
+    for event in run.events(Scan):
+        place = f"{run.metrics}: task {event.task} scan {event.scan}"
+        yield from unequal(place, "threshold", event.threshold, declared(run).exp_threshold, CONFIG)
+
+
+# ---- the other files
+
+
+def _predictions(run: Run) -> Faults:
+    for task in run.tasks:
+        file = predictions_file(run.path, task)
+        try:
+            labels, answers = read_predictions(file)
+        except PredictionsError as error:
+            yield str(error)
+            continue
+        for name, matrix in {WHOLE: run.matrix, **run.branches}.items():
+            if name not in answers:
+                yield f"{file}: no predictions of {name}"
+                continue
+            found = count_hits(answers[name], labels, matrix.task_sizes[: task + 1])
+            right = matrix.correct[task], matrix.count[: task + 1]
+            yield from unequal(file, f"right answers and images of {name}", found, right, RESULTS)
+
+
+def _checkpoints(run: Run) -> Faults:
+    for task in run.tasks:
+        file = run.path / "checkpoints" / f"task_{task}.safetensors"
+        try:
+            meta = read_meta(file)
+        except CheckpointError as error:
+            yield str(error)
+            continue
+        if counted(meta.get("config", {})) != counted(run.config):
+            yield f"{file}: its configuration is not that of {CONFIG}"
+        found = (meta.get("accuracy") or {}).get("correct")
+        yield from unequal(file, "right answers", found, run.matrix.correct[: task + 1], RESULTS)
+
+
+def _files(run: Run) -> Faults:
+    written = run.results["run"].get("sha256")
+    if not isinstance(written, dict):
+        yield f"{run.path / RESULTS}: holds no checksums (run.sha256)"
+        return
+    found = checksums(run.path, run.results)
+    for name in sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name)):
+        what = "missing" if name not in found else "changed" if name in written else "added"
+        yield f"{run.path / name}: {what} since the run ended"
+
+
+CHECKS = (
+    Check("measures follow from the counts in results.json", _measures, "refuse"),
+    Check("task events in metrics.jsonl agree with results.json", _tasks, "refuse"),
+    Check("accuracies by branch agree with accuracy and metrics.jsonl", _branches, "refuse"),
+    Check("cadence audits have the right verdict", _verdicts, "refuse"),
+    Check("no cadence audit is missing", _unaudited, "refuse"),
+    Check("all cadence audits passed", _failed, "note"),
+    Check("the directory is named after its configuration", _name, "note"),
+    Check("learning rates are those of the configuration", _rates, "verify"),
+    Check("epochs are those of the configuration", _epochs, "verify"),
+    Check("expansion thresholds are those of the configuration", _thresholds, "verify"),
+    Check("accuracies are the counts of the predictions", _predictions, "verify"),
+    Check("checkpoints belong to the run", _checkpoints, "verify"),
+    Check("files are as the run wrote them", _files, "verify"),
+)
