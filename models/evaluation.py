@@ -53,12 +53,24 @@ class Evaluator:
         self.network.eval()
         scored = []
         for x, labels in self._half_way(loader, task, settled):
-            logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
-            top = logits.topk(min(5, classes), dim=1).indices
-            scored.append((labels, top[:, 0], (top == labels[:, None]).any(dim=1)))
+            scored.append((labels, *self.score(x, labels, classes, settled)))
             self.hooks.keep("wait")
         self.network.train(was_training)
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
+
+    @torch.no_grad()
+    def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor]:
+        """Predicted classes (B,) of a batch, and whether the true ones are among the five highest logits (B,).
+
+        Args:
+            x: (B, N, D) input of block `settled`.
+            labels: (B,) true classes.
+            classes: As in `predict`.
+            settled: As in `predict`.
+        """
+        logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
+        top = logits.topk(min(5, classes), dim=1).indices
+        return top[:, 0], (top == labels[:, None]).any(dim=1)
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every test batch, (B, N, D) at the first block that can still change, and its labels (B,)."""

@@ -17,7 +17,7 @@ from torch import Tensor, optim
 
 from backbone.sema_block import SEMAModules
 from models.base import BaseLearner, Setup
-from models.losses import FuncLoss, RdLoss
+from models.losses import FuncLoss, Loss, RdLoss
 from models.phase import Phase, PhaseName
 from models.protocol import Hooks, Predictions
 from models.refill import NO_Z, Refill
@@ -130,16 +130,18 @@ class Learner(BaseLearner):
     def _init_train(self, name: PhaseName) -> None:
         """Train one phase, from where it stands, to its end, with an optimizer of its own."""
         phase = self.phase = self.phase or self._begin_phase(name)
-        stream, size = (name, self.cur_task, self.position.cycle), self.config.batch_size
-        loss = (
-            FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
-            if name == "func"
-            else RdLoss(self.network, self.train_loader, stream, size, self.config.rd_views)
-        )
-        trainer = PhaseTrainer(phase, loss, self.network, self.train_loader, self.config, self.hooks, self.report)
+        loss, loader = self.loss(name), self.train_loader
+        trainer = PhaseTrainer(phase, loss, self.network, loader, self.config, self.hooks, self.report)
         trainer.to_end(self._score_if_asked)
         self.report.end_of_phase(phase)
         self.phase = None
+
+    def loss(self, name: PhaseName) -> Loss:
+        """What a phase of the current task minimises."""
+        stream, size = (name, self.cur_task, self.position.cycle), self.config.batch_size
+        if name == "func":
+            return FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
+        return RdLoss(self.network, self.train_loader, stream, size, self.config.rd_views)
 
     def _begin_phase(self, name: PhaseName) -> Phase:
         phase = self.update_optimizer_and_scheduler(name)
@@ -180,9 +182,9 @@ class Learner(BaseLearner):
 
     def _scan(self) -> None:
         """Look at the task's images, batch after batch, until a layer asks for an adapter or the pass ends."""
-        for means in self._remaining_means():
+        for images in self._remaining_images():
             self.position.batch += 1
-            slot = self._first_asking(means)
+            slot = self.look(images)
             if slot is not None:
                 return self._expand(slot)
             self.hooks.keep("step")
@@ -193,8 +195,8 @@ class Learner(BaseLearner):
         else:
             self.position.stage = "end" if self.position.cycle else "func"
 
-    def _remaining_means(self) -> Iterator[dict[int, Tensor]]:
-        """Token means of the batches this scan has not looked at, (B, D) for each expandable layer."""
+    def _remaining_images(self) -> Iterator[Tensor]:
+        """The batches this scan has not looked at, (B, 3, S, S) each."""
         size, place = self.config.detect_batch_size, self.position
         self.network.eval()
         if self.batches is None:
@@ -203,7 +205,11 @@ class Learner(BaseLearner):
             )
         total, what = self.scan_loader.batches(size), f"task {self.cur_task} scan {place.scan}"
         for _, images, _ in progress(self.batches, what, total, done=place.batch):
-            yield self.network.token_means(images, layers_of(self.network.expandable))
+            yield images
+
+    def look(self, images: Tensor) -> SEMAModules | None:  # (B, 3, S, S)
+        """Look at a batch of a scan, and report it; the layer that asks for an adapter, if there is one."""
+        return self._first_asking(self.network.token_means(images, layers_of(self.network.expandable)))
 
     def _first_asking(self, means: dict[int, Tensor]) -> SEMAModules | None:
         """The shallowest layer, not yet expanded in this task, all of whose descriptors find the batch strange."""
