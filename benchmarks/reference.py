@@ -9,6 +9,7 @@ Shapes: B batch, S image side, N tokens, D embedding width, A adapters at a laye
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +18,15 @@ from torch import Tensor, nn
 from backbone.sema_block import SEMAModules
 from backbone.sema_components import AdapterModule
 from backbone.vit_sema import sema_blocks
-from models.base import EventSink, no_events
+from models.base import Setup
+from models.losses import Loss, RdLoss
+from models.phase import PhaseName
+from models.protocol import Hooks, Point
 from models.sema import Learner
-from models.steps import Phase
+from utils.config.schema import Config
 from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
+from utils.streams import seeded
 
 PLAINLY = {"precision": "fp32", "compile": False, "grad_checkpointing": False, "rd_views": 0}
 
@@ -54,34 +59,28 @@ class PlainSlot(SEMAModules):
 
     def rd_loss(self, mean: Tensor) -> Tensor:  # (B, D) -> ()
         """Sample after sample."""
-        losses = _one_by_one(self.newest, mean)
+        losses = one_by_one(self.newest, mean)
         self.newest.records.add(losses)
         return losses.mean()
 
     @torch.no_grad()
     def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
         """Adapter after adapter, sample after sample."""
-        modules = [self._adapter(index) for index in range(self.num_adapters)]
-        return torch.stack([module.records.z_scores(_one_by_one(module, mean)) for module in modules])
+        return torch.stack([module.records.z_scores(one_by_one(module, mean)) for module in self.modules_in_order])
 
 
-def _one_by_one(module: AdapterModule, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
+def one_by_one(module: AdapterModule, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
+    """The descriptor's losses, one sample after the other."""
     return torch.stack([nn.functional.mse_loss(module.rd(sample), sample) for sample in mean])
 
 
 class PlainNet(SEMAVitNet):
-    """The network with plain slots, which looks at token means by running all of it.
+    """The network with plain slots, which looks at token means by running all of it."""
 
-    Args:
-        network: Not trained so far; its modules are taken over.
-    """
-
-    def __init__(self, network: SEMAVitNet) -> None:
-        nn.Module.__init__(self)
-        self.backbone, self.fc, self.provenance = network.backbone, network.fc, network.provenance
-        self.active_branches, self.reduced = network.active_branches, network.reduced
+    def __init__(self, config: Config, nb_classes: int) -> None:
+        super().__init__(config, nb_classes)
         for block in sema_blocks(self.backbone):
-            block.adapter_module = PlainSlot(block.adapter_module).to(self.fc.weight)
+            block.adapter_module = PlainSlot(block.adapter_module)
 
     @torch.no_grad()
     def token_means(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
@@ -92,7 +91,8 @@ class PlainNet(SEMAVitNet):
         """The same, from which gradients flow back to everything trainable."""
         means: dict[int, Tensor] = {}
 
-        def keep(slot: SEMAModules, inputs: tuple[Tensor, ...]) -> None:
+        def keep(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(slot, SEMAModules)
             means[slot.layer] = inputs[0].mean(dim=1)
 
         hooks = [self.slots[layer].register_forward_pre_hook(keep) for layer in layers]
@@ -102,21 +102,40 @@ class PlainNet(SEMAVitNet):
         return means
 
 
+class PlainRdLoss(RdLoss):
+    """The loss of an rd phase on a `PlainNet`, with a gradient for everything trainable."""
+
+    network: PlainNet
+
+    def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """As the loss's."""
+        means = self.network.token_means_with_graph(batch[1], self.layers)
+        loss = torch.stack([slot.rd_loss(means[slot.layer]) for slot in self.slots]).sum()
+        return loss, torch.zeros((), device=loss.device)
+
+
 class Reference(Learner):
     """SEMA's learner without a shortcut; its results are `Learner`'s to rounding."""
 
-    _network: PlainNet
-
-    def __init__(self, args: Mapping[str, Any], events: EventSink = no_events) -> None:
-        super().__init__({**args, **PLAINLY}, events)
-        self._network = PlainNet(self._network)
+    def __init__(self, args: Setup | Mapping[str, Any]) -> None:
+        setup = args if isinstance(args, Setup) else Setup.of(args)
+        setup = replace(setup, config=setup.config.model_copy(update=PLAINLY))
+        with seeded(setup.seed, "network"):
+            network = PlainNet(setup.config, setup.nb_classes).to(setup.device)
+        super().__init__(setup, network, Hooks(keep=self.score_after_epoch))
 
     def settled_layers(self) -> int:
         """None: every evaluation runs the whole network."""
         return 0
 
-    def _means(self, batch: Batch) -> dict[int, Tensor]:
-        return self._network.token_means_with_graph(batch[1], self._described())
+    def loss(self, name: PhaseName) -> Loss:
+        """What a phase of the current task minimises."""
+        if name == "func":
+            return super().loss(name)
+        stream = (name, self.cur_task, self.position.cycle)
+        return PlainRdLoss(self.network, self.train_loader, stream, self.config.batch_size, views=0)
 
-    def _score_if_asked(self, phase: Phase) -> None:
-        self.eval_task()
+    def score_after_epoch(self, point: Point) -> None:
+        """Score the test images where the learner stands behind an epoch, of either phase."""
+        if point == "epoch":
+            self.eval_task()

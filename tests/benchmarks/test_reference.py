@@ -16,24 +16,31 @@ SMALL = {"func_epoch": 2, "rd_epoch": 1, "batch_size": 5, "detect_batch_size": 5
 
 @pytest.fixture
 def pair(config: Callable[..., Any], tasks: Callable[..., Any]) -> tuple[Learner, Reference]:
-    """Both learners with the same values, at the beginning of their first rd phase."""
+    """Both learners at the beginning of their first rd phase."""
     learners = Learner(config(**SMALL)), Reference(config(**SMALL))
-    learners[1]._network.load_state_dict(learners[0]._network.state_dict())
     for learner in learners:
         learner.begin_data(tasks([2, 2, 2]))
-        learner._network.eval()
+        learner.begin_task()
+        learner.network.eval()
     return learners
 
 
+def test_both_begin_with_the_same_values(pair):
+    ours, plain = (learner.network.state_dict() for learner in pair)
+    assert ours.keys() == plain.keys()
+    for name, value in ours.items():
+        assert torch.equal(plain[name], value), name
+
+
 def gradients(learner: Learner) -> dict[str, Tensor]:
-    named = learner._network.named_parameters()
+    named = learner.network.named_parameters()
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 
 
 def test_the_rd_phase_gives_a_gradient_to_all_that_is_trainable_and_descriptors_the_learners(pair, images):
     got = []
     for learner in pair:
-        loss, _ = learner._rd_loss((torch.arange(5), images, torch.zeros(5)))
+        loss, _ = learner.loss("rd")((torch.arange(5), images, torch.zeros(5)), epoch=0)
         loss.backward()
         got.append(gradients(learner))
     ours, plain = got
@@ -49,29 +56,30 @@ def test_the_rd_phase_gives_a_gradient_to_all_that_is_trainable_and_descriptors_
 def test_samples_pass_the_descriptors_one_by_one_and_the_network_as_a_whole(pair, images, monkeypatch):
     reference, shapes, passes, forward = pair[1], [], [], AE.forward
     monkeypatch.setattr(AE, "forward", lambda rd, mean: shapes.append(tuple(mean.shape)) or forward(rd, mean))
-    reference._network.fc.register_forward_hook(lambda *_: passes.append("all of it"))
-    reference._rd_loss((torch.arange(5), images, torch.zeros(5)))
-    reference._first_asking(reference._network.token_means(images, [1, 2]))
+    reference.network.fc.register_forward_hook(lambda *_: passes.append("all of it"))
+    reference.loss("rd")((torch.arange(5), images, torch.zeros(5)), epoch=0)
+    reference.look(images)
     assert shapes == [(32,)] * 5 * 2 * 2
     assert len(passes) == 2
-    for slot in reference._network.expandable:
+    for slot in reference.network.expandable:
         assert type(slot) is PlainSlot
         assert len(slot.newest.records) == 5
 
 
 def test_adapters_run_one_after_the_other(pair, images):
     reference, calls = pair[1], []
-    (slot, _) = reference._network.expandable
+    (slot, _) = reference.network.expandable
     slot.end_of_cycle()
     slot.expand()
     for index, adapter in enumerate(slot.adapters):
         adapter.register_forward_hook(lambda *_, place=index: calls.append(place))
-    reference._network(images)
+    reference.network(images)
     assert calls == [0, 1]
 
 
 def test_the_test_set_is_scored_after_every_epoch(config, tasks, monkeypatch):
     reference, scored, predict = Reference(config(**SMALL)), [], Reference.predict
-    monkeypatch.setattr(Reference, "predict", lambda self: scored.append(self.position.epoch) or predict(self))
+    monkeypatch.setattr(Reference, "predict", lambda self: scored.append(str(self.phase)) or predict(self))
     reference.incremental_train(tasks([2, 2, 2]))
-    assert scored == [1, 2, 1]
+    phases = [("func", 1), ("func", 2), ("rd", 1)]
+    assert scored == [f"task 0 cycle 0 {name} phase, epoch {1 + done}" for name, done in phases]
