@@ -3,17 +3,19 @@
 Shapes: n images, D embedding width, C classes.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models import get_model
-from models.sema import Learner
-from trainer import learner_args, make_tasks
+from models import Setup
+from trainer import make_tasks
 from utils.config.schema import Config
+from utils.data.loader import Batch, StreamLoader
 from utils.data.sources import load_dataset
 from utils.devices import resolve_device
+from utils.inc_net import SEMAVitNet
 
 WEIGHT_DECAY = 1e-3  # of the linear head, on standardised features
 
@@ -21,12 +23,13 @@ WEIGHT_DECAY = 1e-3  # of the linear head, on standardised features
 def references(config: Config) -> dict[str, float]:
     """Test accuracy (per cent) over all classes of classifiers that see every class at once, and chance."""
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
-    learner = get_model(config.model_name, learner_args(config, tasks, resolve_device(config.device)))
-    classes = range(tasks.nb_classes)
-    train, test = (
-        features(learner, tasks.get_dataset(classes, source=split, mode="test", spec=learner.spec))
-        for split in ("train", "test")
-    )
+    setup = Setup(config, config.seed[0], resolve_device(config.device), tasks.nb_classes)
+    network, classes = setup.network().eval(), range(tasks.nb_classes)
+    spec = network.input_spec(config.normalize)
+    images = [tasks.get_dataset(classes, "train", "test", spec), tasks.get_dataset(classes, "test", "test", spec)]
+    loaders = [StreamLoader(some, config.num_workers, setup.device, setup.seed) for some in images]
+    passes = [loader.epoch("references", batch_size=config.eval_batch_size, shuffle=False) for loader in loaders]
+    train, test = (features(network, batches) for batches in passes)
     return {
         "chance": 100 / tasks.nb_classes,
         "nearest class mean": accuracy(nearest_class_mean(*train, tasks.nb_classes, test[0]), test[1]),
@@ -35,10 +38,8 @@ def references(config: Config) -> dict[str, float]:
 
 
 @torch.no_grad()
-def features(learner: Learner, dataset: torch.utils.data.Dataset) -> tuple[Tensor, Tensor]:
+def features(network: SEMAVitNet, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Final-norm class tokens (n, D) and labels (n,); the untrained adapters are the zero map."""
-    network = learner._network.eval()
-    batches = learner.loader(dataset).epoch("references", batch_size=learner.args.eval_batch_size, shuffle=False)
     pairs = [(network(images)["features"], labels) for _, images, labels in batches]
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
