@@ -10,9 +10,7 @@ one at once. `--write` puts the tables into docs/performance.md, into the part o
 Shapes: S image side.
 """
 
-import argparse
 import gc
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -21,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_parser
+from benchmarks.command import run_command
 from benchmarks.growth_tables import tables
 from benchmarks.measure import Timer, Work, costs, peak_memory
+from benchmarks.timing import origin, publish, timing_parser
 from benchmarks.workloads import Setting, Workshop, evaluation, func_step, rd_step, scan, with_adapters
 from models.sema import Learner
-from tools.generated import replace_part
 
 TASKS = (10, 20, 50, 100)
 ADAPTERS = (1, 4, 16, 32)
@@ -42,7 +40,7 @@ KEYS = {
 WORKS = {"func step": func_step, "rd step": rd_step, "scan": scan, "evaluation": evaluation}
 
 
-class Pictures(Dataset):
+class Pictures(Dataset[tuple[int, Tensor, int]]):
     """Images of some classes, cut from the same few noise images: however many there are, they take no room."""
 
     def __init__(self, noise: Tensor, classes: Iterable[int], each: int) -> None:
@@ -65,7 +63,7 @@ class Stream:
         """The same for each task."""
         return CLASSES
 
-    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **_: object) -> Dataset:
+    def get_dataset(self, indices: Iterable[int], source: str, *_: Any, **__: Any) -> Dataset[Any]:
         """Training or test images of the classes `indices`."""
         return Pictures(self.noise, indices, TRAIN if source == "train" else TEST)
 
@@ -73,8 +71,8 @@ class Stream:
 def of_tasks(setting: Setting, rounds: int, timer: Timer, shown: Sequence[int] = TASKS) -> dict[int, dict[str, Any]]:
     """What the tasks of these numbers cost, the fields of `_shown`; of `rounds` tasks up to each the best counts."""
     before = alive()
-    sizes = {"detect_batch_size": setting.batch, "eval_batch_size": setting.batch, "nb_classes": CLASSES * max(shown)}
-    learner = Learner(setting.args({**KEYS, **sizes}))
+    sizes = {"detect_batch_size": setting.batch, "eval_batch_size": setting.batch}
+    learner = Learner(setting.setup({**KEYS, **sizes}, CLASSES * max(shown)))
     data = Stream(setting.sketch.patch_embed.img_size[0])
     found, taken = {}, []
     for task in range(1, 1 + max(shown)):
@@ -98,9 +96,8 @@ def _shown(learner: Learner, taken: list[dict[str, Any]], tensors: int) -> dict[
 
     Of what stays there is `cache`, the test images kept half way through the network, and `tensors`, all the rest.
     """
-    kept = sum(
-        batch.x.nbytes + batch.labels.nbytes for batch in learner.cache.batches(learner._network.active_branches)
-    )
+    batches = learner.evaluator.cache.batches(learner.network.active_branches)
+    kept = sum(batch.x.nbytes + batch.labels.nbytes for batch in batches)
     peaks = [one["peak"] for one in taken if one["peak"] is not None]
     return {
         "training": min(one["training"] for one in taken),
@@ -120,7 +117,9 @@ def alive() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def of_adapters(setting: Setting, rounds: int, timer: Timer, numbers: Sequence[int] = ADAPTERS) -> dict[str, Any]:
+def of_adapters(
+    setting: Setting, rounds: int, timer: Timer, numbers: Sequence[int] = ADAPTERS
+) -> dict[int, dict[str, Any]]:
     """By number of adapters at a layer and by work the fields of `Cost`; all take turns."""
     shop = Workshop(setting)
     works: dict[tuple[int, str], Work] = {
@@ -137,26 +136,13 @@ def report(setting: Setting, rounds: int, timer: Timer) -> dict[str, Any]:
     return {**origin(setting, rounds, timer), **named}
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = timing_parser("benchmarks.growth", __doc__, rounds=3)
-    parser.set_defaults(vit="vit_tiny_patch16_224", kwargs=SMALL, batch=16)
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write what is asked for."""
-    given = parse(arguments)
-    measured = read_or(given)
-    if measured is None:
-        setting, timer = place(given)
-        measured = report(setting, given.rounds, timer)
-    text = tables(measured)
-    print(text)
-    keep(given, measured)
-    if given.write:
-        replace_part(DOCUMENT, f"growth {measured['machine']['kind']}", text)
+    parser = timing_parser("growth", __doc__, rounds=3)
+    parser.set_defaults(vit="vit_tiny_patch16_224", kwargs=SMALL, batch=16)
+    given = parser.parse_args(arguments)
+    publish(given, "growth", lambda setting, timer: report(setting, given.rounds, timer), tables)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

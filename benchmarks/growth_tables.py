@@ -2,25 +2,19 @@
 
 from typing import Any
 
-from benchmarks.phase_tables import Report
+from benchmarks.timing import Report, described
 from tools.generated import markdown_table
 
+NOTE = (
+    "Times are ratios to those of the first line. What stays in memory is all tensors there are, the network's own "
+    "among them."
+)
 MIB = 2**20
 
 
 def tables(report: Report) -> str:
     """Where it was measured, the growth with tasks, and that with adapters."""
-    return "\n".join([_described(report), task_table(report), adapter_table(report)])
-
-
-def _described(report: Report) -> str:
-    setting, machine = report["setting"], report["machine"]
-    kwargs = "".join(f", {key} {value}" for key, value in setting["kwargs"].items())
-    return (
-        f"{setting['vit']}{kwargs}, batch {setting['batch']}, {machine['threads']} thread(s), best of "
-        f"{setting['rounds']} rounds by the {machine['clock']} clock. Times are ratios to those of the first line. "
-        f"What stays in memory is all tensors there are, the network's own among them.\n"
-    )
+    return "\n".join([f"{described(report)} {NOTE}\n", task_table(report), adapter_table(report)])
 
 
 def task_table(report: Report) -> str:

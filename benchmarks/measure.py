@@ -16,6 +16,7 @@ Work = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 Clock = Literal["wall", "cpu"]
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCK_NAMES: dict[Clock, str] = {"wall": "wall-clock time", "cpu": "CPU time of all threads"}
 LARGEST = {"cpu": 2048, "cuda": 8192}  # rows of a matrix that fills the device
 RESET_PEAK = Path("/proc/self/clear_refs")
 
@@ -58,6 +59,11 @@ class Timer:
             work()
         finish(self.device)
         return (CLOCKS[self.clock]() - started) / self.repeats
+
+
+def quiet_timer(device: torch.device) -> Timer:
+    """A timer by the clock that other processes on the machine disturb least."""
+    return Timer(device, "cpu" if device.type == "cpu" else "wall")
 
 
 def finish(device: torch.device) -> None:

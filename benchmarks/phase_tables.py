@@ -1,13 +1,12 @@
 """What `benchmarks.phases` measured, as tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from benchmarks.timing import Report, described, peaks
 from benchmarks.workloads import MANY
 from tools.generated import markdown_table
-
-Report = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,7 @@ TARGETS = (
 
 def tables(report: Report) -> str:
     """Where it was measured, the ratios, and every work."""
-    return "\n".join([described(report), ratio_table(report), cost_table(report)])
-
-
-def described(report: Report) -> str:
-    """A paragraph on machine and setting."""
-    machine, setting = report["machine"], report["setting"]
-    kwargs = "".join(f", {key} {value}" for key, value in setting["kwargs"].items())
-    device = machine["device"] if machine["kind"] != "cpu" else f"CPU with {machine['instructions']}"
-    peaks = ", ".join(f"{peak / 1e9:,.0f} in {dtype}" for dtype, peak in report["peaks"].items())
-    return (
-        f"{setting['vit']}{kwargs}, batch {setting['batch']}, on a {device}, {machine['threads']} thread(s), torch "
-        f"{machine['torch']}; best of {setting['rounds']} rounds by the {machine['clock']} clock. Matrix products "
-        f"reach at best {peaks} billion multiply-adds a second.\n"
-    )
+    return "\n".join([f"{described(report)} {peaks(report)}\n", ratio_table(report), cost_table(report)])
 
 
 def ratio_table(report: Report) -> str:

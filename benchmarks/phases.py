@@ -8,19 +8,17 @@ All inputs and weights are random: nothing is downloaded. `--write` puts the tab
 part of the device's kind; `--from` takes what `--json` wrote, on whichever machine, instead of measuring.
 """
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_parser
+from benchmarks.command import run_command
 from benchmarks.measure import Cost, Timer, costs, products
 from benchmarks.phase_tables import tables
+from benchmarks.timing import origin, publish, timing_parser
 from benchmarks.workloads import MANY, TIMM, VARIANTS, Setting, Subject, Workshop
-from tools.generated import replace_part
 
 PRODUCT = "product"
 BOTH = ("reference", "exact")
@@ -81,32 +79,14 @@ def report(setting: Setting, rounds: int, timer: Timer, dtypes: Sequence[torch.d
     }
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = timing_parser("benchmarks.phases", __doc__, rounds=4)
-    parser.add_argument("--bf16", action="store_true", help="measure the matrix peak of bfloat16 too")
-    return parser.parse_args(arguments)
-
-
-def measured_or_read(given: argparse.Namespace) -> dict[str, Any]:
-    """The report that the command line asks for."""
-    if earlier := read_or(given):
-        return earlier
-    setting, timer = place(given)
-    dtypes = [torch.float32, *([torch.bfloat16] if given.bf16 else [])]
-    return report(setting, given.rounds, timer, dtypes)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write what is asked for."""
-    given = parse(arguments)
-    measured = measured_or_read(given)
-    text = tables(measured)
-    print(text)
-    keep(given, measured)
-    if given.write:
-        replace_part(DOCUMENT, f"phases {measured['machine']['kind']}", text)
+    parser = timing_parser("phases", __doc__, rounds=4)
+    parser.add_argument("--bf16", action="store_true", help="measure the matrix peak of bfloat16 too")
+    given = parser.parse_args(arguments)
+    dtypes = [torch.float32, *([torch.bfloat16] if given.bf16 else [])]
+    publish(given, "phases", lambda setting, timer: report(setting, given.rounds, timer, dtypes), tables)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

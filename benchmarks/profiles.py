@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.command import origin
 from benchmarks.measure import Timer, Work, best_of
-from benchmarks.phase_tables import Report
+from benchmarks.timing import Report, described, origin
 from benchmarks.workloads import Setting, Workshop
 from tools.generated import markdown_table
 from utils.inc_net import SEMAVitNet
@@ -48,7 +47,7 @@ def report(setting: Setting, rounds: int, timer: Timer) -> dict[str, Any]:
     works = {(phase, variant): shop.work((phase, variant)) for phase in PHASES for variant in VARIANTS}
     taken = [{key: parts(work, timer) for key, work in works.items()} for _ in range(rounds)]
     best = {key: _best([one[key] for one in taken]) for key in works}
-    casts = {"forward": works["forward", "bf16"], "casts": _casts(shop._learner("bf16")._network)}
+    casts = {"forward": works["forward", "bf16"], "casts": _casts(shop.learner("bf16").network)}
     return {
         **origin(setting, rounds, timer),
         "parts": {phase: {variant: best[phase, variant] for variant in VARIANTS} for phase in PHASES},
@@ -106,11 +105,9 @@ def _casts(network: SEMAVitNet) -> Work:
 def tables(report: Report) -> str:
     """A paragraph on the casts of weights, and a table for each phase."""
     seconds = report["casts"]
-    setting = report["setting"]
     note = (
-        f"{setting['vit']}, batch {setting['batch']}, best of {setting['rounds']} rounds for each kind of operator. "
-        f"Casting all frozen weights to bfloat16, which every forward pass does anew, takes "
-        f"{100 * seconds['casts'] / seconds['forward']:.1f} % of one.\n"
+        f"{described(report)} Rounds are compared for each kind of operator. Casting all frozen weights to bfloat16, "
+        f"which every forward pass does anew, takes {100 * seconds['casts'] / seconds['forward']:.1f} % of one.\n"
     )
     return "\n".join([note, *(_table(phase, found) for phase, found in report["parts"].items())])
 

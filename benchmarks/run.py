@@ -9,19 +9,17 @@ instead which operators the time goes to, in float32 and in bfloat16. `--write` 
 docs/performance.md, into the part of the device's kind.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from benchmarks import profiles
-from benchmarks.command import DOCUMENT, keep, origin, place, read_or, timing_parser
+from benchmarks.command import run_command
 from benchmarks.measure import Timer, Work, best_of, multiply_adds, products
 from benchmarks.run_tables import tables
+from benchmarks.timing import origin, publish, timing_parser
 from benchmarks.workloads import KEPT, TIMM, Setting, Subject, Workshop
-from tools.generated import replace_part
 
 PLAIN = (
     "evaluation",
@@ -71,40 +69,23 @@ def _name(number_format: torch.dtype) -> str:
 
 def _cache(setting: Setting) -> dict[str, float]:
     """The bound on kept test images, GiB, the size of one, bytes, and how many are a batch."""
-    vit, args = setting.sketch, setting.args({})
+    vit, config = setting.sketch, setting.setup({}).config
     tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
     image = tokens * vit.embed_dim * torch.float32.itemsize
-    return {"gib": args["eval_cache_gib"], "image_bytes": image, "batch": args["eval_batch_size"]}
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = timing_parser("benchmarks.run", __doc__, rounds=3)
-    parser.add_argument("--compile", action="store_true", help="time a compiled forward pass too; takes a C++ compiler")
-    parser.add_argument("--profile", action="store_true", help="by operator instead of by phase")
-    return parser.parse_args(arguments)
-
-
-def measured_or_read(given: argparse.Namespace) -> dict[str, Any]:
-    """The report that the command line asks for."""
-    if earlier := read_or(given):
-        return earlier
-    setting, timer = place(given)
-    if given.profile:
-        return profiles.report(setting, given.rounds, timer)
-    return report(setting, given.rounds, timer, given.compile)
+    return {"gib": config.eval_cache_gib, "image_bytes": image, "batch": config.eval_batch_size}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write what is asked for."""
-    given = parse(arguments)
-    measured = measured_or_read(given)
-    text = (profiles.tables if given.profile else tables)(measured)
-    print(text)
-    keep(given, measured)
-    if given.write:
-        replace_part(DOCUMENT, f"{'profile' if given.profile else 'run'} {measured['machine']['kind']}", text)
+    parser = timing_parser("run", __doc__, rounds=3)
+    parser.add_argument("--compile", action="store_true", help="time a compiled forward pass too; takes a C++ compiler")
+    parser.add_argument("--profile", action="store_true", help="by operator instead of by phase")
+    given = parser.parse_args(arguments)
+    if given.profile:
+        publish(given, "profile", lambda setting, timer: profiles.report(setting, given.rounds, timer), profiles.tables)
+    else:
+        publish(given, "run", lambda setting, timer: report(setting, given.rounds, timer, given.compile), tables)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

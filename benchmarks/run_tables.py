@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.composition import Counts, Run, our_counts, plain_counts, room_for, total
-from benchmarks.phase_tables import Report, described
+from benchmarks.timing import Report, described, peaks
 from tools.generated import markdown_table
 
 
@@ -66,7 +66,7 @@ def tables(report: Report) -> str:
     """Where it was measured, the ratios, and the counts."""
     run = Run()
     parts = (ratio_table(report, run), count_table(report, run), pass_table(report))
-    return "\n".join([described(report), shape_of(report, run), *parts])
+    return "\n".join([f"{described(report)} {peaks(report)}\n", shape_of(report, run), *parts])
 
 
 def shape_of(report: Report, run: Run) -> str:

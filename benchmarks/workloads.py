@@ -11,14 +11,17 @@ from typing import Any, cast
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from backbone.vit_sema import SUFFIX
 from benchmarks.measure import Work
 from benchmarks.reference import Reference
+from models.base import Setup
+from models.losses import Loss, RdLoss
+from models.phase import Phase, PhaseName
 from models.sema import Learner
-from models.steps import Phase
-from utils.config.load import with_defaults
+from utils.config.load import resolve
 from utils.data.loader import Batch
 from utils.streams import seeded
 
@@ -58,26 +61,25 @@ class Setting:
         with torch.device("meta"):
             return self.timms()
 
-    def args(self, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """A learner's arguments; the last three blocks are the expandable layers, as in the published settings."""
+    def setup(self, keys: Mapping[str, Any], nb_classes: int = 10 * CLASSES) -> Setup:
+        """What a learner is made of; the last three blocks are the expandable layers, as in the published settings.
+
+        Raises:
+            ConfigError: Keys do not exist, or have values they cannot have.
+        """
         depth = len(self.sketch.blocks)
-        return with_defaults(
-            {
-                "dataset": "npz",
-                "backbone_type": f"{self.vit}{SUFFIX}",
-                "backbone_kwargs": dict(self.kwargs),
-                "pretrained": False,
-                "adapt_start_layer": max(0, depth - 3),
-                "adapt_end_layer": depth - 1,
-                "batch_size": self.batch,
-                "num_workers": 0,
-                "seed": SEED,
-                "device": [self.device],
-                "nb_classes": 10 * CLASSES,
-                **self.keys,
-                **keys,
-            }
-        )
+        own = {
+            "dataset": "npz",
+            "backbone_type": f"{self.vit}{SUFFIX}",
+            "backbone_kwargs": dict(self.kwargs),
+            "pretrained": False,
+            "adapt_start_layer": max(0, depth - 3),
+            "adapt_end_layer": depth - 1,
+            "batch_size": self.batch,
+            "num_workers": 0,
+        }
+        config = resolve({**own, **self.keys, **keys}, "the benchmark")
+        return Setup(config, SEED, self.device, nb_classes)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Noise:
         """The same for each task."""
         return CLASSES
 
-    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **_: object) -> Dataset:
+    def get_dataset(self, indices: Iterable[int], source: str, *_: Any, **__: Any) -> Dataset[Any]:
         """The batch, whatever is asked for."""
         return TensorDataset(*(tensor.cpu() for tensor in self.batch))
 
@@ -129,13 +131,13 @@ Preparation = Callable[[Learner, Batch], Work]
 def at_first_task(learner: Learner, data: Noise) -> None:
     """Everything of task 0 is trainable."""
     learner.begin_data(data)
-    learner._begin_task()
+    learner.begin_task()
 
 
 def at_later_task(learner: Learner, data: Noise) -> None:
     """The second task has begun; nothing but the head is trainable."""
     at_first_task(learner, data)
-    for slot in learner._network.slots:
+    for slot in learner.network.slots:
         slot.end_of_cycle()
         slot.end_of_task_training()
     learner.after_task()
@@ -145,7 +147,7 @@ def at_later_task(learner: Learner, data: Noise) -> None:
 def at_expansion(learner: Learner, data: Noise) -> None:
     """In a later task the middle one of the expandable layers has got its second adapter."""
     at_later_task(learner, data)
-    slots = learner._network.expandable
+    slots = learner.network.expandable
     slots[len(slots) // 2].expand()
 
 
@@ -154,7 +156,7 @@ def with_adapters(number: int) -> Place:
 
     def grow(learner: Learner, data: Noise) -> None:
         at_later_task(learner, data)
-        for slot in learner._network.expandable:
+        for slot in learner.network.expandable:
             for _ in range(number - 1):
                 slot.end_of_cycle()
                 slot.expand()
@@ -168,55 +170,64 @@ def with_adapters(number: int) -> Place:
 
 def func_step(learner: Learner, batch: Batch) -> Work:
     """One step of the func phase."""
-    _begin(learner, "func")
-    return lambda: learner._step(learner._func_loss(batch)[0])
+    return step(*begun(learner, "func"), batch)
 
 
 def rd_step(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase."""
-    _begin(learner, "rd")
-    return lambda: learner._step(learner._rd_loss(batch)[0])
+    return step(*begun(learner, "rd"), batch)
 
 
 def rd_step_again(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase on token means that are kept (the key `rd_views`)."""
-    _begin(learner, "rd")
-    learner.args.rd_views = 1
-    learner._rd_loss(batch)  # epoch 0 keeps them
-    learner.position.epoch = 1
-    return lambda: learner._step(learner._rd_loss(batch)[0])
+    phase, _ = begun(learner, "rd")
+    loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), views=1)
+    loss(batch, epoch=0)  # keeps them
+    return step(phase, loss, batch, epoch=1)
 
 
-def _begin(learner: Learner, phase: Phase) -> None:
-    learner.update_optimizer_and_scheduler(phase, epochs=1)
-    learner._network.train(phase == "func")
+def begun(learner: Learner, name: PhaseName) -> tuple[Phase, Loss]:
+    """A phase of the learner's task that has begun, and what it minimises."""
+    phase, loss = learner.update_optimizer_and_scheduler(name), learner.loss(name)
+    learner.phase = phase
+    learner.network.train(loss.trains_network)
+    return phase, loss
+
+
+def step(phase: Phase, loss: Loss, batch: Batch, epoch: int = 0) -> Work:
+    """One step on a batch."""
+    return lambda: phase.step(loss(batch, epoch)[0])
 
 
 def scan(learner: Learner, batch: Batch) -> Work:
     """One look of a scan."""
-    network = learner._network.eval()
-    layers = [slot.layer for slot in network.expandable]
-    return lambda: learner._first_asking(network.token_means(batch[1], layers))
+    learner.network.eval()
+    return lambda: learner.look(batch[1])
 
 
 def evaluation(learner: Learner, batch: Batch) -> Work:
     """One batch of test images that are seen for the first time."""
-    network, layer = learner._network.eval(), learner.settled_layers()
-    return torch.no_grad()(lambda: learner._score(network.forward_to(batch[1], layer), batch[2]))
+    network, layer = learner.network.eval(), learner.settled_layers()
+    return torch.no_grad()(lambda: scored(learner, network.forward_to(batch[1], layer), batch[2]))
 
 
 def evaluation_again(learner: Learner, batch: Batch) -> Work:
     """One batch of test images that are seen again; a learner that keeps what can no longer change begins there."""
-    network, layer = learner._network.eval(), learner.settled_layers()
+    network, layer = learner.network.eval(), learner.settled_layers()
     if not layer:
         return evaluation(learner, batch)
     x = torch.no_grad()(network.forward_to)(batch[1], layer)
-    return torch.no_grad()(lambda: learner._score(x, batch[2]))
+    return lambda: scored(learner, x, batch[2])
+
+
+def scored(learner: Learner, x: Tensor, labels: Tensor) -> object:  # (B, N, D), (B,)
+    """What the learner answers from the input of the first block that can still change."""
+    return learner.evaluator.score(x, labels, learner.total_classes, learner.settled_layers())
 
 
 def forward(learner: Learner, batch: Batch) -> Work:
     """One pass without gradients."""
-    network = learner._network.eval()
+    network = learner.network.eval()
     return torch.no_grad()(lambda: network(batch[1]))
 
 
@@ -258,16 +269,16 @@ class Workshop:
 
     def placed(self, place: Place, work: Preparation, variant: str) -> Work:
         """A work in a place, on a learner of its own."""
-        learner = self._learner(variant)
+        learner = self.learner(variant)
         with seeded(SEED, "place"):  # adapters that are added draw the same in every variant
             place(learner, Noise(self.batch))
         return work(learner, self._of_task(learner))
 
-    def _learner(self, name: str) -> Learner:
+    def learner(self, name: str) -> Learner:
         """A copy of the variant's learner; what never changes is not copied."""
         if name not in self._learners:
-            self._learners[name] = VARIANTS[name].learner(self.setting.args(VARIANTS[name].keys))
-        network = self._learners[name]._network
+            self._learners[name] = VARIANTS[name].learner(self.setting.setup(VARIANTS[name].keys))
+        network = self._learners[name].network
         changing = {id(parameter) for _, parameter in network.roles()}
         frozen = {id(p): p for p in network.parameters() if id(p) not in changing}
         return copy.deepcopy(self._learners[name], frozen)

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
-from benchmarks import growth
+from benchmarks import growth, timing
 from benchmarks.growth_tables import tables
 from benchmarks.measure import Timer
 from benchmarks.workloads import Setting
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 SETTING = Setting("vit_tiny_patch16_224", 16, torch.device("cpu"), SHAPE)
+MACHINE = {"kind": "cpu", "instructions": "AVX9", "threads": 1, "clock": "cpu", "torch": "9.0"}
 IMAGE = 17 * 32 * 4  # bytes of an image half way
 
 
@@ -40,7 +41,7 @@ def test_the_command_measures_tasks_and_adapters_and_writes_them(tmp_path, monke
     document, figures = tmp_path / "performance.md", tmp_path / "growth.json"
     marked = "before\n<!-- growth cpu begin -->\n<!-- growth cpu end -->\n"
     document.write_text(marked)
-    monkeypatch.setattr(growth, "DOCUMENT", document)
+    monkeypatch.setattr(timing, "DOCUMENT", document)
     monkeypatch.setattr(growth, "of_tasks", lambda *_: grown)
     monkeypatch.setattr(growth.of_adapters, "__defaults__", ((1, 3),))
     options = ["--rounds", "1", "--device", "cpu", "--threads", "1", "--json", str(figures), "--write"]
@@ -58,11 +59,14 @@ def test_times_are_in_units_of_the_first_line():
     cost = {"seconds": 1.0, "memory": 2**20}
     report = {
         "setting": {"vit": "some_vit", "kwargs": {}, "batch": 2, "rounds": 1},
-        "machine": {"threads": 1, "clock": "cpu"},
+        "machine": MACHINE,
         "tasks": {"10": row, "20": {**row, "training": 1.5, "peak": None}},
         "adapters": {"1": {"func step": cost}, "4": {"func step": {"seconds": 1.25, "memory": None}}},
     }
     text = tables(report)
+    assert text.startswith(
+        "some_vit, batch 2, on a CPU with AVX9, 1 thread(s), torch 9.0; best of 1 rounds by the cpu clock. Times are"
+    )
     assert "| 10 | 1.00 | 1.00 | 3 | 1.000 | 0.5 |" in text
     assert "| 20 | 1.50 | 1.00 |  | 1.000 | 0.5 |" in text
     assert "| 4 | 1.25 |  |" in text

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import measure, phases
+from benchmarks import measure, phases, timing
 from benchmarks.phase_tables import TARGETS, tables
 from benchmarks.workloads import KEPT, PHASES
 
@@ -21,7 +21,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     document, figures = folder / "performance.md", folder / "phases.json"
     document.write_text(MARKED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "DOCUMENT", document)
+        patch.setattr(timing, "DOCUMENT", document)
         patch.setitem(measure.LARGEST, "cpu", 256)
         tiny = ["--vit", "vit_tiny_patch16_224", "--kwargs", json.dumps(SHAPE), "--keys", '{"ffn_num": 4}']
         options = ["--batch", "2", "--rounds", "1", "--device", "cpu", "--threads", "1", "--bf16", "--write"]
@@ -101,7 +101,7 @@ def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monk
     document.write_text(MARKED.replace("cpu", "cuda"))
     elsewhere = {**measured, "machine": {**measured["machine"], "kind": "cuda", "device": "Some GPU"}}
     figures.write_text(json.dumps(elsewhere))
-    monkeypatch.setattr(phases, "DOCUMENT", document)
+    monkeypatch.setattr(timing, "DOCUMENT", document)
     monkeypatch.setattr(phases, "report", None)  # to call it would fail
     phases.main(["--from", str(figures), "--write"])
     assert "on a Some GPU, 1 thread(s)" in document.read_text()
@@ -109,6 +109,6 @@ def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monk
 
 
 def test_the_shipped_document_has_a_place_for_both_kinds_of_device():
-    shipped = (Path(__file__).resolve().parents[2] / phases.DOCUMENT).read_text(encoding="utf-8")
+    shipped = (Path(__file__).resolve().parents[2] / timing.DOCUMENT).read_text(encoding="utf-8")
     for kind in ("cpu", "cuda"):
         assert shipped.count(f"<!-- phases {kind} begin -->") == shipped.count(f"<!-- phases {kind} end -->") == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure, profiles, run
+from benchmarks import measure, profiles, run, timing
 from benchmarks.composition import Run, plain_counts
 from benchmarks.measure import Timer
 from benchmarks.run_tables import MODES, PLAIN, bound, counts, ratio, seconds, tables
@@ -24,7 +24,7 @@ def written(folder: Path, *options: str) -> tuple[dict[str, Any], str]:
     document, figures = folder / "performance.md", folder / "run.json"
     document.write_text(MARKED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "DOCUMENT", document)
+        patch.setattr(timing, "DOCUMENT", document)
         patch.setitem(measure.LARGEST, "cpu", 256)
         run.main([*OPTIONS, *ONCE, "--json", str(figures), *options])
     return json.loads(figures.read_text()), document.read_text()
@@ -99,7 +99,7 @@ def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monk
     document.write_text(MARKED.replace("cpu", "cuda"))
     machine = {**whole[0]["machine"], "kind": "cuda", "device": "Some GPU"}
     figures.write_text(json.dumps({**whole[0], "machine": machine}))
-    monkeypatch.setattr(run, "DOCUMENT", document)
+    monkeypatch.setattr(timing, "DOCUMENT", document)
     monkeypatch.setattr(run, "report", None)  # to call it would fail
     run.main(["--from", str(figures), "--write"])
     assert "on a Some GPU, 1 thread(s)" in document.read_text()
@@ -151,17 +151,19 @@ def test_operators_go_by_kind(operator, kind):
 def test_shares_and_speedups_are_of_the_figures():
     parts = {"matrix products": 3.0, "GELU": 1.0}
     report = {
-        "setting": {"vit": "some_vit", "batch": 2, "rounds": 1},
+        "setting": {"vit": "some_vit", "kwargs": {"depth": 3}, "batch": 2, "rounds": 1},
+        "machine": {"kind": "cuda", "device": "Some GPU", "threads": 1, "clock": "wall", "torch": "9.0"},
         "parts": {"forward": {"exact": parts, "bf16": {"matrix products": 1.0, "GELU": 1.0}}},
         "casts": {"forward": 2.0, "casts": 0.1},
     }
     text = profiles.tables(report)
+    assert text.startswith("some_vit, depth 3, batch 2, on a Some GPU, 1 thread(s), torch 9.0; best of 1 rounds")
     assert "takes 5.0 % of one" in text
     assert "| matrix products | 75.0 % | 50.0 % | 3.00 |" in text
     assert "| all | 100.0 % | 100.0 % | 2.00 |" in text
 
 
 def test_the_shipped_document_has_a_place_for_both_kinds_of_device():
-    shipped = (Path(__file__).resolve().parents[2] / run.DOCUMENT).read_text(encoding="utf-8")
+    shipped = (Path(__file__).resolve().parents[2] / timing.DOCUMENT).read_text(encoding="utf-8")
     for name in (f"{part} {kind}" for part in ("run", "profile", "growth") for kind in ("cpu", "cuda")):
         assert shipped.count(f"<!-- {name} begin -->") == shipped.count(f"<!-- {name} end -->") == 1

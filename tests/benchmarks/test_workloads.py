@@ -21,8 +21,8 @@ def shop() -> Workshop:
 def learner_of(shop, monkeypatch):
     """The learner a work was prepared on, after one run."""
     made: list[Learner] = []
-    copied = Workshop._learner
-    monkeypatch.setattr(Workshop, "_learner", lambda shop, name: made.append(copied(shop, name)) or made[-1])
+    copied = Workshop.learner
+    monkeypatch.setattr(Workshop, "learner", lambda shop, name: made.append(copied(shop, name)) or made[-1])
 
     def run(phase: str, variant: str) -> Learner:
         shop.work((phase, variant))()
@@ -33,8 +33,8 @@ def learner_of(shop, monkeypatch):
 
 def held(learner: Learner) -> set[str]:
     """Short names of what the optimizer holds: the layer, and what of it."""
-    inside = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
-    names = [name for name, p in learner._network.named_parameters() if id(p) in inside]
+    inside = {id(parameter) for parameter in learner.phase.parameters}
+    names = [name for name, p in learner.network.named_parameters() if id(p) in inside]
     short = [name.removeprefix("backbone.blocks.").replace("adapter_module.", "") for name in names]
     return {".".join(name.split(".")[:4]) if "adapters" in name else name.rsplit(".", 1)[0] for name in short}
 
@@ -69,16 +69,16 @@ def test_what_each_step_trains(learner_of, phase, variant, trains):
 @pytest.mark.parametrize("phase", STEPS)
 def test_a_step_is_the_same_in_the_reference_way(learner_of, phase):
     plain, ours = (learner_of(phase, variant) for variant in ("reference", "exact"))
-    gradients = [p.grad for group in ours.optimizer.param_groups for p in group["params"]]
+    gradients = [parameter.grad for parameter in ours.phase.parameters]
     assert any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-    theirs = plain._network.state_dict()
-    assert theirs.keys() == ours._network.state_dict().keys()
-    for name, value in ours._network.state_dict().items():
+    theirs = plain.network.state_dict()
+    assert theirs.keys() == ours.network.state_dict().keys()
+    for name, value in ours.network.state_dict().items():
         torch.testing.assert_close(theirs[name], value, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_works_of_a_variant_share_the_frozen_weights_and_nothing_else(learner_of):
-    first, second = (learner_of("func step", "exact")._network for _ in range(2))
+    first, second = (learner_of("func step", "exact").network for _ in range(2))
     changing = {name for name, p in first.named_parameters() if any(p is q for _, q in first.roles())}
     for name, parameter in first.named_parameters():
         assert (parameter is second.get_parameter(name)) == (name not in changing), name
@@ -91,7 +91,7 @@ def test_nested_has_the_parameters_of_adaptmlp_and_one_output_bias_a_layer_more(
 
 
 def _functional(shop: Workshop, name: str) -> list[nn.Parameter]:
-    roles = shop._learner(name)._network.roles()
+    roles = shop.learner(name).network.roles()
     return [parameter for role, parameter in roles if role in ("adapter", "slow", "fast")]
 
 
