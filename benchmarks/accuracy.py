@@ -5,39 +5,26 @@
 Runs whatever is missing of exps/sweeps/quickstart_speed.json, as `python -m tools.sweep` does.
 """
 
-import argparse
 import math
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.sweeps import finished
+from benchmarks.command import run_command, write_parts
+from benchmarks.sweeps import after_sweeps, finished, sweep_folder
 from tools.compare.comparison import Comparison, Group
 from tools.compare.measures import MEASURES, Measure
 from tools.compare.paired import Difference
-from tools.generated import markdown_table, replace_part
-from tools.sweep import __main__ as sweep
-from utils.errors import UserError
+from tools.generated import markdown_table
 
 SWEEP = Path("exps/sweeps/quickstart_speed.json")
 DOCUMENT = Path("docs/performance.md")
 SHOWN = ("last_acc", "avg_inc_acc")
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run what is missing and write the table; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--output_dir", default=sweep.FOLDER)
-    folder = parser.parse_args().output_dir
-    if code := sweep.main([str(SWEEP), "--output_dir", folder]):
-        return code
-    try:
-        text = table(finished(SWEEP, folder))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    replace_part(DOCUMENT, "accuracy", text)
-    print(text)
-    return 0
+    folder = sweep_folder("accuracy", __doc__, arguments)
+    return after_sweeps([SWEEP], folder, lambda: write_parts(DOCUMENT, {"accuracy": table(finished(SWEEP, folder))}))
 
 
 def table(comparison: Comparison) -> str:
@@ -68,4 +55,4 @@ def _shown(found: Difference) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,17 +8,18 @@ compared take turns, and the fastest pass of each counts. The tables go into doc
 Shapes: N images, H height, W width.
 """
 
-import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.telemetry import clock_of
-from tools.generated import markdown_table, replace_part
+from benchmarks.command import make_parser, run_command, write_parts
+from benchmarks.measure import quiet_timer
+from tools.generated import markdown_table
 from utils.data.images import InputSpec
 from utils.data.loader import READY, StreamLoader
 from utils.data.resample import resampling
@@ -33,17 +34,15 @@ BATCH = 32
 KEPT_GIB = 8.0  # room for all of them
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
+    parser = make_parser("loading", __doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
-    given = parser.parse_args()
-    device = prepare_device(given.device, threads=1)
-    replace_part(DOCUMENT, "augmentation", augmentation_table(device, given.images, given.repeats))
-    replace_part(DOCUMENT, "decoding", decoding_table(device, given.images, given.repeats))
-    print(DOCUMENT.read_text(encoding="utf-8"))
+    given = parser.parse_args(arguments)
+    asked = prepare_device(given.device, threads=1), given.images, given.repeats
+    write_parts(DOCUMENT, {"augmentation": augmentation_table(*asked), "decoding": decoding_table(*asked)})
 
 
 def augmentation_table(device: torch.device, images: int, repeats: int) -> str:
@@ -88,13 +87,7 @@ def rates(ways: Sequence[StreamLoader], device: torch.device, repeats: int) -> l
 
 def pass_seconds(way: StreamLoader, number: int, device: torch.device) -> float:
     """What one pass takes, each with other random parts."""
-    clock: Callable[[], float] = clock_of(device)[1]
-    started = clock()
-    for _ in way.epoch("benchmark", number, batch_size=BATCH, shuffle=True):
-        pass
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - started
+    return quiet_timer(device)(lambda: deque(way.epoch("benchmark", number, batch_size=BATCH, shuffle=True), maxlen=0))
 
 
 def row(found: Sequence[float]) -> list[str]:
@@ -121,4 +114,4 @@ def photographs(folder: Path, images: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -5,18 +5,21 @@
 Runs that are finished are kept. The table goes into docs/quickstart.md.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from backbone.adapter import ADAPTER
+from benchmarks.command import make_parser, run_command, write_parts
 from benchmarks.references import references
-from tools.generated import markdown_table, replace_part
+from tools.generated import markdown_table
 from trainer import train
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.runs.directory import RESULTS, run_name
+from utils.timescales.scales import NAMES
 
 DOCUMENT = Path("docs/quickstart.md")
 RANDOM = {"pretrained": False, "backbone_checkpoint": None}
@@ -27,12 +30,12 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Train what is missing and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__)
+    parser = make_parser("quickstart", __doc__)
     parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--output_dir", default="logs/quickstart")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     flags = {"seed": given.seed, "output_dir": given.output_dir}
     rows = [row(title, results_of(name, {**flags, **changes})) for title, (name, changes) in RUNS.items()]
     header = [
@@ -43,9 +46,7 @@ def main() -> None:
         "adapters per block",
         "adapter parameters",
     ]
-    replace_part(DOCUMENT, "runs", markdown_table(header, rows))
-    replace_part(DOCUMENT, "references", reference_table(flags))
-    print(DOCUMENT.read_text(encoding="utf-8"))
+    write_parts(DOCUMENT, {"runs": markdown_table(header, rows), "references": reference_table(flags)})
 
 
 def results_of(name: str, flags: dict[str, Any]) -> list[dict[str, Any]]:
@@ -76,7 +77,7 @@ def row(title: str, results: list[dict[str, Any]]) -> list[str]:
 
 def functional_parameters(counts: dict[str, int]) -> int:
     """Parameters of the adapters themselves, without routers, descriptors and head."""
-    return sum(counts.get(role, 0) for role in ("adapter", "slow", "fast"))
+    return sum(counts.get(role, 0) for role in (ADAPTER, *NAMES))
 
 
 def spread(values: list[float]) -> str:
@@ -97,4 +98,4 @@ def reference_table(flags: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

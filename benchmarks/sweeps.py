@@ -5,18 +5,16 @@
 Runs whatever is missing, as `python -m tools.sweep` does.
 """
 
-import argparse
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.command import make_parser, run_command, write_parts
 from tools.compare.comparison import Comparison
 from tools.compare.measures import MEASURES
 from tools.compare.tables import Page, Table, markdown_page, page
-from tools.generated import replace_part
 from tools.report.figures import accuracy_curves
 from tools.sweep import __main__ as sweep
 from tools.sweep.plan import read_plan
-from utils.errors import UserError
 from utils.files import atomic_write
 
 DOCUMENT = Path("docs/sweeps.md")
@@ -25,20 +23,25 @@ PICTURE = Path("docs/figures/quickstart_matched_rank8.png")
 TIMES = [measure.title for measure in MEASURES if measure.unit == "s"]  # another machine takes others
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run what is missing, write the document and the picture; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__)
+    folder = sweep_folder("sweeps", __doc__, arguments)
+    return after_sweeps([INTERVAL, MATCHED], folder, lambda: write(folder))
+
+
+def sweep_folder(name: str, description: str | None, arguments: Sequence[str]) -> str:
+    """Where the command line of `python -m benchmarks.NAME` wants the runs."""
+    parser = make_parser(name, description)
     parser.add_argument("--output_dir", default=sweep.FOLDER)
-    folder = parser.parse_args().output_dir
-    for path in (INTERVAL, MATCHED):
+    return str(parser.parse_args(arguments).output_dir)
+
+
+def after_sweeps(paths: Sequence[Path], folder: str, write: Callable[[], None]) -> int:
+    """Run what is missing of some sweeps and then `write`; the exit code."""
+    for path in paths:
         if code := sweep.main([str(path), "--output_dir", folder]):
             return code
-    try:
-        write(folder)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(DOCUMENT.read_text(encoding="utf-8"))
+    write()
     return 0
 
 
@@ -49,10 +52,8 @@ def write(folder: str) -> None:
         UserError: A run is damaged.
     """
     interval, matched = (finished(path, folder) for path in (INTERVAL, MATCHED))
-    for name, comparison in (("interval", interval), ("matched", matched)):
-        replace_part(DOCUMENT, name, tables(comparison))
-    replace_part(DOCUMENT, "legend", legend(matched))
     atomic_write(PICTURE, accuracy_curves(matched.groups).png())
+    write_parts(DOCUMENT, {"interval": tables(interval), "matched": tables(matched), "legend": legend(matched)})
 
 
 def finished(path: Path, folder: str) -> Comparison:
@@ -78,4 +79,4 @@ def legend(comparison: Comparison) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,28 +8,28 @@ of the turns' ratios the median. For the branch scores one whole run is made, un
 docs/telemetry.md.
 """
 
-import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import quantiles
 
 import torch
 
+from benchmarks.command import make_parser, run_command, write_parts
+from benchmarks.measure import CLOCK_NAMES, quiet_timer
 from benchmarks.quickstart import runs_of
-from models import get_model
-from tools.generated import markdown_table, replace_part
-from trainer import learner_args, make_tasks
+from models import Hooks, Setup, get_model
+from tools.generated import markdown_table
+from trainer import make_tasks
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
 from utils.files import json_line
-from utils.runs.events import Branches, Event, read_events
-from utils.runs.log import RESULTS
+from utils.runs.directory import RESULTS
+from utils.runs.events import FILE, Branches, Event, read_events
 from utils.timescales.gate import steps_of
 
 DOCUMENT = Path("docs/telemetry.md")
@@ -39,16 +39,15 @@ INTERVALS = {OFF: NEVER, DEFAULT: 0, ALWAYS: 1}
 ALONE = {"rd_epoch": 0, "nested_lora_use_consolidation": False}  # what leaves of task 0 nothing but the func phase
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure and write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry", description=__doc__)
+    parser = make_parser("telemetry", __doc__)
     parser.add_argument("--config", type=Path, default=Path("exps/quickstart.json"))
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--output_dir", default="logs/telemetry")
-    given = parser.parse_args()
-    replace_part(DOCUMENT, "overhead", overhead_table(given.config, given.repeats))
-    replace_part(DOCUMENT, "branches", branch_table(given.config, given.output_dir))
-    print(DOCUMENT.read_text(encoding="utf-8"))
+    given = parser.parse_args(arguments)
+    overhead, branches = overhead_table(given.config, given.repeats), branch_table(given.config, given.output_dir)
+    write_parts(DOCUMENT, {"overhead": overhead, "branches": branches})
 
 
 # ---- telemetry
@@ -64,7 +63,7 @@ def overhead_table(path: Path, repeats: int) -> str:
     times = measured(configs, tasks, device, repeats)
     title = f"{path.stem} on {device_name(device)}, {steps} steps, {repeats} turns"
     rows = overhead_rows(times, {OFF: 0, DEFAULT: config.func_epoch, ALWAYS: steps})
-    return markdown_table([title, "readings", clock_of(device)[0], "quartiles"], rows)
+    return markdown_table([title, "readings", CLOCK_NAMES[quiet_timer(device).clock], "quartiles"], rows)
 
 
 def overhead_rows(times: dict[str, list[float]], readings: dict[str, int]) -> list[list[str]]:
@@ -97,27 +96,15 @@ def measured(
 
 def phase_seconds(config: Config, tasks: DataManager, device: torch.device) -> float:
     """What task 0 takes, its events written to a file."""
-    learner = get_model(config.model_name, learner_args(config, tasks, device))
-    _, clock = clock_of(device)
+    setup = Setup(config, config.seed[0], device, tasks.nb_classes)
     with tempfile.TemporaryFile("w", encoding="utf-8") as file:
 
         def write(event: Event) -> None:
             file.write(json_line(event.to_json()))
             file.flush()
 
-        learner.events = write
-        started = clock()
-        learner.incremental_train(tasks)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return clock() - started
-
-
-def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
-    """The clock that other processes on the machine disturb least, with its name."""
-    if device.type == "cpu":
-        return "CPU time of all threads", time.process_time
-    return "wall-clock time", time.perf_counter
+        learner = get_model(setup, Hooks(events=write))
+        return quiet_timer(device)(lambda: learner.incremental_train(tasks))
 
 
 # ---- branches
@@ -127,10 +114,10 @@ def branch_table(path: Path, output_dir: str) -> str:
     """The time of the branch scores as a share of a run's, for one seed."""
     (run,) = runs_of(path.stem, {"branch_eval": True, "output_dir": output_dir, "seed": load(path).seed[:1]})
     whole = json.loads((run / RESULTS).read_text(encoding="utf-8"))["run"]["seconds"]
-    scored = [event.run["seconds"] for event in read_events(run / "metrics.jsonl", Branches) if event.run]
+    scored = [event.run["seconds"] for event in read_events(run / FILE, Branches) if event.run]
     header = [f"{path.stem}, one run", "times scored", "share of the run's time"]
     return markdown_table(header, [["branch matrices", str(len(scored)), f"{100 * sum(scored) / whole:.1f} %"]])
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "sweeps.md", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["sweeps"])
     plan = [planned for path in (sweeps.INTERVAL, sweeps.MATCHED) for planned in read_plan(path, FOLDER)]
     missing = list({planned.name: planned for planned in plan}.values())
     for number, planned in enumerate(missing[:-1]):
@@ -40,17 +40,20 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
 
 
 def test_what_is_missing_is_run_and_tables_and_picture_are_those_of_the_runs(runs, tmp_path, monkeypatch, capsys):
-    asked = []
+    asked: list[str] = []
 
-    def execute(missing, kept, options):
-        asked.extend(planned.name for planned in missing)
-        for planned in missing:
-            stand_in(planned, 70)
-        return []
+    class Execution:
+        def __init__(self, missing: Sequence[PlannedRun], *_: object) -> None:
+            self.missing, self.failed = missing, []
 
-    monkeypatch.setattr(sweep, "_execute", execute)
+        def to_end(self) -> None:
+            for planned in self.missing:
+                asked.append(planned.name)
+                stand_in(planned, 70)
+
+    monkeypatch.setattr(sweep, "Execution", Execution)
     monkeypatch.setattr(sweep, "write_page", lambda comparison, target: None)
-    assert sweeps.main() == 0
+    assert sweeps.main([]) == 0
     assert asked == [runs[-1].name]
     text = (tmp_path / "docs" / "sweeps.md").read_text()
     baseline = [number for number, planned in enumerate(runs[:9]) if planned.member.name == "update_interval_slow=1"]
@@ -60,13 +63,13 @@ def test_what_is_missing_is_run_and_tables_and_picture_are_those_of_the_runs(run
     assert text.count("**Legend**") == 1
     assert "time (s)" not in text
     assert (tmp_path / sweeps.PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert "# The quickstart sweeps" in capsys.readouterr().out
+    assert f"| last accuracy | {mean:.2f} ± " in capsys.readouterr().out
 
 
 def test_a_sweep_that_fails_leaves_the_documents_as_they_were(runs, tmp_path, monkeypatch):
     before = (tmp_path / "docs" / "sweeps.md").read_bytes()
     monkeypatch.setattr(sweep, "main", lambda argv: 1)
-    assert sweeps.main() == 1
+    assert sweeps.main([]) == 1
     assert (tmp_path / "docs" / "sweeps.md").read_bytes() == before
     assert not (tmp_path / sweeps.PICTURE).exists()
 

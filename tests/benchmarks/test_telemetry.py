@@ -1,12 +1,13 @@
 """How the benchmark of telemetry counts, and that it measures what it says."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_trainer import configuration, images  # noqa: F401
 
 from benchmarks.telemetry import ALONE, ALWAYS, DEFAULT, INTERVALS, OFF, measured, overhead_rows
-from models.sema import Learner
+from models.phase import Phase
 from trainer import make_tasks
 from utils.data.sources import load_dataset
 from utils.timescales.telemetry import Telemetry
@@ -24,18 +25,20 @@ def test_ratios_are_those_of_a_turn_and_a_reading_s_cost_is_taken_from_many():
 
 def test_intervals_take_turns_and_differ_in_their_readings_alone(images: Path, tmp_path: Path, monkeypatch):  # noqa: F811
     seen: list[str] = []
-    measure, train = Telemetry.measure, Learner._train_epoch
+    readings: list[str] = []
+    measure, end_epoch = Telemetry.measure, Phase.end_epoch
 
-    def counted(telemetry: Telemetry):
-        seen[-1] += "."
+    def counted(telemetry: Telemetry) -> list[dict[str, Any]]:
+        readings.append(".")
         return measure(telemetry)
 
-    def noted(learner: Learner, phase: str, *rest):
-        seen.append(phase)
-        return train(learner, phase, *rest)
+    def noted(phase: Phase) -> None:
+        seen.append(phase.name + "".join(readings))
+        readings.clear()
+        end_epoch(phase)
 
     monkeypatch.setattr(Telemetry, "measure", counted)
-    monkeypatch.setattr(Learner, "_train_epoch", noted)
+    monkeypatch.setattr(Phase, "end_epoch", noted)
     configs = {
         title: configuration(images, tmp_path, **ALONE, telemetry_every=every) for title, every in INTERVALS.items()
     }
