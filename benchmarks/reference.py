@@ -136,6 +136,6 @@ class Reference(Learner):
         return PlainRdLoss(self.network, self.train_loader, stream, self.config.batch_size, views=0)
 
     def score_after_epoch(self, point: Point) -> None:
-        """Score the test images where the learner stands behind an epoch, of either phase."""
+        """Score the test images after every epoch of either phase."""
         if point == "epoch":
             self.eval_task()
