@@ -55,6 +55,20 @@ def test_both_branches_have_the_rank(config):
     assert (adapter.slow.rank, adapter.fast.rank) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("consolidates", "mode", "grows"),
+    [(True, "function", True), (True, "weights", False), (False, "function", False), (False, "weights", False)],
+)
+def test_only_a_consolidation_of_functions_adds_parameters(config, consolidates, mode, grows):
+    keys = {"nested_lora_use_consolidation": consolidates, "nested_lora_consolidation_mode": mode}
+    adapter = NestedLoRAAdapter(config(d_model=D, **keys), "0.0")
+    before = sum(parameter.numel() for parameter in adapter.parameters())
+    if adapter.consolidates:
+        adapter.consolidate(0.5)
+    after = sum(parameter.numel() for parameter in adapter.parameters())
+    assert adapter.grows == (after > before) == grows
+
+
 def test_lifetime_and_consolidation_are_the_configurations(config):
     for lifetime, consolidates in (("expansion", False), ("continual", True)):
         keys = {"nested_lora_lifetime": lifetime, "nested_lora_use_consolidation": consolidates}

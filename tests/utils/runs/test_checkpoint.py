@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from backbone.registry import ADAPTERS
+from utils.errors import UserError
 from utils.inc_net import SEMAVitNet
 from utils.runs.checkpoint import (
     FORMAT,
@@ -164,8 +165,9 @@ def test_a_task_in_progress_comes_back_with_what_learns_and_what_trained(net, gr
     assert state["adapter_type"] == kind
     target.load_training(state)
     assert snapshot(target)["learns"] == snapshot(source)["learns"]
-    assert [slot.books() for slot in target.slots] == [slot.books() for slot in source.slots]
-    assert target.slots[1].books() == {"added": 1, "trained": [2]}
+    assert target.training_state()["slots"] == state["slots"]
+    assert state["slots"][1] == {"added": 1, "trained": [2]}
+    assert (target.slots[1].added, target.slots[1].trained) == (1, {2})
     assert target.slots[1].new_router is not None
     assert torch.equal(target.eval()(images)["logits"], source.eval()(images)["logits"])
 
@@ -230,6 +232,15 @@ def test_a_public_file_carries_no_configuration(tmp_path):
     assert read_meta(tmp_path / "public.pth") == {}
     with pytest.raises(CheckpointError, match=r"no configuration.*--config"):
         read_config(tmp_path / "public.pth")
+
+
+def test_a_checkpoint_made_with_a_plugin_names_the_file_to_load(tmp_path):
+    path = tmp_path / "a.safetensors"
+    plugin = {"file": "my_own.py", "sha256": "ab" * 32, "adds": {"ffn_adapter_type": ["mine"]}}
+    save_checkpoint(path, {"x": torch.ones(1)}, {**META, "plugins": [plugin]})
+    assert read_meta(path)["plugins"] == [plugin]
+    with pytest.raises(UserError, match=r"a\.safetensors was made with the plug-in .*--plugin my_own\.py"):
+        read_config(path)
 
 
 # ---- what does not belong
@@ -538,6 +549,7 @@ META: dict[str, Any] = {
     "task_sizes": [1, 1],
     "accuracy": {"task_sizes": [1, 1], "count": [5, 5], "correct": [[3], [2, 4]]},
     "backbone": {"timm_name": "vit", "weights": "hub", "sha256": "0" * 64},
+    "adapter_type": "gain",
 }
 
 
@@ -548,7 +560,8 @@ META: dict[str, Any] = {
         ("class_order", [-1]), ("task_sizes", []), ("task_sizes", [0]), ("task_sizes", "11"), ("task_sizes", [True]),
         ("task_sizes", {"0": 1}), ("accuracy", []), ("accuracy", {}), ("accuracy", {**META["accuracy"], "count": [5]}),
         ("accuracy", {**META["accuracy"], "correct": [[6], [2, 4]]}), ("backbone", "vit"), ("backbone", {}),
-        ("backbone", {**META["backbone"], "sha256": 7}),
+        ("backbone", {**META["backbone"], "sha256": 7}), ("adapter_type", 3), ("adapter_type", ["gain"]),
+        ("plugins", "a.py"), ("plugins", ["a.py"]),
     ],
 )  # fmt: skip
 def test_metadata_of_a_wrong_type_are_named(tmp_path, key, value):
