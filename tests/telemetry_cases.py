@@ -1,6 +1,7 @@
-"""A module that telemetry can measure, and the same quantities by numpy with plain loops and full D x D maps."""
+"""Modules that telemetry can measure, and the same quantities by numpy with plain loops and full D x D maps."""
 
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from utils.timescales.telemetry import Telemetry
 
 D, R, TOKENS, BATCH = 6, 3, 4, 11
 BRANCHES = ("slow", "fast")
+PAIR = "slow+fast"
 Values = dict[str, np.ndarray]
 
 
@@ -27,12 +29,27 @@ class Branch(nn.Module):
 class Nested(nn.Module):
     """What telemetry asks of a module, and no more."""
 
+    branches: tuple[str, ...] = BRANCHES
+
     def __init__(self, slow_rank: int = R) -> None:
         super().__init__()
         self.slow, self.fast = Branch(slow_rank), Branch(R)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.slow(h) + self.fast(h)
+
+
+class Triple(Nested):
+    """One branch more."""
+
+    branches = ("slow", "mid", "fast")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid = Branch(R)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h) + self.mid(h)
 
 
 def batch() -> Tensor:  # (B, N, D)
@@ -49,8 +66,9 @@ def watch(nested: nn.Module, h: Tensor, measured: Telemetry | None = None) -> di
 
 
 def train(nested: nn.Module, h: Tensor, steps: int = 1) -> None:
-    """Steps in which slow and fast move at different rates."""
-    groups = [{"params": nested.slow.parameters(), "lr": 0.01}, {"params": nested.fast.parameters(), "lr": 0.1}]
+    """Steps in which the branches move at different rates."""
+    rates = {"slow": 0.01, "mid": 0.03, "fast": 0.1}
+    groups = [{"params": getattr(nested, b).parameters(), "lr": rates[b]} for b in nested.branches]
     optimizer = optim.SGD(groups, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -63,7 +81,7 @@ def arrays(nested: nn.Module) -> dict[str, Values]:
         branch: {
             name: value.detach().double().numpy().copy() for name, value in getattr(nested, branch).named_parameters()
         }
-        for branch in BRANCHES
+        for branch in nested.branches
     }
 
 
@@ -94,18 +112,19 @@ def full_rank(branch: Values) -> float:
 
 
 def expected(now: dict[str, Values], last: dict[str, Values], h: Tensor) -> dict[str, Any]:
-    outputs = {branch: apply(now[branch], h[:8].double().numpy()) for branch in BRANCHES}
-    updates = {branch: flat(now[branch], last[branch]) for branch in BRANCHES}
-    total = norm(outputs["slow"]) + norm(outputs["fast"])
+    outputs = {branch: apply(now[branch], h[:8].double().numpy()) for branch in now}
+    updates = {branch: flat(now[branch], last[branch]) for branch in now}
+    total = sum(norm(output) for output in outputs.values())
+    pairs = list(combinations(now, 2))
     return {
         "layer": 0,
         "adapter": 0,
-        "norms": {f"{branch}.{name}": norm(value) for branch in BRANCHES for name, value in now[branch].items()},
-        "update_norms": {branch: norm(updates[branch]) for branch in BRANCHES},
-        "share": {branch: norm(outputs[branch]) / total for branch in BRANCHES},
-        "output_cosine": cosine(outputs["slow"], outputs["fast"]),
-        "update_cosine": cosine(updates["slow"], updates["fast"]),
-        "effective_rank": {branch: full_rank(now[branch]) for branch in BRANCHES},
+        "norms": {f"{branch}.{name}": norm(value) for branch in now for name, value in now[branch].items()},
+        "update_norms": {branch: norm(updates[branch]) for branch in now},
+        "share": {branch: norm(outputs[branch]) / total for branch in now},
+        "output_cosine": {f"{a}+{b}": cosine(outputs[a], outputs[b]) for a, b in pairs},
+        "update_cosine": {f"{a}+{b}": cosine(updates[a], updates[b]) for a, b in pairs},
+        "effective_rank": {branch: full_rank(now[branch]) for branch in now},
     }
 
 

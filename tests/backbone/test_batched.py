@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+from adapter_cases import registered
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,6 +105,17 @@ def test_nested_adapters_with_some_branches(make_slot, mixed_ranks, real_h, adap
     assert bool(got["output"].any()) == bool(active)
     newest = {name.split(".")[3] for name, v in got.items() if ".functional." in name and v is not None}
     assert newest == set(active)
+
+
+@pytest.mark.parametrize("kind", ["gain", "three_branches"])
+@pytest.mark.parametrize("adapters", [1, 3])
+def test_adapters_of_a_type_of_ones_own(make_slot, real_h, kind, adapters):
+    with registered(kind):
+        slot = make_slot(adapters, ffn_adapter_type=kind)
+    assert (slot.newest.functional.summands() is None) == (kind == "gain")
+    got = assert_as_one_after_the_other(slot, real_h)
+    learns = {name for name, value in got.items() if value is not None} - {"output", "input"}
+    assert {name.split(".functional.")[0] for name in learns if ".functional." in name} == {f"adapters.{adapters - 1}"}
 
 
 def test_branches_may_differ_from_adapter_to_adapter(make_slot, real_h):

@@ -2,18 +2,27 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import timm
 import torch
+from adapter_cases import adapter_in_numpy, registered
 from torch import Tensor, nn
 
+from backbone.adapter import norm
 from backbone.sema_block import SEMABlock, SEMAModules, relative_change
 
 D = 32  # width of the tiny ViT
 KINDS = ("adaptmlp", "nested_lora")
 INSIDE, OUTSIDE = 1, 0  # layers: the tiny configuration expands layers 1 and 2
+
+
+@pytest.fixture
+def own_types() -> Iterator[None]:
+    with registered("gain", "three_branches"):
+        yield
 
 
 def values(module: nn.Module) -> dict[str, Tensor]:
@@ -58,6 +67,27 @@ def test_mixing_against_a_loop(make_slot, real_h, kind, adapters, joined):
     assert (slot.new_router is None) == (joined or adapters == 1)
     assert slot.num_adapters == adapters == len(router_columns(slot)[0])
     torch.testing.assert_close(slot(real_h).detach(), mixed_one_by_one(slot, real_h), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [INSIDE, OUTSIDE])
+@pytest.mark.parametrize("adapters", [1, 3])
+@pytest.mark.parametrize("joined", [False, True])
+def test_adapters_that_have_a_forward_and_no_summands_are_mixed_like_others(
+    own_types, make_slot, real_h, layer, adapters, joined
+):
+    """The router's softmax over `gain * tanh(h)` in numpy, number by number."""
+    slot = make_slot(adapters if layer == INSIDE else 1, layer, ffn_adapter_type="gain")
+    if joined:
+        slot.end_of_cycle()
+    gains = [adapter.gain.detach().numpy() for adapter in slot.functional]
+    weight, bias = router_columns(slot)
+    expected = np.zeros(real_h.shape)
+    for sample, tokens in enumerate(real_h.numpy()):
+        shares = np.exp(weight @ (sum(tokens) / len(tokens)) + bias) if layer == INSIDE else np.ones(1)
+        for share, gain in zip(shares / sum(shares), gains, strict=True):
+            expected[sample] += share * gain * np.tanh(tokens)
+    np.testing.assert_allclose(slot(real_h).detach().numpy(), expected, rtol=1e-10, atol=1e-12)
+    assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,10 +320,10 @@ def test_every_adapter_that_trained_is_consolidated_in_order(make_slot):
     slot = make_slot(3, ffn_adapter_type="nested_lora", nested_lora_lifetime="continual")
     slot.begin_task()
     slot.begin_func_phase()
-    before = [adapter.functional.slow.norm() for adapter in slot.adapters]
+    before = [norm(adapter.functional.slow) for adapter in slot.adapters]
     receipts = slot.consolidate_nested_lora(0.5)
     assert [receipt["adapter"] for receipt in receipts] == [0, 1, 2]
-    assert all(slow != adapter.functional.slow.norm() for slow, adapter in zip(before, slot.adapters, strict=True))
+    assert all(slow != norm(adapter.functional.slow) for slow, adapter in zip(before, slot.adapters, strict=True))
 
 
 @pytest.mark.parametrize(("mode", "reset", "alpha"), COMBINATIONS)
@@ -337,6 +367,21 @@ def test_receipts_against_numpy(make_slot, real_h, mode, reset, alpha):
         "drift": pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-9, abs=1e-12),
     }
     assert receipt == expected
+
+
+@pytest.mark.parametrize("mode", ["weights", "function"])
+def test_a_receipt_of_three_branches(own_types, make_slot, real_h, mode):
+    slot = make_slot(ffn_adapter_type="three_branches", nested_lora_consolidation_mode=mode)
+    slot.begin_func_phase()
+    adapter = slot.newest.functional
+    before = sum(adapter_in_numpy(branch, real_h) for branch in (adapter.slow, adapter.mid, adapter.fast))
+    (receipt,) = slot.consolidate_nested_lora(0.5, real_h)
+    after = sum(adapter_in_numpy(branch, real_h) for branch in (adapter.slow, adapter.mid))
+    assert receipt["drift"] == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-9)
+    assert receipt["fast_norm_after"] == 0
+    assert [receipt[f"{name}_rank_after"] for name in ("slow", "mid")] == ([6, 6] if mode == "function" else [3, 3])
+    measured = {f"{name}_{when}" for name in ("slow_norm", "mid_norm", "fast_norm") for when in ("before", "after")}
+    assert measured <= receipt.keys()
 
 
 def test_receipts_say_no_drift_without_a_batch(make_slot):
@@ -391,27 +436,32 @@ def test_the_end_of_a_task_consolidates_by_the_configured_alpha_and_freezes(make
     assert not any(parameter.requires_grad for parameter in slot.parameters())
 
 
-def test_consolidating_other_adapters_is_an_error_that_names_the_layer(make_slot):
+def test_consolidating_other_adapters_is_an_error_that_names_layer_and_adapter(make_slot):
     slot = make_slot()
     slot.begin_func_phase()
-    with pytest.raises(TypeError, match="layer 1 adapter 0"):
+    with pytest.raises(TypeError, match=r"adapter 1\.0 is of type adaptmlp, which has no consolidation"):
         slot.consolidate_nested_lora(0.1)
 
 
 # ---- structure of a checkpoint
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_restored_structure_takes_the_other_slots_values(make_slot, real_h, kind):
+@pytest.mark.parametrize("kind", [*KINDS, "gain", "three_branches"])
+def test_a_restored_structure_takes_the_other_slots_values(own_types, make_slot, real_h, kind):
     keys = {"ffn_adapter_type": kind, "nested_lora_consolidation_mode": "function"}
     source, target = make_slot(3, **keys), make_slot(1, **keys)
+    branches = source.functional[0].branches
     source.rd_loss(real_h.mean(dim=1))
-    if kind == "nested_lora":
+    if branches:
         source.begin_func_phase()
         source.consolidate_nested_lora(0.5)
     source.end_of_cycle()
-    ranks = [4, 4, 4] if kind == "adaptmlp" else [3, 3, 6]
-    target.restore_structure(ranks, [0, 0, len(real_h)])
+    shapes = [
+        {name: tuple(value.shape) for name, value in adapter.state_dict().items()} for adapter in source.functional
+    ]
+    target.restore_structure(shapes, [0, 0, len(real_h)])
+    for name in branches[:-1]:
+        assert [adapter.get_submodule(name).rank for adapter in target.functional] == [3, 3, 6]
     target.double().load_state_dict(source.state_dict())
     torch.testing.assert_close(target.eval()(real_h), source.eval()(real_h), rtol=0, atol=0)
     assert not any(parameter.requires_grad for parameter in target.parameters())

@@ -1,121 +1,23 @@
-"""Adapters, descriptors and records against numpy and plain loops."""
+"""An adapter with its descriptor and its records, against numpy and plain loops."""
 
 import itertools
 from collections import deque
-from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from adapter_cases import TENSORS, registered
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-from backbone.sema_components import AE, Adapter, AdapterModule, NestedLoRAAdapter, Records
+from backbone import adapter, nested_lora, sema_components
+from backbone.sema_components import AE, AdapterModule, Records
 
 D = 8
-MODES, RESETS, ALPHAS = ("weights", "function"), ("zero", "reinit", "keep"), (0.0, 0.1, 1.0)
-PAIRS = [*itertools.product(RESETS, ALPHAS)]
-TENSORS = ("down_proj.weight", "down_proj.bias", "up_proj.weight", "up_proj.bias")
 
 
-def adapter_in_numpy(adapter: Adapter, x: Tensor) -> np.ndarray:
-    down, bias, up, shift = (adapter.get_parameter(name).detach().numpy() for name in TENSORS)
-    return np.maximum(x.numpy() @ down.T + bias, 0) @ up.T + shift
-
-
-def values(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
-    assert module.state_dict().keys() == expected.keys()
-    for name, value in module.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
-@pytest.fixture
-def nested(config, randomize) -> Callable[..., NestedLoRAAdapter]:
-    """A nested adapter in float64 with random values everywhere."""
-    return lambda **keys: randomize(NestedLoRAAdapter(config(d_model=D, **keys), "0.0").double())
-
-
-# ---- the maps
-
-
-@pytest.mark.parametrize("kind", [Adapter, NestedLoRAAdapter])
-def test_a_new_adapter_is_the_zero_map_and_can_learn(config, kind):
-    adapter = kind(config(d_model=D), "0.0")
-    output = adapter(torch.randn(2, 5, D))
-    assert torch.equal(output, torch.zeros(2, 5, D))
-    (output - torch.randn(2, 5, D)).square().sum().backward()
-    ups = [parameter for name, parameter in adapter.named_parameters() if name.endswith("up_proj.weight")]
-    assert ups
-    assert all(parameter.grad.abs().max() > 0 for parameter in ups)
-
-
-def test_an_adapter_is_born_with_kaiming_uniform_down_and_zeros(config):
-    adapter = Adapter(config(d_model=400), "0.0", bottleneck=300)
-    weight = adapter.down_proj.weight.detach()
-    bound = 1 / np.sqrt(400)  # sqrt(6 / ((1 + a^2) fan_in)) with a = sqrt(5)
-    assert weight.abs().max() <= bound
-    assert weight.abs().max() == pytest.approx(bound, rel=1e-3)
-    assert weight.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
-    for name in TENSORS[1:]:
-        assert not adapter.get_parameter(name).any()
-
-
-def test_a_reset_draws_from_the_cpus_generator_wherever_the_adapter_is(config):
-    """Named streams seed that generator alone; "meta" stands in for a GPU."""
-    after = []
-    for device in ("cpu", "meta"):
-        adapter = Adapter(config(d_model=D), "0.0").to(device)
-        torch.manual_seed(3)
-        adapter.reset()
-        after.append(torch.get_rng_state())
-    assert torch.equal(*after)
-    assert not torch.equal(after[0], torch.manual_seed(3).get_state())
-
-
-def test_adapter_is_up_relu_down(config, randomize):
-    adapter = randomize(Adapter(config(d_model=D), "0.0").double())
-    x = torch.randn(2, 5, D, dtype=torch.float64)
-    np.testing.assert_allclose(adapter(x).detach().numpy(), adapter_in_numpy(adapter, x), rtol=1e-12)
-
-
-def test_nested_adapter_is_slow_plus_fast(nested):
-    adapter, x = nested(), torch.randn(2, 5, D, dtype=torch.float64)
-    expected = adapter_in_numpy(adapter.slow, x) + adapter_in_numpy(adapter.fast, x)
-    np.testing.assert_allclose(adapter(x).detach().numpy(), expected, rtol=1e-12)
-
-
-def test_scalar_and_dropout_do_not_act(config, randomize):
-    plain = randomize(Adapter(config(d_model=D), "0.0")).train()
-    other = Adapter(config(d_model=D), "0.0", dropout=0.9, adapter_scalar="0.1").train()
-    other.load_state_dict(plain.state_dict())
-    x = torch.randn(2, 5, D)
-    assert torch.equal(other(x), plain(x))
-
-
-def test_dropout_does_not_act_in_a_nested_adapter(config, randomize):
-    adapter = randomize(NestedLoRAAdapter(config(d_model=D), "0.0", dropout=0.9)).train()
-    x = torch.randn(2, 5, D)
-    expected = torch.from_numpy(adapter_in_numpy(adapter.slow, x) + adapter_in_numpy(adapter.fast, x))
-    torch.testing.assert_close(adapter(x).detach(), expected)
-
-
-def test_another_init_option_is_refused(config):
-    with pytest.raises(ValueError, match=r"'bert'.*'lora'"):
-        Adapter(config(d_model=D), "0.0", init_option="bert")
-
-
-def test_bottlenecks(config):
-    keys = config(d_model=D, ffn_num=4, nested_lora_rank=3)
-    assert Adapter(keys, "0.0").rank == 4
-    assert Adapter(keys, "0.0", bottleneck=7).rank == 7
-    nested = NestedLoRAAdapter(keys, "0.0")
-    assert (nested.slow.rank, nested.fast.rank) == (3, 3)
+# ---- the adapter
 
 
 @pytest.mark.parametrize(
@@ -132,10 +34,9 @@ def test_parameters_at_width_768(config, keys, count):
     assert sum(parameter.numel() for parameter in functional.parameters()) == count
 
 
-def test_norm_counts_frozen_tensors_too(nested):
-    adapter = nested().slow.requires_grad_(False)
-    flat = np.concatenate([parameter.numpy().ravel() for parameter in adapter.parameters()])
-    assert adapter.norm() == pytest.approx(float(np.linalg.norm(flat)), rel=1e-12)
+def test_the_public_names_are_here():
+    assert sema_components.Adapter is adapter.Adapter
+    assert sema_components.NestedLoRAAdapter is nested_lora.NestedLoRAAdapter
 
 
 # ---- names and roles
@@ -168,119 +69,19 @@ def test_roles_name_every_parameter_once(config, kind, described):
     assert len({parameter for _, parameter in roles}) == len(list(module.parameters()))
 
 
+def test_the_adapter_is_of_the_registered_type(config):
+    with registered("gain"):
+        module = AdapterModule(config(d_model=D, ffn_adapter_type="gain"), "0.0", described=True)
+    assert (type(module.functional).__name__, module.functional.kind) == ("Gain", "gain")
+    assert {name: role for role, p in module.roles() for name, q in module.named_parameters() if p is q} == {
+        "functional.gain": "adapter",
+        **{f"rd.{part}.{name}": "descriptor" for part in ("encoder", "decoder") for name in ("weight", "bias")},
+    }
+
+
 def test_an_unknown_adapter_type_is_refused_with_the_two_there_are(config):
     with pytest.raises(ValueError, match=r"'lora'.*adaptmlp, nested_lora"):
         AdapterModule(config(d_model=D, ffn_adapter_type="lora"), "0.0", described=False)
-
-
-# ---- consolidation
-
-
-@pytest.mark.parametrize(("reset", "alpha"), PAIRS)
-def test_weights_mode_adds_alpha_fast_to_every_slow_tensor(nested, reset, alpha):
-    adapter = nested(nested_lora_consolidation_mode="weights", nested_lora_fast_reset=reset)
-    slow, fast = values(adapter.slow), values(adapter.fast)
-    adapter.consolidate(alpha)
-    for name in TENSORS:
-        expected = slow[name].numpy() + alpha * fast[name].numpy()
-        np.testing.assert_allclose(adapter.slow.get_parameter(name).detach().numpy(), expected, rtol=1e-12, atol=1e-15)
-    assert adapter.slow.rank == adapter.fast.rank == 3
-
-
-@pytest.mark.parametrize(("reset", "alpha"), PAIRS)
-def test_function_mode_adds_alpha_fast_to_slows_output(config, randomize, real_h, reset, alpha):
-    keys = {"nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": reset}
-    adapter = randomize(NestedLoRAAdapter(config(d_model=real_h.shape[-1], **keys), "0.0").double())
-    slow, fast = values(adapter.slow), values(adapter.fast)
-    expected = adapter_in_numpy(adapter.slow, real_h) + alpha * adapter_in_numpy(adapter.fast, real_h)
-    adapter.consolidate(alpha)
-    np.testing.assert_allclose(adapter.slow(real_h).detach().numpy(), expected, rtol=1e-10, atol=1e-12)
-    assert adapter.slow.rank == 6
-    assert torch.equal(adapter.slow.down_proj.weight, torch.cat([slow["down_proj.weight"], fast["down_proj.weight"]]))
-    assert torch.equal(adapter.slow.up_proj.weight[:, :3], slow["up_proj.weight"])
-    adapter.consolidate(alpha)
-    assert adapter.slow.rank == 9
-
-
-@pytest.mark.parametrize(("mode", "alpha"), [*itertools.product(MODES, ALPHAS)])
-def test_fast_after_each_reset(nested, mode, alpha):
-    fast = {}
-    for reset in RESETS:
-        adapter = nested(nested_lora_consolidation_mode=mode, nested_lora_fast_reset=reset)
-        before = values(adapter.fast)
-        adapter.consolidate(alpha)
-        fast[reset] = (adapter.fast, before)
-    assert not any(parameter.any() for parameter in fast["zero"][0].parameters())
-    assert_same(*fast["keep"])
-    reborn, before = fast["reinit"]
-    assert not any(reborn.get_parameter(name).any() for name in TENSORS[1:])
-    assert 0 < reborn.down_proj.weight.abs().max() <= 1 / np.sqrt(D)
-    assert not torch.isclose(reborn.down_proj.weight, before["down_proj.weight"]).any()
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_what_a_function_consolidation_leaves_of_the_adapter(nested, alpha):
-    x = torch.randn(2, 5, D, dtype=torch.float64)
-    for reset, share in {"zero": alpha, "reinit": alpha, "keep": 1 + alpha}.items():
-        adapter = nested(nested_lora_consolidation_mode="function", nested_lora_fast_reset=reset)
-        expected = adapter_in_numpy(adapter.slow, x) + share * adapter_in_numpy(adapter.fast, x)
-        adapter.consolidate(alpha)
-        np.testing.assert_allclose(adapter(x).detach().numpy(), expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_alpha_zero_leaves_slow_as_it_was(nested, mode):
-    adapter, x = nested(nested_lora_consolidation_mode=mode), torch.randn(2, 5, D, dtype=torch.float64)
-    expected = adapter_in_numpy(adapter.slow, x)
-    adapter.consolidate(0.0)
-    np.testing.assert_allclose(adapter(x).detach().numpy(), expected, rtol=1e-12)
-
-
-# ---- a second life for fast
-
-
-def trained(adapter: NestedLoRAAdapter) -> tuple[float, dict[str, bool]]:
-    """Fit `fast` to a target that depends on the input; the last loss and which tensors moved."""
-    before = values(adapter.fast)
-    x = torch.randn(40, 1, D, dtype=torch.float64)
-    target = torch.relu(x @ torch.randn(D, D, dtype=torch.float64)) + adapter.slow(x).detach()
-    optimizer = torch.optim.SGD(adapter.fast.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss = (adapter(x) - target).square().mean()
-        loss.backward()
-        optimizer.step()
-    return loss.item(), {name: not torch.equal(adapter.fast.get_parameter(name), before[name]) for name in TENSORS}
-
-
-def test_a_zeroed_fast_moves_only_its_output_bias(nested):
-    adapter = nested()
-    adapter.consolidate(1.0)
-    _, moved = trained(adapter)
-    assert moved == dict.fromkeys(TENSORS, False) | {"up_proj.bias": True}
-
-
-def test_a_revived_fast_learns_what_a_zeroed_one_cannot(nested):
-    dead = nested()
-    dead.consolidate(1.0)
-    revived = deepcopy(dead)
-    slow, x = values(revived.slow), torch.randn(2, 5, D, dtype=torch.float64)
-    assert revived.revive()
-    assert_same(revived.slow, slow)
-    torch.testing.assert_close(revived(x), dead(x), rtol=0, atol=0)
-    losses = {}
-    for name, adapter in {"dead": dead, "revived": revived}.items():
-        torch.manual_seed(1)  # the same task for both
-        losses[name], moved = trained(adapter)
-    assert all(moved.values())
-    assert losses["revived"] < 0.7 * losses["dead"]
-
-
-def test_revive_leaves_a_living_fast_alone(nested, config):
-    for adapter in (nested(), NestedLoRAAdapter(config(d_model=D), "0.0")):
-        before = values(adapter)
-        assert not adapter.revive()
-        assert_same(adapter, before)
 
 
 # ---- descriptors

@@ -1,23 +1,33 @@
 """The network that a configuration describes, against timm's own model."""
 
+import copy
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from adapter_cases import OWN, Gain, ThreeBranches, registered
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from backbone.adapter import Adapter
+from backbone.nested_lora import NestedLoRAAdapter
 from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet, get_backbone
 
 NAME = "vit_tiny_patch16_224"
 TAG = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-KINDS = ("adaptmlp", "nested_lora")
+KINDS = ("adaptmlp", "nested_lora", *OWN)
+
+
+@pytest.fixture(autouse=True)
+def own_types() -> Iterator[None]:
+    with registered(*OWN):
+        yield
 
 
 @pytest.fixture
@@ -30,7 +40,7 @@ def weights(config, tmp_path) -> Path:
 
 @pytest.fixture
 def net(config, weights) -> Callable[..., SEMAVitNet]:
-    return lambda **keys: SEMAVitNet(config(backbone_checkpoint=str(weights), **keys), 6)
+    return lambda nb_classes=6, **keys: SEMAVitNet(config(backbone_checkpoint=str(weights), **keys), nb_classes)
 
 
 @pytest.fixture
@@ -206,6 +216,68 @@ def test_the_learned_state_holds_every_public_name_and_the_records(net):
             expected.add(f"{slot}.adapters.0.records.losses")
         expected |= {f"{slot}.adapters.0.{part}.{name}" for part in parts for name in ("weight", "bias")}
     assert state.keys() == expected
+
+
+# ---- adapter types and their branches
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [("adaptmlp", Adapter), ("nested_lora", NestedLoRAAdapter), ("gain", Gain), ("three_branches", ThreeBranches)],
+)
+def test_the_network_knows_its_adapter_type_and_its_branches(net, kind, cls):
+    model = net(ffn_adapter_type=kind)
+    assert model.adapter_type is cls
+    assert model.active_branches == cls.branches
+    found = [(layer, index, id(adapter), id(slot)) for layer, index, adapter, slot in model.branched_adapters()]
+    slots = model.slots if cls.branches else []
+    assert found == [(slot.layer, 0, id(slot.functional[0]), id(slot)) for slot in slots]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lifetime", "continual"),
+    [
+        ("nested_lora", "expansion", False),
+        ("nested_lora", "continual", True),
+        ("three_branches", "continual", True),
+        ("adaptmlp", "continual", False),
+        ("gain", "continual", False),
+    ],
+)
+def test_only_types_that_say_so_learn_again_in_every_task(net, kind, lifetime, continual):
+    assert net(ffn_adapter_type=kind, nested_lora_lifetime=lifetime).continual == continual
+
+
+@torch.no_grad()
+def test_chosen_branches_answer_as_if_the_others_were_zero(net, randomize, images):
+    model = net(ffn_adapter_type="three_branches").eval()
+    for slot in model.slots:
+        randomize(slot, 0.1)
+    whole = model(images)["logits"]
+    for active in (("slow", "fast"), ("mid",), ()):
+        with model.branches(active):
+            assert model.active_branches == active
+            some = model(images)["logits"]
+        silenced = copy.deepcopy(model)
+        for slot in silenced.slots:
+            for name in {"slow", "mid", "fast"} - set(active):
+                slot.functional[0].get_submodule(name).zero()
+        torch.testing.assert_close(some, silenced(images)["logits"])
+        assert not torch.allclose(some, whole)
+        assert torch.equal(model(images)["logits"], whole)
+        assert model.active_branches == ("slow", "mid", "fast")
+
+
+def test_all_branches_answer_again_after_an_error(net):
+    model = net(ffn_adapter_type="nested_lora")
+    with pytest.raises(RuntimeError, match="in between"), model.branches(("slow",)), model.branches(()):
+        raise RuntimeError("in between")
+    assert model.active_branches == model.slots[0].functional[0].active == ("slow", "fast")
+
+
+def test_an_unknown_adapter_type_is_refused(net):
+    with pytest.raises(ValueError, match=r"'lora' is unknown; choose one of adaptmlp, nested_lora, gain"):
+        net(ffn_adapter_type="lora")
 
 
 # ---- configuration

@@ -16,6 +16,7 @@ from utils.json_file import parse as parse_json
 from utils.text import shown
 
 DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
+USAGE = "main.py --config FILE [--key value ...]"
 CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags beat the file, the file beats the defaults"
 PLUGIN_MEANING = (
     "your own Python file, which registers adapter types or learners (docs/extending.md); it is run, so it can be "
@@ -48,7 +49,7 @@ class CommandLine(NamedTuple):
 
 def plugins(argv: Sequence[str]) -> list[Path]:
     """The files named by `--plugin`, which add choices to other flags and so must be loaded before `parse`."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", type=Path, default=[])
     found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
     return found
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="main.py",
-        usage="main.py --config FILE [--key value ...]",
+        usage=USAGE,
         description=DESCRIPTION,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

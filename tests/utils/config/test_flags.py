@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from adapter_cases import registered
 
-from utils.config.flags import parse
+from utils.config.flags import parse, plugins
 from utils.config.load import load
 from utils.config.schema import schemas
 from utils.errors import ConfigError
@@ -115,3 +116,40 @@ def test_help_lists_every_key_with_meaning_default_and_choices(capsys):
         expected += [f"default: {IN_JSON.get(default, default)}"] if default else ["required"]
         assert [text for text in expected if "".join(text.split()) not in page] == []
     assert "--config" in page
+    assert "--plugin" in page
+
+
+def test_help_lists_the_choices_that_a_plugin_has_added(capsys):
+    with registered("gain"), pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "{adaptmlp,nested_lora,gain}" in "".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        ([], []),
+        (["--config", "a.json", "--batch_size", "3"], []),
+        (["--plugin", "a.py"], ["a.py"]),
+        (["--plugin=a.py", "--eval", "--plugin", "b-c.py", "--ffn-num", "2"], ["a.py", "b-c.py"]),
+    ],
+)
+def test_plugins_are_found_among_the_flags(argv, found):
+    assert plugins(argv) == [Path(name) for name in found]
+
+
+def test_a_plugin_flag_without_its_file_ends_with_code_2_and_the_commands_usage(capsys):
+    with pytest.raises(SystemExit) as ended:
+        plugins(["--plugin"])
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("usage: main.py --config FILE")
+    assert "main.py: error: argument --plugin: expected one argument" in shown
+
+
+def test_the_plugins_are_no_keys():
+    assert parse(["--plugin", "a.py", "--ffn_num", "8", "--plugin=b.py"]) == (None, {"ffn_num": 8})
+
+
+def test_hyphens_stand_for_underscores_in_flags_and_nowhere_else():
+    assert flags("--output-dir=my-runs", "--prefix", "a-b") == {"output_dir": "my-runs", "prefix": "a-b"}

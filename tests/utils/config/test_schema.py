@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from adapter_cases import registered
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils.choices import ADAPTERS, LEARNERS
 from utils.config.identity import counted, result_hash
-from utils.config.load import load, resolve, with_defaults
-from utils.config.schema import Config, schemas
+from utils.config.load import load, resolve
+from utils.config.schema import Config, defaults, schemas
+from utils.datasets import DATASETS
 from utils.errors import ConfigError, UserError
 
 # Defaults as sema.md and nested_lora.md state them.
@@ -204,6 +207,31 @@ def test_a_message_stays_one_short_line_whatever_key_and_value(write, key):
     assert "\x1b" not in line
 
 
+# ---------------------------------------------------------------- choices that can be added to
+
+
+def test_a_registered_adapter_type_is_a_choice_as_long_as_it_is_registered():
+    with registered("gain"):
+        assert load(None, {"dataset": "cub", "ffn_adapter_type": "gain"}).ffn_adapter_type == "gain"
+        assert schemas()["ffn_adapter_type"]["enum"] == ["adaptmlp", "nested_lora", "gain"]
+        line = the_problem(dataset="cub", ffn_adapter_type="gian")
+    assert line.endswith("expected one of adaptmlp, nested_lora, gain; did you mean gain?")
+    assert the_problem(dataset="cub", ffn_adapter_type="gain").endswith("expected one of adaptmlp, nested_lora")
+
+
+def test_the_rates_of_time_scales_are_checked_for_every_type_with_branches():
+    keys = {"dataset": "cub", "min_lr": 0.002}
+    with registered("gain", "three_branches"):
+        assert load(None, {**keys, "ffn_adapter_type": "gain"}).min_lr == 0.002
+        line = the_problem(**keys, ffn_adapter_type="three_branches")
+    assert "min_lr = 0.002" in line
+    assert "nested_lora_lr_slow = 0.001" in line
+
+
+def test_a_check_between_keys_ignores_an_adapter_type_that_is_unknown():
+    assert the_problem(dataset="cub", min_lr=0.002, ffn_adapter_type="lora").startswith("ffn_adapter_type = ")
+
+
 # ---------------------------------------------------------------- between keys
 
 
@@ -376,28 +404,16 @@ def test_config_error_is_a_user_error_and_a_value_error():
     assert issubclass(ConfigError, ValueError)
 
 
-# ---------------------------------------------------------------- with_defaults and the hash
+# ---------------------------------------------------------------- defaults and the hash
 
 
-def test_with_defaults_lays_arguments_over_defaults_as_they_are():
-    device = object()
-    args = with_defaults({"dataset": "parity", "device": [device], "batch_size": 4096, "nb_classes": 20, "rd_dim": "?"})
-    assert (args.dataset, args.device[0], args.batch_size, args.nb_classes, args.rd_dim) == (
-        "parity",
-        device,
-        4096,
-        20,
-        "?",
-    )
-    assert {key: args[key] for key in NESTED_DEFAULTS} == NESTED_DEFAULTS
-
-
-def test_with_defaults_shares_nothing_between_calls():
-    first = with_defaults({})
-    first.backbone_kwargs["depth"] = 2
-    first.seed.append(1)
-    assert with_defaults({}).backbone_kwargs == {}
-    assert with_defaults({}).seed == [1993]
+def test_defaults_share_nothing_between_calls():
+    first = defaults()
+    assert {key: first[key] for key in NESTED_DEFAULTS} == NESTED_DEFAULTS
+    assert set(first) == set(Config.model_fields) - {"dataset"}
+    first["backbone_kwargs"]["depth"] = 2
+    first["seed"].append(1)
+    assert (defaults()["backbone_kwargs"], defaults()["seed"]) == ({}, [1993])
     assert load(None, {"dataset": "cub"}).backbone_kwargs == {}
 
 
@@ -464,7 +480,7 @@ def test_data_root_counts_where_it_is_the_data_set(dataset):
 # ---------------------------------------------------------------- the module itself
 
 
-@pytest.mark.parametrize("module", ["utils.config.schema", "utils.config.flags", "main"])
+@pytest.mark.parametrize("module", ["utils.config.schema", "utils.config.flags", "utils.choices", "main"])
 def test_import_brings_no_torch(module):
     code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'timm', 'torchvision')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -475,3 +491,5 @@ def test_schema_for_editors_knows_every_key():
     schema = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert set(schema["properties"]) == set(Config.model_fields)
     assert schema["additionalProperties"] is False
+    names = {"dataset": list(DATASETS), "model_name": LEARNERS.names(), "ffn_adapter_type": ADAPTERS.names()}
+    assert {key: schema["properties"][key]["enum"] for key in names} == names

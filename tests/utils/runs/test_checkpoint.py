@@ -4,21 +4,25 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from adapter_cases import OWN, registered
 from parity_cases import RECORDS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backbone.registry import ADAPTERS
+from utils.errors import UserError
 from utils.inc_net import SEMAVitNet
 from utils.runs.checkpoint import (
     FORMAT,
     CheckpointError,
+    SlotShape,
     adapter_type,
     differences,
     read_checkpoint,
@@ -29,6 +33,13 @@ from utils.runs.checkpoint import (
 )
 
 KINDS = ("adaptmlp", "nested_lora")
+ALL_KINDS = (*KINDS, *OWN)
+
+
+@pytest.fixture(autouse=True)
+def own_types() -> Iterator[None]:
+    with registered(*OWN):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +51,11 @@ def built() -> dict[str, SEMAVitNet]:
 def net(config, built) -> Callable[..., SEMAVitNet]:
     """Networks on the same random backbone weights, whatever their adapters; built once, then copied."""
 
-    def make(seed: int = 1, **keys: object) -> SEMAVitNet:
-        name = repr((seed, sorted(keys.items())))
+    def make(seed: int = 1, nb_classes: int = 6, **keys: object) -> SEMAVitNet:
+        name = repr((seed, nb_classes, sorted(keys.items())))
         if name not in built:
             torch.manual_seed(seed)
-            built[name] = SEMAVitNet(config(**keys), 6).eval()
+            built[name] = SEMAVitNet(config(**keys), nb_classes).eval()
         return deepcopy(built[name])
 
     return make
@@ -59,7 +70,7 @@ def grown(net, randomize) -> Callable[..., SEMAVitNet]:
         for layer in (1, 2, 2):
             slot = model.slots[layer]
             slot.begin_func_phase()
-            if keys["ffn_adapter_type"] == "nested_lora":
+            if model.adapter_type.branches:
                 slot.consolidate_nested_lora(0.5)
                 slot.trained.clear()
             slot.end_of_cycle()
@@ -95,45 +106,70 @@ def assert_unchanged(model: SEMAVitNet, before: dict[str, Any]) -> None:
 # ---- round trips
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_grown_network_comes_back_bit_by_bit(net, grown, images, tmp_path, kind):
     source, target, path = grown(ffn_adapter_type=kind), net(seed=1, ffn_adapter_type=kind), tmp_path / "a.safetensors"
-    save_checkpoint(path, source.learned_state(), {"backbone": source.provenance})
+    save_checkpoint(path, source.learned_state(), {"backbone": source.provenance, "adapter_type": kind})
     tensors, meta = read_checkpoint(path)
-    target.load_learned(tensors, meta["backbone"])
+    target.load_learned(tensors, meta)
     assert [slot.num_adapters for slot in target.slots] == [1, 2, 3, 1]
     ours, theirs = source.state_dict(), target.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert torch.equal(target.eval()(images)["logits"], source.eval()(images)["logits"])
-    if kind == "nested_lora":
-        assert [adapter.functional.slow.rank for adapter in target.slots[2].adapters] == [6, 6, 3]
+    for name in source.adapter_type.branches[:-1]:
+        assert [adapter.get_submodule(name).rank for adapter in target.slots[2].functional] == [6, 6, 3]
     means = source.token_means(images, [1, 2])
     for layer, mean in means.items():
         assert torch.equal(source.slots[layer].z_scores(mean), target.slots[layer].z_scores(mean))
         assert source.slots[layer].z_scores(mean).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_loaded_network_learns_nothing_but_its_head(net, grown, kind):
     source, target = grown(ffn_adapter_type=kind), net(ffn_adapter_type=kind)
-    target.load_learned(source.learned_state())
+    target.load_learned(source.learned_state(), {"adapter_type": kind})
     assert {name for name, parameter in target.named_parameters() if parameter.requires_grad} == {
         "fc.weight",
         "fc.bias",
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_an_adapter_added_after_loading_is_a_living_one(net, grown, images, kind):
     target = net(ffn_adapter_type=kind)
-    target.load_learned(grown(ffn_adapter_type=kind).learned_state())
+    target.load_learned(grown(ffn_adapter_type=kind).learned_state(), {"adapter_type": kind})
     target.slots[1].begin_task()
     target.slots[1].expand()
     target.train()(images)["logits"].sum().backward()
     assert target.slots[1].added == 1
     assert target.slots[1].num_adapters == 3
     assert target.slots[1].new_router.weight.grad is not None
+
+
+def test_a_restored_adapter_of_ones_own_is_an_adapter_in_every_role(net, grown):
+    target = net(ffn_adapter_type="gain")
+    target.load_learned(grown(ffn_adapter_type="gain").learned_state(), {"adapter_type": "gain"})
+    gains = {id(parameter) for name, parameter in target.named_parameters() if name.endswith(".functional.gain")}
+    assert len(gains) == 1 + 2 + 3 + 1
+    assert {id(parameter) for role, parameter in target.roles() if role == "adapter"} == gains
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_task_in_progress_comes_back_with_what_learns_and_what_trained(net, grown, images, kind):
+    source, target = grown(ffn_adapter_type=kind), net(ffn_adapter_type=kind)
+    source.slots[1].begin_task()
+    source.slots[1].expand()
+    source.slots[1].begin_func_phase()
+    state = source.training_state()
+    assert state["adapter_type"] == kind
+    target.load_training(state)
+    assert snapshot(target)["learns"] == snapshot(source)["learns"]
+    assert target.training_state()["slots"] == state["slots"]
+    assert state["slots"][1] == {"added": 1, "trained": [2]}
+    assert (target.slots[1].added, target.slots[1].trained) == (1, {2})
+    assert target.slots[1].new_router is not None
+    assert torch.equal(target.eval()(images)["logits"], source.eval()(images)["logits"])
 
 
 def test_metadata_come_back(tmp_path):
@@ -179,7 +215,7 @@ def test_a_public_file_loads_without_records(config, tmp_path):
     tensors, meta = read_checkpoint(RECORDS / "sgd_expand.pth")
     assert meta == {}
     keys = {**stored["config"], "backbone_kwargs": stored["backbone_kwargs"], "device": ["cpu"], "seed": 0}
-    model = SEMAVitNet(config(**keys), 6)
+    model = SEMAVitNet(config(**keys), len(tensors["fc.bias"]))
     model.load_learned(tensors)
     assert [slot.num_adapters for slot in model.slots] == stored["tasks"][-1]["adapters"]
     loaded = model.state_dict()
@@ -198,14 +234,23 @@ def test_a_public_file_carries_no_configuration(tmp_path):
         read_config(tmp_path / "public.pth")
 
 
+def test_a_checkpoint_made_with_a_plugin_names_the_file_to_load(tmp_path):
+    path = tmp_path / "a.safetensors"
+    plugin = {"file": "my_own.py", "sha256": "ab" * 32, "adds": {"ffn_adapter_type": ["mine"]}}
+    save_checkpoint(path, {"x": torch.ones(1)}, {**META, "plugins": [plugin]})
+    assert read_meta(path)["plugins"] == [plugin]
+    with pytest.raises(UserError, match=r"a\.safetensors was made with the plug-in .*--plugin my_own\.py"):
+        read_config(path)
+
+
 # ---- what does not belong
 
 
-def refused(model: SEMAVitNet, tensors: dict[str, Tensor], provenance: dict[str, str] | None = None) -> str:
+def refused(model: SEMAVitNet, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> str:
     """Load, expect a refusal that changes nothing, and give its message."""
     before = snapshot(model)
     with pytest.raises(CheckpointError) as error:
-        model.load_learned(tensors, provenance)
+        model.load_learned(tensors, meta)
     assert_unchanged(model, before)
     return str(error.value)
 
@@ -213,8 +258,29 @@ def refused(model: SEMAVitNet, tensors: dict[str, Tensor], provenance: dict[str,
 @pytest.mark.parametrize(("mine", "theirs"), [KINDS, KINDS[::-1]])
 def test_another_adapter_type_is_refused(net, grown, mine, theirs):
     message = refused(net(ffn_adapter_type=mine), grown(ffn_adapter_type=theirs).learned_state())
-    assert mine in message
-    assert theirs in message
+    assert message == f"the checkpoint holds {theirs} adapters, the configuration asks for {mine}"
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"), [("adaptmlp", "gain"), ("gain", "adaptmlp"), ("nested_lora", "three_branches")]
+)
+def test_another_adapter_type_of_ones_own_is_refused_by_what_the_metadata_say(net, grown, mine, theirs):
+    tensors = grown(ffn_adapter_type=theirs).learned_state()
+    message = refused(net(ffn_adapter_type=mine), tensors, {"adapter_type": theirs})
+    assert message == f"the checkpoint holds {theirs} adapters, the configuration asks for {mine}"
+
+
+def test_a_type_that_is_not_registered_here_is_named(net):
+    model = net(ffn_adapter_type="adaptmlp")
+    message = refused(model, model.learned_state(), {"adapter_type": "elsewhere"})
+    assert message == "the checkpoint holds elsewhere adapters, the configuration asks for adaptmlp"
+
+
+def test_metadata_that_lie_about_the_type_are_refused_by_the_tensors(net, grown):
+    message = refused(
+        net(ffn_adapter_type="gain"), grown(ffn_adapter_type="nested_lora").learned_state(), {"adapter_type": "gain"}
+    )
+    assert "unexpected backbone.blocks.0.adapter_module.adapters.0.functional.fast.down_proj.bias" in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -262,15 +328,15 @@ def test_another_layer_range_is_refused(net, grown, layers):
 def test_other_backbone_weights_are_refused(net, grown):
     source = grown(ffn_adapter_type="adaptmlp")
     other = net(seed=2, ffn_adapter_type="adaptmlp")
-    message = refused(other, source.learned_state(), source.provenance)
+    message = refused(other, source.learned_state(), {"backbone": source.provenance})
     assert source.provenance["sha256"][:16] in message
     assert other.provenance["sha256"][:16] in message
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_younger_checkpoint_goes_into_a_grown_network(net, grown, kind):
     model, young = grown(ffn_adapter_type=kind), net(ffn_adapter_type=kind)
-    model.load_learned(young.learned_state())
+    model.load_learned(young.learned_state(), {"adapter_type": kind})
     assert [slot.num_adapters for slot in model.slots] == [1, 1, 1, 1]
     ours, theirs = model.state_dict(), young.state_dict()
     assert ours.keys() == theirs.keys()
@@ -448,7 +514,7 @@ def test_a_safetensors_header_that_claims_something_else_is_refused(tmp_path, en
             {f"{SLOT}.adapters.0.functional.slow.down_proj.weight": torch.ones(1).expand(10**12, 32)},
             r"\(32, 1000000000000\) here",
         ),
-        ({f"{SLOT}.adapters.0.functional.slow.down_proj.weight": torch.tensor(1.0)}, "of rank 1 at least"),
+        ({f"{SLOT}.adapters.0.functional.slow.down_proj.weight": torch.tensor(1.0)}, r"is \(\) there, \(3, 32\) here"),
         (  # records may be of any length, so that something else has to be wrong
             {f"{SLOT}.adapters.0.records.losses": torch.ones(1).expand(10**12), "fc.bias": torch.ones(7)},
             r"fc\.bias is \(7,\) there, \(6,\) here",
@@ -483,6 +549,7 @@ META: dict[str, Any] = {
     "task_sizes": [1, 1],
     "accuracy": {"task_sizes": [1, 1], "count": [5, 5], "correct": [[3], [2, 4]]},
     "backbone": {"timm_name": "vit", "weights": "hub", "sha256": "0" * 64},
+    "adapter_type": "gain",
 }
 
 
@@ -493,7 +560,8 @@ META: dict[str, Any] = {
         ("class_order", [-1]), ("task_sizes", []), ("task_sizes", [0]), ("task_sizes", "11"), ("task_sizes", [True]),
         ("task_sizes", {"0": 1}), ("accuracy", []), ("accuracy", {}), ("accuracy", {**META["accuracy"], "count": [5]}),
         ("accuracy", {**META["accuracy"], "correct": [[6], [2, 4]]}), ("backbone", "vit"), ("backbone", {}),
-        ("backbone", {**META["backbone"], "sha256": 7}),
+        ("backbone", {**META["backbone"], "sha256": 7}), ("adapter_type", 3), ("adapter_type", ["gain"]),
+        ("plugins", "a.py"), ("plugins", ["a.py"]),
     ],
 )  # fmt: skip
 def test_metadata_of_a_wrong_type_are_named(tmp_path, key, value):
@@ -518,21 +586,73 @@ def test_metadata_that_are_no_object_are_refused(tmp_path, meta):
 # ---- what names and shapes tell
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_structure_is_read_off_names_and_shapes(grown, kind):
-    tensors = grown(ffn_adapter_type=kind).learned_state()
-    inner = {"adaptmlp": [[4], [4, 4], [4, 4, 4], [4]], "nested_lora": [[3], [6, 3], [6, 6, 3], [3]]}[kind]
+def branches() -> dict[str, tuple[str, ...]]:
+    return {name: ADAPTERS[name].branches for name in ADAPTERS.names()}
+
+
+@pytest.mark.parametrize(
+    ("meta", "kind"),
+    [
+        ({"adapter_type": "gain"}, "gain"),
+        ({"adapter_type": "gain", "config": {"ffn_adapter_type": "adaptmlp"}}, "gain"),
+        ({"adapter_type": "not registered here"}, "not registered here"),
+        ({"config": {"ffn_adapter_type": "adaptmlp"}}, "adaptmlp"),  # our own before adapter types were on record
+        ({"config": {"ffn_adapter_type": "nested_lora", "dataset": "npz"}}, "nested_lora"),
+    ],
+)
+def test_the_adapter_type_is_what_the_metadata_say_whatever_the_tensors_are(grown, meta, kind):
+    for theirs in KINDS:
+        assert adapter_type(grown(ffn_adapter_type=theirs).learned_state(), meta, branches()) == kind
+
+
+@pytest.mark.parametrize("meta", [{}, {"config": {}}, {"config": {"dataset": "npz"}}])
+@pytest.mark.parametrize("kind", ["adaptmlp", "nested_lora", "three_branches"])
+def test_without_metadata_the_adapter_type_is_the_one_with_these_branches(grown, meta, kind):
+    assert adapter_type(grown(ffn_adapter_type=kind).learned_state(), meta, branches()) == kind
+
+
+def test_the_adapter_type_of_a_public_file_is_adaptmlp():
+    tensors, meta = read_checkpoint(RECORDS / "sgd_expand.pth")
+    assert adapter_type(tensors, meta, branches()) == "adaptmlp"
+
+
+def test_structure_is_read_off_names_and_shapes(grown):
+    """Ranks at layers 0 to 3; `up` and `down` of an adapter of rank r have the shapes (32, r) and (r, 32)."""
+
+    def adaptmlp(rank: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
+        shapes = {"down_proj.weight": (rank, 32), "down_proj.bias": (rank,), "up_proj.weight": (32, rank)}
+        return {f"{prefix}{name}": shape for name, shape in {**shapes, "up_proj.bias": (32,)}.items()}
+
+    expected = {
+        "adaptmlp": [[adaptmlp(4)] * adapters for adapters in (1, 2, 3, 1)],
+        "nested_lora": [
+            [adaptmlp(slow, "slow.") | adaptmlp(3, "fast.") for slow in ranks]
+            for ranks in ([3], [6, 3], [6, 6, 3], [3])
+        ],
+        "gain": [[{"gain": (32,)}] * adapters for adapters in (1, 2, 3, 1)],
+    }
     records = [[], [0, 7], [20, 0, 0], []]
-    assert adapter_type(tensors) == kind
-    assert structure(tensors) == {layer: (inner[layer], records[layer], False) for layer in range(4)}
+    for kind, adapters in expected.items():
+        found = structure(grown(ffn_adapter_type=kind).learned_state())
+        assert found == {layer: SlotShape(adapters[layer], records[layer], False) for layer in range(4)}
 
 
 def test_structure_counts_adapters_by_number():
     """Ten adapters and more: 10 comes after 9, not after 1."""
     name = "backbone.blocks.0.adapter_module.adapters.{}.functional.down_proj.weight"
-    assert structure({name.format(index): torch.ones(index + 1, 2) for index in reversed(range(12))}) == {
-        0: (list(range(1, 13)), [], False)
-    }
+    found = structure({name.format(index): torch.ones(index + 1, 2) for index in reversed(range(12))})
+    assert found == {0: SlotShape([{"down_proj.weight": (rank, 2)} for rank in range(1, 13)], [], False)}
+
+
+def test_structure_knows_whether_a_layer_is_expanding(grown):
+    model = grown(ffn_adapter_type="adaptmlp")
+    model.slots[2].expand()
+    assert [shape.expanding for _, shape in sorted(structure(model.learned_state()).items())] == [
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_differences_list_every_kind_once():

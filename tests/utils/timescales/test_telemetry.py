@@ -9,9 +9,11 @@ import torch
 from easydict import EasyDict
 from telemetry_cases import (
     BRANCHES,
+    PAIR,
     D,
     Nested,
     R,
+    Triple,
     apply,
     arrays,
     assert_equal,
@@ -44,6 +46,33 @@ def test_every_number_is_numpys_now_and_since_the_previous_measurement(dtype: to
     measured.arm()
     train(nested, h)
     assert_equal(measured.measure()[0], expected(arrays(nested), first, h), rel)
+
+
+def test_a_third_branch_is_compared_with_each_of_the_two() -> None:
+    triple, h = Triple().double(), batch()
+    measured = Telemetry([(0, 0, triple, triple)])
+    born = arrays(triple)
+    measured.arm()
+    train(triple, h)
+    (entry,) = measured.measure()
+    assert_equal(entry, expected(arrays(triple), born, h))
+    for key in ("output_cosine", "update_cosine"):
+        assert list(entry[key]) == ["slow+mid", "slow+fast", "mid+fast"]
+
+
+def test_a_branch_that_is_no_bottleneck_has_no_rank_and_the_rest() -> None:
+    class Plain(Nested):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fast = nn.Linear(D, D)
+
+    nested, h = Plain().double(), batch()
+    entry, slow = watch(nested, h), arrays(nested)["slow"]
+    assert entry["effective_rank"] == {"slow": pytest.approx(full_rank(slow)), "fast": None}
+    output = h[:8].numpy() @ nested.fast.weight.detach().numpy().T + nested.fast.bias.detach().numpy()
+    total = norm(output) + norm(apply(slow, h[:8].numpy()))
+    assert entry["share"]["fast"] == pytest.approx(norm(output) / total)
+    assert entry["norms"]["fast.weight"] == pytest.approx(norm(nested.fast.weight.detach().numpy()))
 
 
 def test_adapters_keep_their_order_and_their_own_inputs() -> None:
@@ -126,7 +155,7 @@ def test_adapters_that_are_all_zero_have_no_share_no_cosine_and_rank_zero(
     none, zero = {"slow": None, "fast": None}, {"slow": 0.0, "fast": 0.0}
     assert entry == {
         **{"layer": 0, "adapter": 0, "update_norms": zero, "share": none},
-        **{"output_cosine": None, "update_cosine": None, "effective_rank": zero},
+        **{"output_cosine": {PAIR: None}, "update_cosine": {PAIR: None}, "effective_rank": zero},
     }
 
 
@@ -136,7 +165,7 @@ def test_a_branch_that_gives_nothing_leaves_the_other_the_whole_share() -> None:
     nn.init.zeros_(nested.fast.up_proj.bias)
     entry = watch(nested, h)
     assert entry["share"] == {"slow": 1.0, "fast": 0.0}
-    assert entry["output_cosine"] is None
+    assert entry["output_cosine"] == {PAIR: None}
     assert entry["effective_rank"]["fast"] == 0
     assert entry["norms"]["fast.down_proj.weight"] > 0
 
@@ -148,7 +177,7 @@ def test_a_branch_that_stood_still_has_no_update_cosine() -> None:
         nested.fast.up_proj.bias += 2
     entry = watch(nested, h, measured)
     assert entry["update_norms"] == pytest.approx({"slow": 0.0, "fast": 2 * math.sqrt(D)})
-    assert entry["update_cosine"] is None
+    assert entry["update_cosine"] == {PAIR: None}
 
 
 def test_opposite_and_equal_branches_have_cosines_of_minus_and_plus_one() -> None:
@@ -158,11 +187,11 @@ def test_opposite_and_equal_branches_have_cosines_of_minus_and_plus_one() -> Non
     with torch.no_grad():
         nested.slow.up_proj.weight *= -1
         nested.slow.up_proj.bias *= -1
-    assert watch(nested, h, measured)["output_cosine"] == pytest.approx(-1)
+    assert watch(nested, h, measured)["output_cosine"] == pytest.approx({PAIR: -1})
     with torch.no_grad():
         for parameter in nested.parameters():
             parameter.add_(0.25)
-    assert watch(nested, h, measured)["update_cosine"] == pytest.approx(1)
+    assert watch(nested, h, measured)["update_cosine"] == pytest.approx({PAIR: 1})
 
 
 def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_good() -> None:
@@ -176,7 +205,7 @@ def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_g
     entry = watch(nested, h, measured)
     assert entry["update_norms"]["slow"] is None
     assert entry["update_norms"]["fast"] > 0
-    assert entry["update_cosine"] is None
+    assert entry["update_cosine"] == {PAIR: None}
     last = arrays(nested)
     train(nested, h, 2)
     entry = watch(nested, h, measured)
@@ -184,7 +213,7 @@ def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_g
     assert now["slow"]["down_proj.weight"].shape == (2 * R, D)
     assert entry["update_norms"] == pytest.approx({b: norm(flat(now[b], last[b])) for b in BRANCHES})
     assert entry["effective_rank"] == pytest.approx({b: full_rank(now[b]) for b in BRANCHES})
-    assert entry["update_cosine"] is None
+    assert entry["update_cosine"] == {PAIR: None}
 
 
 def test_numbers_that_are_not_finite_become_none_and_the_rest_stays() -> None:
