@@ -27,6 +27,8 @@ class Branch(nn.Module):
 class Nested(nn.Module):
     """What telemetry asks of a module, and no more."""
 
+    branches = BRANCHES
+
     def __init__(self, slow_rank: int = R) -> None:
         super().__init__()
         self.slow, self.fast = Branch(slow_rank), Branch(R)
@@ -103,8 +105,8 @@ def expected(now: dict[str, Values], last: dict[str, Values], h: Tensor) -> dict
         "norms": {f"{branch}.{name}": norm(value) for branch in BRANCHES for name, value in now[branch].items()},
         "update_norms": {branch: norm(updates[branch]) for branch in BRANCHES},
         "share": {branch: norm(outputs[branch]) / total for branch in BRANCHES},
-        "output_cosine": cosine(outputs["slow"], outputs["fast"]),
-        "update_cosine": cosine(updates["slow"], updates["fast"]),
+        "output_cosine": {"slow+fast": cosine(outputs["slow"], outputs["fast"])},
+        "update_cosine": {"slow+fast": cosine(updates["slow"], updates["fast"])},
         "effective_rank": {branch: full_rank(now[branch]) for branch in BRANCHES},
     }
 
