@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 C = TypeVar("C", bound=type[Any])
@@ -19,26 +20,32 @@ class Registry:
     def __init__(self, key: str, shipped: Mapping[str, str]) -> None:
         self.key, self._shipped = key, dict(shipped)
         self._classes: dict[str, type[Any]] = {}
+        self._files: dict[str, str] = {}
 
     def names(self) -> list[str]:
         """All names, the project's own first."""
         return list(dict.fromkeys([*self._shipped, *self._classes]))
 
+    def names_of(self, file: Path) -> list[str]:
+        """The names that a file (its absolute path) has registered."""
+        return sorted(name for name, registered in self._files.items() if registered == str(file))
+
     def register(self, name: str) -> Callable[[C], C]:
         """Decorate the class that `name` stands for.
 
         Raises:
-            ValueError: The name stands for another class already.
+            ValueError: The name stands for a class of another file already, loaded or not.
         """
 
         def decorate(cls: C) -> C:
-            taken = self._classes.get(name)
-            if taken is not None and inspect.getsourcefile(taken) != inspect.getsourcefile(cls):
-                raise ValueError(
-                    f"{self.key} {name!r} is {taken.__qualname__} of {inspect.getsourcefile(taken)} already"
-                )
+            file = str(inspect.getsourcefile(cls))
+            taken = self._files.get(name, file)
+            if self._shipped.get(name, cls.__module__) != cls.__module__:
+                taken = self._shipped[name]
+            if taken != file:
+                raise ValueError(f"{self.key} {name!r} is registered by {taken} already; choose another name")
             cls.kind = name
-            self._classes[name] = cls
+            self._classes[name], self._files[name] = cls, file
             return cls
 
         return decorate

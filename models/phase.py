@@ -1,6 +1,6 @@
 """A func or an rd phase in progress: all that steps, schedules, gates and watches its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,11 +27,12 @@ class Phase:
         optimizer: Its groups have names.
         scheduler: Of the optimizer, stepped once an epoch.
         gates: By name of the time scale, its gate.
+        watched: By name of a gated time scale, the parameters of the network that train on it, whatever its gate holds.
         telemetry: Of the adapters that train.
         device: Of the sums.
 
     Attributes:
-        watches: By name of the time scale, what observes when its values change; of the gated scales that train.
+        watches: By name of the time scale, what observes when the values of `watched` change; of scales that train.
         epoch: Epochs that are complete.
         steps: Optimizer steps that are done.
         sums: What the current epoch has added up.
@@ -47,6 +48,7 @@ class Phase:
         optimizer: optim.Optimizer,
         scheduler: optim.lr_scheduler.LRScheduler,
         gates: Mapping[str, Gate],
+        watched: Mapping[str, Sequence[nn.Parameter]],
         telemetry: Telemetry,
         device: torch.device,
     ) -> None:
@@ -54,7 +56,7 @@ class Phase:
         self.task, self.cycle, self.epochs = task, cycle, epochs
         self.optimizer, self.scheduler = optimizer, scheduler
         self.gates = {scale: gate for scale, gate in gates.items() if gate.parameters}
-        self.watches = {scale: CadenceWatch(gate.parameters) for scale, gate in self.gates.items()}
+        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in watched.items() if parameters}
         self.telemetry, self.device = telemetry, device
         self.epoch, self.steps = 0, 0
         self.sums = EpochSums.empty(device)
@@ -140,6 +142,7 @@ class Phase:
         self.scheduler.load_state_dict(state["scheduler"])
         for scale, gate in self.gates.items():
             gate.restore(state["gates"][scale])
-            self.watches[scale].restore(state["watches"][scale])
+        for scale, watch in self.watches.items():
+            watch.restore(state["watches"][scale])
         self.telemetry.restore(state["telemetry"])
         self.sums = EpochSums.restore(state["sums"], self.device)

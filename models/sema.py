@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from backbone.sema_block import SEMAModules
 from models.base import BaseLearner, Setup
@@ -114,7 +114,7 @@ class Learner(BaseLearner):
         optimizer = make_optimizer(groups, config)
         members = {group["name"]: group["params"] for group in groups}
         gates = {s.name: Gate(members.get(s.name, ()), s.interval(config), s.update(config)) for s in GATED}
-        trains_slow = any(gate.parameters for gate in gates.values())
+        watched = {scale.name: self._learning(scale.name) if name == "func" else [] for scale in GATED}
         return Phase(
             name,
             task=self.cur_task,
@@ -123,9 +123,14 @@ class Learner(BaseLearner):
             optimizer=optimizer,
             scheduler=optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs), config.min_lr),
             gates=gates,
-            telemetry=Telemetry(self.network.branched_adapters() if trains_slow else ()),
+            watched=watched,
+            telemetry=Telemetry(self.network.branched_adapters() if any(watched.values()) else ()),
             device=self.device,
         )
+
+    def _learning(self, role: str) -> list[nn.Parameter]:
+        """What the network itself says is trainable in a role; the audit asks it, not the optimizer's groups."""
+        return [parameter for name, parameter in self.network.roles() if name == role and parameter.requires_grad]
 
     def _init_train(self, name: PhaseName) -> None:
         """Train one phase, from where it stands, to its end, with an optimizer of its own."""

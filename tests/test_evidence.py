@@ -10,10 +10,13 @@ import pytest
 import torch
 from test_trainer import events, images, results, run  # noqa: F401
 
-import models.steps
+import models.sema
 import trainer
+from models import Setup
+from utils.config.schema import Config
 from utils.errors import AuditError
 from utils.timescales import groups as param_groups
+from utils.timescales.gate import Gate
 
 NESTED: dict[str, Any] = {"max_tasks": 2, "nested_lora_update_interval_slow": 2}
 
@@ -35,32 +38,65 @@ def test_zero_grad_is_seen_to_move_slow_on_every_step(run: Callable[..., Path]) 
     assert (audit["observed"], audit["expected"], audit["passed"]) == ([1, 2, 3, 4, 5, 6], None, True)
 
 
-def test_a_slow_parameter_in_the_fast_group_is_caught(
+Groups = list[dict[str, Any]]
+
+
+def one_group(groups: Groups) -> Groups:
+    """Nested modules and a plain optimizer."""
+    return [{**groups[-1], "params": [parameter for group in groups for parameter in group["params"]]}]
+
+
+def one_misplaced(groups: Groups) -> Groups:
+    """A slow parameter in the fast group."""
+    slow, fast, other = groups
+    fast["params"].append(slow["params"].pop())
+    return [slow, fast, other]
+
+
+@pytest.mark.parametrize("mistake", [one_group, one_misplaced])
+def test_groups_that_do_not_hold_slow_still_are_caught(
     run: Callable[..., Path],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
+    mistake: Callable[[Groups], Groups],
 ) -> None:
     declared = param_groups.func_groups
-
-    def misplaced(roles: Any, args: Any) -> list[dict[str, Any]]:
-        slow, fast, other = declared(roles, args)
-        fast["params"].append(slow["params"].pop())
-        return [slow, fast, other]
-
-    monkeypatch.setattr(models.steps, "func_groups", misplaced)
-    with pytest.raises(RuntimeError, match="group slow: the modules declare"):
-        run(**NESTED)
-    monkeypatch.setattr(models.steps, "verify_groups", lambda *_: None)
-    monkeypatch.setattr(models.steps, "verify_gate", lambda *_: None)
+    monkeypatch.setattr(models.sema, "func_groups", lambda roles, config: mistake(declared(roles, config)))
     with pytest.raises(AuditError, match="step 1 is the first at which it moved and should not have"):
         run(**NESTED)
 
 
-def test_a_gate_that_is_off_by_one_is_caught(
+def test_groups_without_one_of_the_scales_are_refused_before_anything_trains(
     run: Callable[..., Path],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(param_groups.SlowGate, "pending", property(lambda gate: (gate.steps + 1) % gate.interval))
+    declared = param_groups.func_groups
+
+    def without_fast(roles: Any, config: Any) -> Groups:
+        slow, fast, other = declared(roles, config)
+        return [slow, {**fast, "params": []}, {**other, "params": [*other["params"], *fast["params"]]}]
+
+    monkeypatch.setattr(models.sema, "func_groups", without_fast)
+    with pytest.raises(RuntimeError, match=r"declare the branches fast, slow, but the optimizer's groups hold .* slow"):
+        run(**NESTED)
+    (path,) = (tmp_path / "logs").iterdir()
+    assert not (path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda gate: (gate.steps + 1) % gate.interval,  # off by one
+        lambda gate: 0,  # never closed
+    ],
+)
+def test_a_gate_that_is_not_as_configured_is_caught(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    broken: Callable[[Gate], int],
+) -> None:
+    monkeypatch.setattr(Gate, "pending", property(broken))
     with pytest.raises(AuditError, match=r"cadence audit: in the func phase of task 0 cycle 0 .*step 1 is the first"):
         run(**NESTED)
     (path,) = (tmp_path / "logs").iterdir()
@@ -72,12 +108,10 @@ def test_an_interval_key_that_does_not_reach_the_learner_is_caught(
     run: Callable[..., Path],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = trainer.learner_args
+    def forgetful(config: Config, *rest: Any) -> Setup:
+        return Setup(config.model_copy(update={"nested_lora_update_interval_slow": 1}), *rest)
 
-    def forgetful(*args: Any) -> dict[str, Any]:
-        return {key: value for key, value in whole(*args).items() if key != "nested_lora_update_interval_slow"}
-
-    monkeypatch.setattr(trainer, "learner_args", forgetful)
+    monkeypatch.setattr(trainer, "Setup", forgetful)
     with pytest.raises(AuditError, match="moved at 6 of 6 steps, the configuration says 3"):
         run(**NESTED)
 

@@ -94,9 +94,9 @@ def test_the_quickstart_s_baseline_differs_in_the_adapter_alone():
 def test_the_network_of_a_file_is_built(name):
     """At a twelfth of the width and with random weights: the published ones are a download."""
     config = load(EXPS / f"{name}.json")
-    keys = config.model_dump() | {"pretrained": False, "backbone_checkpoint": None, "nb_classes": 10}
-    keys["backbone_kwargs"] = {**config.backbone_kwargs, "embed_dim": 24, "num_heads": 2}
-    network = SEMAVitNet(keys).eval()
+    narrow = {**config.backbone_kwargs, "embed_dim": 24, "num_heads": 2}
+    keys = {"pretrained": False, "backbone_checkpoint": None, "backbone_kwargs": narrow}
+    network = SEMAVitNet(config.model_copy(update=keys), 10).eval()
     size = network.input_spec(normalize=False).size
     assert network(torch.zeros(1, 3, size, size))["logits"].shape == (1, 10)
     layers = range(config.adapt_start_layer, config.adapt_end_layer + 1)

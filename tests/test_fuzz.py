@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from easydict import EasyDict
 from finished_runs import PilotRun, write_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from tools.finished.reader import read_run
 from tools.verify import verify
 from utils.config.flags import parse
 from utils.config.load import load
-from utils.config.schema import schemas
+from utils.config.schema import defaults, schemas
 from utils.data.sources import load_dataset
 from utils.errors import ConfigError, DataError, UserError
 from utils.inc_net import SEMAVitNet
@@ -117,6 +118,7 @@ def test_made_up_flags(argv: list[str]) -> None:
 
 META = {
     "config": VALID_CONFIG,
+    "adapter_type": "nested_lora",
     "class_order": [1, 0, 2],
     "task_sizes": [2, 1],
     "accuracy": {"task_sizes": [2, 1], "count": [5, 5], "correct": [[3], [2, 4]]},
@@ -128,9 +130,7 @@ META = {
 def network() -> SEMAVitNet:
     from conftest import TINY
 
-    from utils.config.load import with_defaults
-
-    return SEMAVitNet(with_defaults({**TINY, "ffn_adapter_type": "nested_lora"}))
+    return SEMAVitNet(EasyDict({**defaults(), **TINY, "ffn_adapter_type": "nested_lora"}), 6)
 
 
 def stored(network: SEMAVitNet, suffix: str) -> bytes:
@@ -145,7 +145,7 @@ def stored(network: SEMAVitNet, suffix: str) -> bytes:
 def read_and_load(network: SEMAVitNet, path: Path) -> None:
     with contextlib.suppress(CheckpointError):
         tensors, meta = read_checkpoint(path)
-        network.load_learned(tensors, meta.get("backbone"))
+        network.load_learned(tensors, meta)
     with contextlib.suppress(CheckpointError):
         read_config(path)
 

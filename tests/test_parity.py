@@ -30,7 +30,7 @@ def learner_for(kind: type[Learner], record: Record, weights: Path) -> Learner:
 
 @torch.no_grad()
 def logits_of(learner: Learner, images: torch.Tensor) -> torch.Tensor:
-    return learner._network.eval()(images)["logits"]
+    return learner.network.eval()(images)["logits"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +40,7 @@ def test_every_task_of_a_recorded_run(kind: type[Learner], name: str, tmp_path: 
     for task, expected in enumerate(record.tasks):
         learner.incremental_train(tasks)
         accuracy, _ = learner.eval_task()
-        assert [slot.num_adapters for slot in learner._network.slots] == expected["adapters"]
+        assert [slot.num_adapters for slot in learner.network.slots] == expected["adapters"]
         assert accuracy["grouped"] == pytest.approx(expected["grouped"], abs=0.011)
         assert accuracy["top1"] == pytest.approx(expected["top1"], abs=0.011)
         assert accuracy["top5"] == pytest.approx(expected["top5"], abs=0.011)

@@ -14,7 +14,8 @@ import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
 
 import trainer
-from models.sema import Learner
+from models.losses import FuncLoss, Loss, RdLoss
+from models.phase import Phase
 from utils.config.schema import Config
 from utils.errors import DivergenceError, StoppedError
 from utils.runs.checkpoint import CheckpointError, read_checkpoint
@@ -139,8 +140,8 @@ def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
 ) -> None:
     whole = expected(**KINDS["continual"])
     steps: list[str] = []
-    step = Learner._step
-    monkeypatch.setattr(Learner, "_step", lambda learner, loss: steps.append("") or step(learner, loss))
+    step = Phase.step
+    monkeypatch.setattr(Phase, "step", lambda phase, loss: steps.append("") or step(phase, loss))
     trainer.train(configuration(images, tmp_path / "counted", **KINDS["continual"]), "tiny")
     counted = len(steps)
     steps.clear()
@@ -325,15 +326,14 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     """Let the n-th loss of the process be a value."""
 
     def put(place: int, value: float) -> None:
-        for name in ("_func_loss", "_rd_loss"):
-            loss = getattr(Learner, name)
+        for kind in (FuncLoss, RdLoss):
 
-            def poisoned(learner: Learner, *batch: Any, loss: Any = loss) -> Any:
+            def poisoned(self: Loss, *batch: Any, loss: Any = kind.__call__) -> Any:
                 calls.append("")
-                found, hits = loss(learner, *batch)
+                found, hits = loss(self, *batch)
                 return found * value if len(calls) == place else found, hits
 
-            monkeypatch.setattr(Learner, name, poisoned)
+            monkeypatch.setattr(kind, "__call__", poisoned)
 
     calls: list[str] = []
     return put
@@ -379,15 +379,16 @@ def test_a_parameter_that_is_no_number_is_found_before_anything_is_saved(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step = Learner._step
+    step = Phase.step
 
-    def overflow(learner: Learner, loss: torch.Tensor) -> list[int]:
-        moved = step(learner, loss)
+    def overflow(phase: Phase, loss: torch.Tensor) -> dict[str, int]:
+        moves = step(phase, loss)
+        bias = phase.optimizer.param_groups[-1]["params"][-1]  # of the head
         with torch.no_grad():
-            learner._network.fc.bias[-1] = float("inf")  # a class of a later task: no loss shows it
-        return moved
+            bias[-1] = float("inf")  # a class of a later task: no loss shows it
+        return moves
 
-    monkeypatch.setattr(Learner, "_step", overflow)
+    monkeypatch.setattr(Phase, "step", overflow)
     with pytest.raises(DivergenceError, match="epoch 1, by batch 3: a parameter is not finite"):
         trainer.train(configuration(images, tmp_path / "cut"), "tiny")
     assert not (only_run(tmp_path / "cut") / "resume").exists()

@@ -111,7 +111,7 @@ def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[.
         {"slow": 0.001, "fast": 0.01, "other": 0.005},
         pytest.approx({"slow": 0.0005, "fast": 0.005, "other": 0.0025}),  # half a cosine
     ]
-    assert [event["slow_steps"] for event in first] == [[2], [4, 6]]  # 20 images: 3 steps an epoch
+    assert [event["moved"] for event in first] == [{"slow": [2]}, {"slow": [4, 6]}]  # 20 images: 3 steps an epoch
     assert all(0 <= event["train_accuracy"] <= 100 and event["loss"] > 0 for event in first)
 
 

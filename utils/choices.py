@@ -50,9 +50,8 @@ def load_plugin(path: Path) -> Plugin:
     """
     if not path.is_file():
         raise UserError(f"--plugin {path}: no such file")
-    before = {key: set(registry.names()) for key, registry in REGISTRIES.items()}
-    name = f"plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    name, file = f"plugin_{path.stem}", path.resolve()
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: expected a Python file, its name ending in .py")
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -60,12 +59,12 @@ def load_plugin(path: Path) -> Plugin:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's code can raise anything
         raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error
-    added = {key: sorted(set(registry.names()) - before[key]) for key, registry in REGISTRIES.items()}
-    adds = {key: names for key, names in added.items() if names}
+    adds = {key: names for key, registry in REGISTRIES.items() if (names := registry.names_of(file))}
     if not adds:
         raise UserError(f"--plugin {path}: registers nothing; see docs/extending.md")
     plugin = Plugin(path.resolve(), path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
-    PLUGINS.append(plugin)
+    if plugin not in PLUGINS:
+        PLUGINS.append(plugin)
     return plugin
 
 

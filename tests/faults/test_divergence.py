@@ -10,13 +10,13 @@ from utils.runs.directory import STATES
 from utils.runs.states import SavedStates
 
 POISONED = """
-from models.sema import Learner
-loss, calls = Learner._func_loss, []
-def poisoned(learner, *batch):
+from models.losses import FuncLoss
+loss, calls = FuncLoss.__call__, []
+def poisoned(self, *batch):
     calls.append("")
-    found, hits = loss(learner, *batch)
+    found, hits = loss(self, *batch)
     return found * (float("nan") if len(calls) == 9 else 1), hits
-Learner._func_loss = poisoned
+FuncLoss.__call__ = poisoned
 """
 
 
@@ -30,7 +30,7 @@ def test_divergence_ends_the_run_and_the_state_before_is_kept(shop: Workshop, en
     )
     state = SavedStates(run.path / STATES).newest()
     assert state is not None
-    assert (state["learner"]["position"]["stage"], state["learner"]["position"]["epoch"]) == ("rd", 0)
+    assert (state["learner"]["position"]["stage"], state["learner"]["phase"]) == ("rd", None)
     code, message = ended(run.resume("--on_nan", "skip"))
     assert code == 4
     assert message.startswith(

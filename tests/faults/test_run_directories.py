@@ -18,7 +18,7 @@ from utils.runs.directory import can_resume
 def test_a_run_at_work_is_left_alone(
     shop: Workshop, gate: Callable[..., Any], ended: Ended, whole: Whole, observe: Observe
 ) -> None:
-    run, step = shop.make("shared", KEYS), gate("models.sema.Learner._step", after=40)
+    run, step = shop.make("shared", KEYS), gate("models.phase.Phase.step", after=40)
     first = run.start(before=step.code)
     step.reached(first)
     before = contents(run.path)

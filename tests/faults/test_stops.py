@@ -17,13 +17,13 @@ from benchmarks.tiny_runs import STEPS, Workshop, differences, epochs_repeated, 
 SEED = 0
 KEYS = {**fault_runs.KEYS, "num_workers": 2}
 COUNTED = """
-from models.sema import Learner
-step = Learner._step
-def counted(learner, loss):
+from models.phase import Phase
+step = Phase.step
+def counted(phase, loss):
     with open({path!r}, "a") as file:
         file.write(".")
-    return step(learner, loss)
-Learner._step = counted
+    return step(phase, loss)
+Phase.step = counted
 """
 
 
@@ -63,7 +63,7 @@ def test_a_run_asked_to_stop_finishes_its_step_and_repeats_none(
     "a second Ctrl-C",
     "SIGINT twice to the group of a run that cannot finish its step: it waits in the step, or for a worker that hangs",
 )
-@pytest.mark.parametrize("place", ["models.sema.Learner._step", "utils.data.tasks.TaskImages.__getitem__"])
+@pytest.mark.parametrize("place", ["models.phase.Phase.step", "utils.data.tasks.TaskImages.__getitem__"])
 def test_the_second_signal_ends_a_run_that_hangs(
     place: str, shop: Workshop, gate: Callable[..., Any], ended: Ended, whole: Whole, observe: Observe
 ) -> None:

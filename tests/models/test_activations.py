@@ -157,15 +157,16 @@ def test_bfloat16_changes_little(run: Callable[..., Path]) -> None:  # noqa: F81
 
 
 def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: Path, tmp_path: Path) -> None:  # noqa: F811
-    from models import get_model
-    from trainer import learner_args, make_tasks
+    from models import Setup, get_model
+    from trainer import make_tasks
     from utils.data.sources import load_dataset
 
     config = configuration(images, tmp_path, ffn_adapter_type="adaptmlp", eval_batch_size=4)
     tasks = make_tasks(config, load_dataset("npz", images))
-    learner = get_model("sema", learner_args(config, tasks, torch.device("cpu")))
+    learner = get_model(Setup(config, 4, torch.device("cpu"), tasks.nb_classes))
     learner.incremental_train(tasks)
     learner.eval_task()
-    assert len(learner.cache.batches(BOTH)) == 2
+    branches, cache = learner.network.active_branches, learner.evaluator.cache
+    assert len(cache.batches(branches)) == 2
     learner.restore(learner.state())
-    assert learner.cache.batches(BOTH) == []
+    assert cache.batches(branches) == []

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from backbone.sema_block import SEMAModules
+from models.phase import Phase
+from models.protocol import Hooks
 from models.sema import Learner
 
 CONSOLIDATIONS, LIFETIMES, UPDATES = (
@@ -25,6 +27,7 @@ RUNS = [*product(CONSOLIDATIONS, LIFETIMES, UPDATES)]
 OLD = [(0, 0), (1, 0), (2, 0), (3, 0)]  # (layer, adapter) of task 0
 NEW = [(1, 1), (2, 1)]  # of task 1
 RANK = 3
+STEP = Phase.step
 
 NESTED = re.compile(r"backbone\.blocks\.(\d)\.adapter_module\.adapters\.(\d)\.functional\.(slow|fast)\.\w+\.\w+")
 DESCRIPTOR = re.compile(r"backbone\.blocks\.(\d)\.adapter_module\.adapters\.(\d)\.rd\.\w+\.\w+")
@@ -81,10 +84,10 @@ def run(config, tasks, events, monkeypatch) -> Callable[..., "Run"]:
                 weight_decay=0.01,
                 **{"batch_size": 5, **keys},
             ),
-            events,
+            hooks=Hooks(events),
         )
         monkeypatch.setattr(SEMAModules, "z_scores", lambda slot, mean: _strange_in_task_1(learner, slot, mean))
-        return Run(learner, tasks([2, 2, 2]))
+        return Run(learner, tasks([2, 2, 2]), monkeypatch)
 
     return make
 
@@ -101,18 +104,18 @@ class Run:
         steps: For each func phase of the last task and each step the adapters whose slow moved and whose fast did.
     """
 
-    def __init__(self, learner: Learner, data: Any) -> None:
+    def __init__(self, learner: Learner, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.learner, self.data = learner, data
         self.steps: list[list[tuple[set[tuple[int, int]], set[tuple[int, int]]]]] = []
-        self._step, learner._step = learner._step, self._watched_step
+        monkeypatch.setattr(Phase, "step", lambda phase, loss: self._watched_step(phase, loss))
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.learner._network.state_dict().items()}
+        return {name: value.clone() for name, value in self.learner.network.state_dict().items()}
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.learner._network.learned_state().items()}
+        return {name: value.clone() for name, value in self.learner.network.learned_state().items()}
 
     def task(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Learn the next task; the state before and after it."""
@@ -122,10 +125,10 @@ class Run:
         self.learner.after_task()
         return before, self.state
 
-    def _watched_step(self, loss: Tensor) -> list[int]:
+    def _watched_step(self, phase: Phase, loss: Tensor) -> dict[str, int]:
         before = self.learned
-        said = self._step(loss)
-        if self.learner.optimizer.param_groups[0]["name"] == "descriptor":
+        said = STEP(phase, loss)
+        if phase.name == "rd":
             names = {name for name, value in self.learned.items() if not torch.equal(value, before[name])}
             assert all(DESCRIPTOR.fullmatch(name) for name in names)
             return said
@@ -133,7 +136,7 @@ class Run:
         for name, value in self.learned.items():
             if (match := NESTED.fullmatch(name)) and not torch.equal(value, before[name]):
                 parts[match[3]].add((int(match[1]), int(match[2])))
-        if self.learner.gate.steps == 1:
+        if phase.steps == 1:
             self.steps.append([])
         self.steps[-1].append((parts["slow"], parts["fast"]))
         return said
@@ -150,7 +153,7 @@ def test_which_tensors_move_in_which_task(run, events, consolidation, lifetime, 
     for task in range(3):
         before, after = nested.task()
         learner = nested.learner
-        assert [slot.num_adapters for slot in learner._network.slots] == ([1, 1, 1, 1] if task == 0 else [1, 2, 2, 1])
+        assert [slot.num_adapters for slot in learner.network.slots] == ([1, 1, 1, 1] if task == 0 else [1, 2, 2, 1])
 
         zeroed = {name for name in after if is_zeroed(name, task, consolidation, lifetime)}
         assert not any(after[name].any() for name in zeroed)
@@ -167,7 +170,7 @@ def test_which_tensors_move_in_which_task(run, events, consolidation, lifetime, 
         for place in trained if consolidation != "off" else ():
             consolidated[place] = consolidated.get(place, 0) + 1
         for layer, adapter in OLD + (NEW if task else []):
-            functional = learner._network.slots[layer].adapters[adapter].functional
+            functional = learner.network.slots[layer].adapters[adapter].functional
             grown = consolidated.get((layer, adapter), 0) if consolidation == "function" else 0
             assert (functional.slow.rank, functional.fast.rank) == (RANK * (1 + grown), RANK)
             if grown:  # what fast had learned is there, as slow's last hidden units
@@ -175,7 +178,7 @@ def test_which_tensors_move_in_which_task(run, events, consolidation, lifetime, 
 
         _check_steps(nested, task, lifetime, update)
         _check_reports(nested, task, events, trained, consolidation)
-        assert {name for name, p in learner._network.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
+        assert {name for name, p in learner.network.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
         events.clear()
 
 
@@ -208,14 +211,15 @@ def _check_reports(nested: Run, task: int, events: Any, trained: list[tuple[int,
     assert kinds == [[("func", 0), ("rd", 0)], [("func", 1), ("rd", 1), ("func", 2), ("rd", 2)], [("func", 0)]][task]
     for phase, members in zip(
         (phase for phase in events.of("phase") if phase["phase"] == "func"),
-        _phases(task, learner.args.nested_lora_lifetime),
+        _phases(task, learner.config.nested_lora_lifetime),
         strict=True,
     ):
         held = {group["name"]: (group["lr"], group["tensors"]) for group in phase["groups"] if group["tensors"]}
         nested_groups = {"slow": (0.02, 4 * len(members)), "fast": (0.1, 4 * len(members))} if members else {}
         assert held == {**nested_groups, "other": (0.005, [2 + 4, 2 + 2, 2][task])}  # head and routers in training
-    steps = [epoch["slow_steps"] for epoch in events.of("epoch") if epoch["phase"] == "func"]
-    assert steps == ([[2], [4, 6]] * len(_phases(task, learner.args.nested_lora_lifetime)) if trained else [[], []])
+    steps = [epoch["moved"] for epoch in events.of("epoch") if epoch["phase"] == "func"]
+    moved = [{"slow": [2]}, {"slow": [4, 6]}] * len(_phases(task, learner.config.nested_lora_lifetime))
+    assert steps == (moved if trained else [{}, {}])
     receipts = [receipt for event in events.of("consolidation") for receipt in event["receipts"]]
     places = [(receipt["layer"], receipt["adapter"]) for receipt in receipts]
     assert places == (sorted(trained) if consolidation != "off" else [])
@@ -224,7 +228,7 @@ def _check_reports(nested: Run, task: int, events: Any, trained: list[tuple[int,
     assert scans == [[], [(0, 1, 1), (0, 2, 2)], [(0, 1, None), (0, 2, None)]][task]
     if consolidation != "off":
         for layer, adapter in [[(1, 0), (2, 0)], NEW, []][task]:
-            assert len(learner._network.slots[layer].adapters[adapter].records) == 12  # refilled by one pass
+            assert len(learner.network.slots[layer].adapters[adapter].records) == 12  # refilled by one pass
 
 
 @pytest.mark.parametrize(
@@ -247,7 +251,7 @@ def test_every_reset_trains_with_adam_too(run, mode, reset, lifetime):
             if (match := NESTED.fullmatch(name)) and (int(match[1]), int(match[2])) not in trained_in(task, lifetime):
                 assert same(before, after, name), name
         for layer, adapter in trained_in(task, lifetime):
-            fast = nested.learner._network.slots[layer].adapters[adapter].functional.fast
+            fast = nested.learner.network.slots[layer].adapters[adapter].functional.fast
             silent = not fast.up_proj.weight.any() and not fast.up_proj.bias.any()
             assert silent == (reset != "keep")
             assert fast.is_zero() == (reset == "zero")

@@ -22,8 +22,6 @@ from utils.data.images import open_image, open_pixels
 from utils.data.loader import READY, StreamLoader
 from utils.inc_net import SEMAVitNet
 
-LEARN = {"func_epoch": 2, "rd_epoch": 3, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
-
 
 @pytest.fixture
 def x() -> torch.Tensor:  # (B, 3, S, S)
@@ -133,75 +131,6 @@ def test_recomputing_keeps_fewer_activations(network, x):
         return sum(sizes)
 
     assert kept(network(grad_checkpointing=True)) < 0.7 * kept(network())
-
-
-# ---- views
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which pass every batch of images belongs to."""
-    seen: list[str] = []
-    on_device = StreamLoader._on_device
-    epoch = StreamLoader.epoch
-    stream: list[str] = []
-
-    def begin(loader: StreamLoader, *names: Any, **options: Any) -> Any:
-        stream[:] = [str(names[0])]
-        return epoch(loader, *names, **options)
-
-    def noted(loader: StreamLoader, batch: Any) -> Any:
-        seen.append(stream[0])
-        return on_device(loader, batch)
-
-    monkeypatch.setattr(StreamLoader, "epoch", begin)
-    monkeypatch.setattr(StreamLoader, "_on_device", noted)
-    return seen
-
-
-def test_as_many_views_as_epochs_are_the_run_without(run: Callable[..., Path]) -> None:  # noqa: F811
-    plain, views = run("plain", rd_epoch=3), run("views", rd_epoch=3, rd_views=3)
-    assert results(views) == results(plain)
-    assert events(views) == events(plain)
-
-
-def test_later_epochs_see_the_first_views_again_and_load_nothing(
-    run: Callable[..., Path],  # noqa: F811
-    loaded: list[str],
-) -> None:
-    plain = run("plain", max_tasks=1, rd_epoch=4)
-    assert loaded.count("rd") == 4 * 3
-    loaded.clear()
-    views = run("views", max_tasks=1, rd_epoch=4, rd_views=2)
-    assert loaded.count("rd") == 2 * 3
-    losses = [[e["loss"] for e in events(path, "epoch") if e["phase"] == "rd"] for path in (plain, views)]
-    assert losses[0][:2] == losses[1][:2]
-    assert losses[0][2:] != losses[1][2:]
-
-
-def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(config, tasks, monkeypatch):
-    """Every loss of the third epoch, by hand from the images of the first one's view."""
-    learner = Learner(config(**LEARN, rd_views=2))
-    data = tasks([2, 2, 2])
-    batches: list[tuple[int, torch.Tensor, float]] = []
-    rd_loss = learner._rd_loss
-
-    def noted(batch: Any) -> Any:
-        by_hand = 0.0
-        if learner.position.epoch == 2:  # TinyTasks' images are the same in every view
-            everything = learner.train_loader.epoch("any", batch_size=12, shuffle=False)
-            _, images, _ = next(iter(everything))
-            means = learner._network.token_means(images[batch[0]], [1, 2])
-            by_hand = sum(learner._network.slots[i].newest.rd.loss(means[i]).detach().mean().item() for i in (1, 2))
-        loss, hits = rd_loss(batch)
-        batches.append((learner.position.epoch, float(loss.detach()), by_hand))
-        return loss, hits
-
-    monkeypatch.setattr(learner, "_rd_loss", noted)
-    learner.incremental_train(data)
-    third = [(loss, by_hand) for epoch, loss, by_hand in batches if epoch == 2]
-    assert len(third) == 3
-    assert [loss for loss, _ in third] == pytest.approx([by_hand for _, by_hand in third], rel=1e-4)
 
 
 # ---- images decoded once

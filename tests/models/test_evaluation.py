@@ -1,0 +1,81 @@
+"""Scoring test images, against counting by hand, and when it is done."""
+
+import numpy as np
+import pytest
+import torch
+from learners import assert_equal_states, learn
+
+from models.sema import Learner
+
+
+def test_accuracy_against_counting_by_hand(make, tasks):
+    learner, data = make(eval_batch_size=7, func_epoch=4, init_lr=0.05), tasks([3, 2, 1], test=5)
+    learn(learner, data)
+    learner.incremental_train(data)
+    _, images, labels = data.get_dataset(range(5), "test", "test").tensors
+    with torch.no_grad():
+        logits = learner.network.eval()(images)["logits"].double().numpy()[:, :5]
+    first = [int(np.argmax(row)) for row in logits]
+    hits = [int(label == guess) for label, guess in zip(labels.tolist(), first, strict=True)]
+
+    def share(chosen: list[int]) -> float:
+        return round(100 * sum(chosen) / len(chosen), 2)
+
+    accuracy, predictions = learner.eval_task()
+    assert predictions.labels.tolist() == labels.tolist()
+    assert predictions.top1.tolist() == first
+    assert predictions.top5_hits.all()  # of five classes
+    assert accuracy["top1"] == share(hits)
+    assert accuracy["top5"] == 100.0
+    assert accuracy["grouped"] == {
+        "total": share(hits),
+        "00-02": share(hits[:15]),
+        "03-04": share(hits[15:]),
+        "old": share(hits[:15]),
+        "new": share(hits[15:]),
+    }
+
+
+def test_top5_counts_the_five_highest_of_the_classes_seen(make, tasks):
+    learner, data = make(nb_classes=9), tasks([7, 2], test=3)
+    learner.incremental_train(data)
+    _, images, labels = data.get_dataset(range(7), "test", "test").tensors
+    with torch.no_grad():
+        logits = learner.network.eval()(images)["logits"].numpy()[:, :7]
+    expected = [label in np.argsort(-row)[:5] for row, label in zip(logits, labels.tolist(), strict=True)]
+    _, predictions = learner.eval_task()
+    assert predictions.top5_hits.tolist() == expected
+    assert not all(expected)
+
+
+def test_scoring_leaves_the_training_mode(make, tasks):
+    learner = make()
+    learner.begin_data(tasks([2, 2, 2]))
+    for mode in (True, False):
+        learner.network.train(mode)
+        flags = [module.training for module in learner.network.modules()]
+        learner.eval_task()
+        assert [module.training for module in learner.network.modules()] == flags
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_scoring_in_between_reports_and_changes_nothing(make, tasks, events, every):
+    small = {"func_epoch": 5, "rd_epoch": 2, "batch_size": 12}
+    plain, scored = make(**small), make(**small, eval_every=every)
+    learn(plain, tasks([2, 2, 2]), tasks=2)
+    assert not list(events.of("eval"))
+    events.clear()
+    learn(scored, tasks([2, 2, 2]), tasks=2)
+    found = [(event["task"], event["phase"], event["cycle"], event["epoch"]) for event in events.of("eval")]
+    phases = [(phase["task"], phase["cycle"]) for phase in events.of("phase") if phase["phase"] == "func"]
+    epochs = [epoch for epoch in range(5) if (epoch + 1) % every == 0]
+    assert found == [(task, "func", cycle, epoch) for task, cycle in phases for epoch in epochs]
+    assert all(0 <= event["accuracy"]["top1"] <= 100 for event in events.of("eval"))
+    assert_equal_states(plain, scored)
+
+
+def test_the_test_set_is_not_looked_at_in_training_unless_asked(make, tasks, monkeypatch):
+    learner, scored = make(), []
+    monkeypatch.setattr(Learner, "predict", lambda self: scored.append(1))
+    learn(learner, tasks([2, 2, 2]), tasks=2)
+    assert scored == []

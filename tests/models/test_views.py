@@ -1,0 +1,79 @@
+"""The rd phase on kept views: the same numbers as on their images, and nothing loaded for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learners import LAYERS
+from test_trainer import events, images, results, run  # noqa: F401
+
+from models.losses import RdLoss
+from utils.data.loader import Batch, StreamLoader
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which pass every batch of images belongs to."""
+    seen: list[str] = []
+    on_device = StreamLoader._on_device
+    epoch = StreamLoader.epoch
+    stream: list[str] = []
+
+    def begin(loader: StreamLoader, *names: Any, **options: Any) -> Any:
+        stream[:] = [str(names[0])]
+        return epoch(loader, *names, **options)
+
+    def noted(loader: StreamLoader, batch: Any) -> Any:
+        seen.append(stream[0])
+        return on_device(loader, batch)
+
+    monkeypatch.setattr(StreamLoader, "epoch", begin)
+    monkeypatch.setattr(StreamLoader, "_on_device", noted)
+    return seen
+
+
+def test_as_many_views_as_epochs_are_the_run_without(run: Callable[..., Path]) -> None:  # noqa: F811
+    plain, views = run("plain", rd_epoch=3), run("views", rd_epoch=3, rd_views=3)
+    assert results(views) == results(plain)
+    assert events(views) == events(plain)
+
+
+def test_later_epochs_see_the_first_views_again_and_load_nothing(
+    run: Callable[..., Path],  # noqa: F811
+    loaded: list[str],
+) -> None:
+    plain = run("plain", max_tasks=1, rd_epoch=4)
+    assert loaded.count("rd") == 4 * 3
+    loaded.clear()
+    views = run("views", max_tasks=1, rd_epoch=4, rd_views=2)
+    assert loaded.count("rd") == 2 * 3
+    losses = [[e["loss"] for e in events(path, "epoch") if e["phase"] == "rd"] for path in (plain, views)]
+    assert losses[0][:2] == losses[1][:2]
+    assert losses[0][2:] != losses[1][2:]
+
+
+def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(make, tasks, monkeypatch):
+    """Every loss of the third epoch, by hand from the images of the first one's view."""
+    learner = make(rd_epoch=3, rd_views=2)
+    data = tasks([2, 2, 2])
+    batches: list[tuple[int, torch.Tensor, float]] = []
+    rd_loss = RdLoss.__call__
+
+    def noted(self: RdLoss, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        by_hand = 0.0
+        if epoch == 2:  # TinyTasks' images are the same in every view
+            everything = learner.train_loader.epoch("any", batch_size=12, shuffle=False)
+            _, images, _ = next(iter(everything))
+            means = learner.network.token_means(images[batch[0]], LAYERS)
+            by_hand = sum(learner.network.slots[i].newest.rd.loss(means[i]).detach().mean().item() for i in LAYERS)
+        loss, hits = rd_loss(self, batch, epoch)
+        batches.append((epoch, float(loss.detach()), by_hand))
+        return loss, hits
+
+    monkeypatch.setattr(RdLoss, "__call__", noted)
+    learner.incremental_train(data)
+    third = [(loss, by_hand) for epoch, loss, by_hand in batches if epoch == 2]
+    assert len(third) == 3
+    assert [loss for loss, _ in third] == pytest.approx([by_hand for _, by_hand in third], rel=1e-4)
