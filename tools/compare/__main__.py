@@ -50,8 +50,7 @@ def runs_parser(module: str, description: str | None) -> argparse.ArgumentParser
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory or log file")
-    text = "a run, or a configuration's name, to compare the others with"
-    parser.add_argument("--baseline", metavar="RUN", help=text)
+    parser.add_argument("--baseline", metavar="RUN", help="run, or configuration's name, to compare the others with")
     return parser
 
 

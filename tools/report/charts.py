@@ -56,7 +56,8 @@ def line_chart(
             axes.plot(*zip(*marks, strict=True), "*", color=INK, markersize=9, label=mark_label, zorder=5)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(6))  # not by the height, which the layout changes after it made room
+        # As many at any height: the layout makes room for their labels before it sets the height.
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if limits:
             axes.set_ylim(*limits)
         handles, labels = axes.get_legend_handles_labels()

@@ -25,9 +25,8 @@ COLUMN = 4.2  # inches; at the width of a phone the text of such a chart is as l
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GRID = "#24292f", "#d0d7de"
 VARIABLES = {INK: "currentColor", GRID: "var(--grid)", **{hexa: f"var(--s{i})" for i, hexa in enumerate(SERIES)}}
-INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
 STYLE: Any = {
-    **dict.fromkeys(INKED, INK),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "pdf.fonttype": 42,

@@ -132,13 +132,9 @@ def _receipts(name: str, made: Sequence[Consolidation]) -> Table:
 
 def _receipt_row(made: Consolidation, keys: Sequence[str]) -> list[str]:
     drifts = _decimal(mean(made.drifts)), _decimal(max(made.drifts, default=math.nan))
-    changes = [_change(*made.changes.get(key, (math.nan, math.nan))) for key in keys]
+    changes = [" → ".join(map(_decimal, made.changes.get(key, ()))) for key in keys]
     before, after = made.accuracy
     return [str(made.task), *made.settings.values(), *drifts, *changes, f"{before:.2f} → {after:.2f}"]
-
-
-def _change(before: float, after: float) -> str:
-    return "-" if math.isnan(before) and math.isnan(after) else f"{_decimal(before)} → {_decimal(after)}"
 
 
 def _decimal(value: float) -> str:
