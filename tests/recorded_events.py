@@ -2,23 +2,33 @@
 
 import json
 import random
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 LAYERS = (3, 4)
+SCALES = ("slow", "fast")
 
 
-def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: int = 3) -> None:
-    """Append to a run directory's metrics.jsonl every kind of event, and give its results.json branches."""
+def record(
+    path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: int = 3, scales: Sequence[str] = SCALES
+) -> None:
+    """Append to a run directory's metrics.jsonl every kind of event, and give its results.json branches.
+
+    All scales but the last are gated.
+    """
     rng = random.Random(seed)
     events: list[dict[str, Any]] = []
     for task in range(tasks):
         events += scans(task, rng) if task else []
-        events += [telemetry(task, epoch, epochs, rng) for epoch in range(epochs)]
-        events += [cadence(task, 40, interval), consolidation(task, rng)]
+        events += [telemetry(task, epoch, epochs, rng, scales) for epoch in range(epochs)]
+        events += [cadence(task, 40, interval, scale=scale) for scale in scales[:-1]]
+        events.append(consolidation(task, rng, scales))
     results = json.loads((path / "results.json").read_text())
     whole = results["accuracy"]
-    shares = {"slow+fast": 1.0, "slow": 0.8, "fast": 0.7, "neither": 0.4}
+    choices = [some for size in range(len(scales), 0, -1) for some in combinations(scales, size)]
+    shares = {"+".join(some): len(some) / len(scales) for some in choices} | {"neither": 0.4}
     results["branches"] = {
         name: {**whole, "correct": [[int(share * hits) for hits in row] for row in whole["correct"]]}
         for name, share in shares.items()
@@ -31,22 +41,27 @@ def record(path: Path, tasks: int, *, interval: int = 5, seed: int = 0, epochs: 
         file.writelines(json.dumps(event) + "\n" for event in events)
 
 
-def telemetry(task: int, epoch: int, epochs: int, rng: random.Random) -> dict[str, Any]:
+def telemetry(task: int, epoch: int, epochs: int, rng: random.Random, scales: Sequence[str] = SCALES) -> dict[str, Any]:
     done = task + (epoch + 1) / epochs
+    pairs = list(map("+".join, combinations(scales, 2)))
+
+    def cosines(low: float, high: float) -> dict[str, float | None]:
+        return {pair: rng.uniform(low, high) if task or epoch else None for pair in pairs}
+
     layers = [
         {
             "layer": layer,
             "adapter": 0,
             "norms": {
                 f"{branch}.{kind}.weight": size * done * rng.uniform(0.9, 1.1) + layer / 9
-                for branch, size in (("slow", 0.2), ("fast", 0.7))
+                for size, branch in enumerate(scales, 1)
                 for kind in ("down_proj", "up_proj")
             },
-            "update_norms": {"slow": 0.01 * rng.random(), "fast": 0.1 * rng.random()},
-            "share": {"slow": (share := rng.uniform(0.2, 0.4)), "fast": 1 - share},
-            "output_cosine": rng.uniform(-0.2, 0.5) if task or epoch else None,
-            "update_cosine": rng.uniform(-0.2, 0.2) if task or epoch else None,
-            "effective_rank": {"slow": rng.uniform(2, 4), "fast": rng.uniform(1, 3)},
+            "update_norms": {branch: 0.1**-size * rng.random() for size, branch in enumerate(scales, -len(scales))},
+            "share": {branch: 1 / len(scales) for branch in scales},
+            "output_cosine": cosines(-0.2, 0.5),
+            "update_cosine": cosines(-0.2, 0.2),
+            "effective_rank": {branch: rng.uniform(1, 4) for branch in scales},
         }
         for layer in LAYERS
     ]
@@ -54,21 +69,30 @@ def telemetry(task: int, epoch: int, epochs: int, rng: random.Random) -> dict[st
     return {"kind": "telemetry", "task": task, "cycle": 0, "epoch": epoch, "step": step, "layers": layers}
 
 
-def cadence(task: int, steps: int, interval: int, observed: list[int] | None = None) -> dict[str, Any]:
+def cadence(
+    task: int, steps: int, interval: int, observed: list[int] | None = None, scale: str | None = None
+) -> dict[str, Any]:
     expected = list(range(interval, steps + 1, interval))
     seen = expected if observed is None else observed
     verdict = {"observed": seen, "expected": expected, "passed": seen == expected}
-    return {"kind": "cadence", "task": task, "cycle": 0, "phase": "func", "steps": steps, "tensors": 8, **verdict}
+    named = {} if scale is None else {"scale": scale}
+    phase = {"task": task, "cycle": 0, "phase": "func", "steps": steps, "tensors": 8}
+    return {"kind": "cadence", **phase, **named, **verdict}
 
 
-def consolidation(task: int, rng: random.Random) -> dict[str, Any]:
+def consolidation(task: int, rng: random.Random, scales: Sequence[str] = SCALES) -> dict[str, Any]:
+    *slower, last = scales
     receipts = [
         {
             "layer": layer,
             "adapter": 0,
             **{"alpha": 0.1, "mode": "weights", "reset": "zero"},
-            **{"slow_norm_before": 1.0, "fast_norm_before": 2.5, "slow_rank_before": 3.2},
-            **{"slow_norm_after": 1.2, "fast_norm_after": 0.0, "slow_rank_after": 3.4},
+            **{f"{branch}_norm_before": 1.0 for branch in slower},
+            f"{last}_norm_before": 2.5,
+            **{f"{branch}_rank_before": 3.2 for branch in slower},
+            **{f"{branch}_norm_after": 1.2 for branch in slower},
+            f"{last}_norm_after": 0.0,
+            **{f"{branch}_rank_after": 3.4 for branch in slower},
             "drift": rng.uniform(0.1, 0.6),
             **{"z_mean_before": 6.5, "z_std_before": 2.0, "z_mean_after": 0.75, "z_std_after": 0.5},
         }

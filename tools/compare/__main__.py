@@ -1,15 +1,15 @@
-"""Compare finished runs, those of this project and those in log files of PILOT-family code bases.
+"""Compare finished runs: run directories of this project, and log files of PILOT-family code bases.
 
-    python -m tools.compare logs/*                                        # every configuration, seeds together
+    python -m tools.compare logs/*                                        # every configuration, over its seeds
     python -m tools.compare logs/* --baseline logs/sema_cifar-a59b1a3e-s1 # and its difference to that one's
     python -m tools.compare logs/nested-* pilot/reproduce_1993.log --format markdown
 
-A RUN is a run directory, or a log file with lines such as `CNN top1 curve: [...]`. Runs that differ in nothing but the
-seed, and in keys that cannot change a result, are one configuration. Accuracies of run directories come from their raw
-counts; those of a log from its percentages, and what in the log does not fit together is among the warnings. Folders
-that are no runs, such as one of sweeps, are left out, and that is said.
+A RUN is a run directory, or a log file with lines such as `CNN top1 curve: [...]`. Runs that differ only in the seed,
+and in keys that cannot change a result, are one configuration. The accuracies of a run directory are computed from its
+counts of correct answers, those of a log from its percentages. Inconsistencies in a log are reported as warnings, and
+so are folders that are left out because they hold no run.
 
-Exit codes: 0 done, 2 something for the user to put right.
+Exit codes: 0 success, 2 invalid arguments or runs.
 """
 
 import argparse
@@ -28,7 +28,10 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "j
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
-    options = _parser().parse_args(argv)
+    parser = runs_parser("tools.compare", __doc__)
+    add = parser.add_argument
+    add("--format", choices=FORMATS, default="terminal", help="default: terminal; csv and json: unrounded")
+    options = parser.parse_args(argv)
     try:
         comparison = compare(options.runs, options.baseline)
     except UserError as error:
@@ -41,17 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def runs_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser of runs and a baseline, the arguments of `compare`."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory or log file")
-    parser.add_argument(
-        "--baseline", metavar="RUN", help="a run, or a configuration's name, to compare the others with"
-    )
-    parser.add_argument(
-        "--format", choices=FORMATS, default="terminal", help="default: terminal; csv and json: unrounded"
-    )
+    parser.add_argument("--baseline", metavar="RUN", help="run, or configuration's name, to compare the others with")
     return parser
 
 

@@ -1,7 +1,7 @@
 """Runs as groups of one configuration each, what differs between the groups, and how they differ from a baseline."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,13 @@ class Group:
         return self.runs[0].is_log
 
     @property
+    def identity(self) -> Mapping[str, Any]:
+        """Every key of the configuration that can change a result, but the seed."""
+        return self.runs[0].identity
+
+    @property
     def seeds(self) -> list[str]:
-        """The seeds as texts; `unknown` where a log does not state it."""
+        """As texts; `unknown` where a log does not state it."""
         return ["unknown" if run.seed is None else str(run.seed) for run in self.runs]
 
     @property
@@ -75,6 +80,11 @@ class Comparison:
     left_out: list[str]
 
     @property
+    def runs(self) -> list[tuple[Group, Run]]:
+        """All of them, each with its group."""
+        return [(group, run) for group in self.groups for run in group.runs]
+
+    @property
     def others(self) -> list[Group]:
         """The groups that are compared with the baseline; none without one."""
         return [group for group in self.groups if group is not self.baseline] if self.baseline else []
@@ -83,30 +93,30 @@ class Comparison:
     def differing(self) -> dict[str, list[Any]]:
         """The keys that differ, each with its value in every group, `ABSENT` where a group does not have it.
 
-        Logs and runs of ours have other keys: that none of the one kind has a key is no difference.
+        Logs and run directories have other keys: that none of the one kind has a key is no difference.
         """
-        return {key: self._values(key, self.groups) for key in self._keys if self._differs(key)}
-
-    def _differs(self, key: str) -> bool:
-        values = self._values(key, [group for group in self.groups if self._is_known(key, group.is_log)])
-        return any(value != values[0] for value in values)
-
-    def _values(self, key: str, groups: Sequence[Group]) -> list[Any]:
-        return [group.runs[0].identity.get(key, ABSENT) for group in groups]
-
-    def _is_known(self, key: str, to_logs: bool) -> bool:
-        """Whether any of the logs, or any of our runs, has a key."""
-        return any(key in group.runs[0].identity for group in self.groups if group.is_log == to_logs)
+        found = {}
+        for key, kinds in self._kinds.items():
+            values = [group.identity.get(key, ABSENT) for group in self.groups]
+            known = [value for group, value in zip(self.groups, values, strict=True) if group.is_log in kinds]
+            if any(value != known[0] for value in known):
+                found[key] = values
+        return found
 
     @property
     def one_sided(self) -> list[str]:
-        """Keys that only logs, or only runs of ours, have, where both are compared; in `differing` if they differ."""
-        kinds = {group.is_log for group in self.groups}
-        return [key for key in self._keys if not all(self._is_known(key, kind) for kind in kinds)]
+        """Keys that only logs, or only run directories, have, where both are compared."""
+        all_kinds = {group.is_log for group in self.groups}
+        return [key for key, kinds in self._kinds.items() if kinds != all_kinds]
 
     @property
-    def _keys(self) -> list[str]:
-        return list(dict.fromkeys(key for group in self.groups for key in group.runs[0].identity))
+    def _kinds(self) -> dict[str, set[bool]]:
+        """Every key of a configuration, with whether logs (True) or run directories (False) have it."""
+        kinds: dict[str, set[bool]] = {}
+        for group in self.groups:
+            for key in group.identity:
+                kinds.setdefault(key, set()).add(group.is_log)
+        return kinds
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
@@ -124,35 +134,25 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     runs = _read_all(path for path in paths if path not in foreign)
     if not runs:
         raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
-    if baseline is not None and Path(baseline).exists():
-        runs = _once([*runs, *read(Path(baseline))])
-    groups, repeated = _group(runs)
-    return Comparison(groups, None if baseline is None else _baseline(groups, baseline), [*foreign.values(), *repeated])
+    compared_with = _read_all([Path(baseline)]) if baseline is not None and Path(baseline).exists() else {}
+    groups, repeated = _group({**runs, **compared_with}.values())
+    base = None if baseline is None else _baseline(groups, baseline, {run.key for run in compared_with.values()})
+    return Comparison(groups, base, [*foreign.values(), *repeated])
 
 
-def read(path: Path) -> list[Run]:
-    """The run of a directory, or the runs of a log file.
-
-    Raises:
-        RunError: There is no such path, or as `read_run` and `read_log`.
-    """
-    if path.is_dir():
-        return [read_run(path)]
-    if not path.exists():
-        raise missing_path(path)
-    return read_log(path)
-
-
-def _read_all(paths: Iterable[Path]) -> list[Run]:
-    return _once(run for path in paths for run in read(path))
-
-
-def _once(runs: Iterable[Run]) -> list[Run]:
-    """Without what was named twice: a log's runs differ in configuration or seed, a directory holds one."""
-    return list({(run.path.resolve(), run.key, run.seed): run for run in runs}.values())
+def _read_all(paths: Iterable[Path]) -> dict[object, Run]:
+    """By what tells runs apart: a log's differ in configuration or seed, a directory holds one."""
+    runs: dict[object, Run] = {}
+    for path in paths:
+        if not path.exists():
+            raise missing_path(path)
+        for run in [read_run(path)] if path.is_dir() else read_log(path):
+            runs[run.path.resolve(), run.key, run.seed] = run
+    return runs
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
+    """The groups, and for each run that repeats a configuration and seed why it is left out."""
     kept: dict[str, list[Run]] = {}
     repeated = []
     for run in runs:
@@ -164,20 +164,17 @@ def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
             same = "the same" if twin.matrix == run.matrix and twin.curve == run.curve else "other"
             repeated.append(f"{run.path}: left out, as {twin.path} is seed {run.seed} too; it has {same} accuracies")
     labels = [group[0].label for group in kept.values()]
-    names = [label if labels.count(label) == 1 else f"{label}-{key}" for label, key in zip(labels, kept, strict=True)]
-    return [Group(name, sorted(group, key=_seed)) for name, group in zip(names, kept.values(), strict=True)], repeated
+    groups = []
+    for label, (key, group) in zip(labels, kept.items(), strict=True):
+        group.sort(key=lambda run: math.inf if run.seed is None else run.seed)
+        groups.append(Group(label if labels.count(label) == 1 else f"{label}-{key}", group))
+    return groups, repeated
 
 
-def _seed(run: Run) -> float:
-    return math.inf if run.seed is None else run.seed
-
-
-def _baseline(groups: Sequence[Group], name: str) -> Group:
+def _baseline(groups: Sequence[Group], name: str, keys: Container[str]) -> Group:
+    """The group of a name, or of the configurations with these keys."""
     for group in groups:
-        if name == group.name or any(run.path.resolve() == Path(name).resolve() for run in group.runs):
+        if group.name == name or group.runs[0].key in keys:
             return group
-    if Path(name).exists():  # its run was left out, as another one of its configuration and seed was named before
-        wanted = read(Path(name))[0].key
-        return next(group for group in groups if group.runs[0].key == wanted)
-    by_name = {group.name: group for group in groups} | {str(run.path): group for group in groups for run in group.runs}
-    raise RunError(f"--baseline {name}: neither a run nor a configuration{did_you_mean(name, by_name, count=3)}")
+    names = {group.name for group in groups} | {str(run.path) for group in groups for run in group.runs}
+    raise RunError(f"--baseline {name}: neither a run nor a configuration{did_you_mean(name, sorted(names), count=3)}")

@@ -20,11 +20,14 @@ from utils.files import plain
 
 def as_json(comparison: Comparison) -> str:
     """Groups with their runs, measures and differences to the baseline; what differs; warnings; legend."""
-    baseline = comparison.baseline
+    names = [group.name for group in comparison.groups]
     values = {
-        "baseline": baseline.name if baseline else None,
+        "baseline": comparison.baseline.name if comparison.baseline else None,
         "groups": [_group(group, comparison) for group in comparison.groups],
-        "differing": _differing(comparison),
+        "differing": {
+            key: {name: value for name, value in zip(names, values, strict=True) if value is not ABSENT}
+            for key, values in comparison.differing.items()
+        },
         "one_sided": comparison.one_sided,
         "warnings": warnings(comparison),
         "legend": {measure.key: measure.meaning for measure in MEASURES},
@@ -32,22 +35,14 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(plain(values), allow_nan=False, ensure_ascii=False, indent=2) + "\n"
 
 
-def _differing(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    names = [group.name for group in comparison.groups]
-    rows = {key: zip(names, values, strict=True) for key, values in comparison.differing.items()}
-    return {key: {name: value for name, value in row if value is not ABSENT} for key, row in rows.items()}
-
-
 def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    described = {
         "name": group.name,
         "runs": [_run(run) for run in group.runs],
         "measures": {measure.key: asdict(group.spread(measure)) for measure in MEASURES},
     }
-    if comparison.baseline and group in comparison.others:
-        baseline = comparison.baseline
-        described["difference"] = {measure.key: asdict(group.minus(baseline, measure)) for measure in MEASURES}
-    return described
+    differences = _differences(group, comparison)
+    return described | ({"difference": differences} if differences else {})
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -61,6 +56,13 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
+def _differences(group: Group, comparison: Comparison) -> dict[str, dict[str, float]]:
+    """To the baseline, by measure; none of the baseline itself, nor without one."""
+    if not comparison.baseline or group is comparison.baseline:
+        return {}
+    return {measure.key: asdict(group.minus(comparison.baseline, measure)) for measure in MEASURES}
+
+
 def as_csv(comparison: Comparison) -> str:
     """A row for each configuration: seeds, the keys that differ, mean and deviation, and differences to the baseline.
 
@@ -68,7 +70,7 @@ def as_csv(comparison: Comparison) -> str:
     """
     rows = [_row(group, number, comparison) for number, group in enumerate(comparison.groups)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -76,23 +78,12 @@ def as_csv(comparison: Comparison) -> str:
 
 def _row(group: Group, number: int, comparison: Comparison) -> dict[str, str]:
     row = {"configuration": group.name, "seeds": " ".join(group.seeds)}
-    for key, values in comparison.differing.items():
-        row[f"config.{key}"] = value_text(values[number], "")
+    row |= {f"config.{key}": value_text(values[number], "") for key, values in comparison.differing.items()}
     for measure in MEASURES:
         spread = group.spread(measure)
         row |= {f"{measure.key}.mean": _cell(spread.mean), f"{measure.key}.std": _cell(spread.std)}
-    if comparison.baseline:
-        row |= _differences(group, comparison, comparison.baseline)
-    return row
-
-
-def _differences(group: Group, comparison: Comparison, baseline: Group) -> dict[str, str]:
-    """Empty cells for the baseline itself, so that all rows have the same columns."""
-    row = {}
-    for measure in MEASURES:
-        values = asdict(group.minus(baseline, measure)) if group in comparison.others else {}
-        for name in ("mean", "low", "high", "p", "count"):
-            row[f"{measure.key}.difference.{name}"] = _cell(values.get(name, math.nan))
+    for key, difference in _differences(group, comparison).items():
+        row |= {f"{key}.difference.{name}": _cell(value) for name, value in difference.items()}
     return row
 
 

@@ -1,12 +1,12 @@
 """What a reader must know before trusting a comparison: too few seeds, unpaired ones, unequal conditions."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, groupby
 
 from tools.compare.comparison import Comparison, Group
 from tools.finished.reader import Run
 
-FEW = 3  # seeds; fewer give no deviation worth the name
+FEW = 3  # seeds; fewer do not give a usable deviation
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -25,124 +25,88 @@ def _unpaired(comparison: Comparison) -> Iterator[str]:
     baseline = comparison.baseline
     for group in comparison.others:
         assert baseline is not None
-        ours, theirs = group.by_seed.keys(), baseline.by_seed.keys()
-        if not ours & theirs:
+        common = group.by_seed.keys() & baseline.by_seed.keys()
+        alone = [text for text in (_alone(group, common), _alone(baseline, common)) if text]
+        if not common:
             yield f"{group.name}: no seed in common with {baseline.name}, so no difference is given"
-        elif alone := [text for text in (_alone(group, theirs), _alone(baseline, ours)) if text]:
-            common = ", ".join(map(str, sorted(ours & theirs)))
-            yield (
-                f"{group.name}: its difference to {baseline.name} is over seed {common} only; unpaired: "
-                f"{' and '.join(alone)}"
-            )
+        elif alone:
+            seeds = ", ".join(map(str, sorted(common)))
+            unpaired = f"unpaired: {' and '.join(alone)}"
+            yield f"{group.name}: its difference to {baseline.name} is over seed {seeds} only; {unpaired}"
 
 
-def _alone(group: Group, others: Iterable[int]) -> str:
-    """The seeds of a group that the other one does not have; empty if it has them all."""
-    seeds = ["unknown" if run.seed is None else str(run.seed) for run in group.runs if run.seed not in set(others)]
+def _alone(group: Group, common: Iterable[int]) -> str:
+    """The seeds of a group that are not among the common ones; empty if all are."""
+    seeds = [text for text, run in zip(group.seeds, group.runs, strict=True) if run.seed not in set(common)]
     return f"{', '.join(seeds)} of {group.name}" if seeds else ""
 
 
 def _unequal(comparison: Comparison) -> Iterator[str]:
     """Conditions that should be the same in all runs and are not."""
     for what, value_of in CONDITIONS.items():
-        yield from _disagreement(what, ((value_of(run), name) for name, run in _named(comparison)))
+        yield from _disagreement(what, ((value_of(run), group.name) for group, run in comparison.runs))
 
 
 def _unequal_weights(comparison: Comparison) -> Iterator[str]:
     """Random weights differ from seed to seed, but not between runs of one seed."""
-    for seed in sorted({seed for group in comparison.groups for seed in group.by_seed}):
-        same_seed = ((_weights(run), name) for name, run in _named(comparison) if run.seed == seed)
-        yield from _disagreement(f"backbone weights of seed {seed}", same_seed)
+    weights = [(run.seed, _short(run.environment.get("backbone"), "sha256"), g.name) for g, run in comparison.runs]
+    for seed in sorted({seed for seed, _, _ in weights if seed is not None}):
+        yield from _disagreement(f"backbone weights of seed {seed}", (row[1:] for row in weights if row[0] == seed))
 
 
 def _uncommitted(comparison: Comparison) -> Iterator[str]:
-    runs = [run for group in comparison.groups for run in group.runs]
-    dirty = [run for run in runs if run.environment.get("dirty")]
+    dirty = [run for _, run in comparison.runs if run.environment.get("dirty")]
     if dirty:
-        yield f"{len(dirty)} of {len(runs)} runs were made with changes that no commit holds, such as {dirty[0].path}"
+        yield f"{len(dirty)} of {len(comparison.runs)} runs were made with uncommitted changes, such as {dirty[0].path}"
 
 
-def _equal_answers(comparison: Comparison) -> Iterator[str]:
-    """Configurations that differ and answer alike: what differs may never have reached the training."""
-    ours = [group for group in comparison.groups if not group.is_log]
-    for first, second in combinations(ours, 2):
+def _equal_accuracies(comparison: Comparison) -> Iterator[str]:
+    """Configurations that differ and have equal accuracies: what differs may have had no effect on the training."""
+    for first, second in combinations([group for group in comparison.groups if not group.is_log], 2):
         common = first.by_seed.keys() & second.by_seed.keys()
         if common and all(first.by_seed[seed].matrix == second.by_seed[seed].matrix for seed in common):
-            a, b = (group.runs[0].identity for group in (first, second))
-            keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+            a, b = first.identity, second.identity
+            keys = ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
             yield (
-                f"{first.name} and {second.name}: the same right answers on every task in every seed they share, as if "
-                f"{', '.join(keys)} had no effect; their cadence and telemetry tell whether it reached the training"
+                f"{first.name} and {second.name} have the same accuracy on every task for every common seed, as if "
+                f"{keys} had no effect; check their cadence and telemetry events"
             )
 
 
 def _odd_runs(comparison: Comparison) -> Iterator[str]:
-    for _, run in _named(comparison):
+    for _, run in comparison.runs:
         seed = "" if run.seed is None or not run.is_log else f", seed {run.seed}"
         yield from (f"{run.path}{seed}: {note}" for note in run.notes)
 
 
-def _named(comparison: Comparison) -> Iterator[tuple[str, Run]]:
-    return ((group.name, run) for group in comparison.groups for run in group.runs)
-
-
-def _disagreement(what: str, values: Iterable[tuple[str | None, str]]) -> Iterator[str]:
+def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[str]:
     """One sentence if known values differ: which are those of whom."""
     by_value: dict[str, dict[str, None]] = {}
     for value, name in values:
         if value is not None:
-            by_value.setdefault(value, {})[name] = None
+            by_value.setdefault(str(value), {})[name] = None
     if len(by_value) > 1:
         parts = (f"{value} in {', '.join(names)}" for value, names in by_value.items())
         yield f"unequal {what}: {'; '.join(parts)}"
 
 
-def _dataset(run: Run) -> str | None:
-    name = run.config.get("dataset")
-    return None if name is None else str(name)
-
-
 def _task_sizes(run: Run) -> str | None:
-    """Classes a task, equal neighbours together: `2 x 10 + 1 x 5`; None where a log does not show them."""
+    """Classes of each task, equal neighbours together: `2 x 10 + 1 x 5`; None where a log does not show them."""
     sizes = run.matrix.task_sizes
-    if not all(sizes):
-        return None
-    runs: list[list[int]] = []
-    for size in sizes:
-        if runs and runs[-1][1] == size:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, size])
-    return " + ".join(f"{count} x {size}" for count, size in runs)
+    runs = [f"{len(list(equal))} x {size}" for size, equal in groupby(sizes)]
+    return " + ".join(runs) if all(sizes) else None
 
 
-def _test_images(run: Run) -> str | None:
-    return None if run.is_log else str(sum(run.matrix.count))
+def _short(values: object, key: str) -> str | None:
+    """The first digits of a hash."""
+    value = values.get(key) if isinstance(values, dict) else None
+    return None if value is None else str(value)[:10]
 
 
-def _commit(run: Run) -> str | None:
-    commit = run.environment.get("commit")
-    return None if commit is None else str(commit)[:10]
-
-
-def _weights(run: Run) -> str | None:
-    backbone = run.environment.get("backbone")
-    sha = backbone.get("sha256") if isinstance(backbone, dict) else None
-    return None if sha is None else str(sha)[:10]
-
-
-CONDITIONS: dict[str, Callable[[Run], str | None]] = {
-    "data sets": _dataset,
+CONDITIONS: dict[str, Callable[[Run], object]] = {
+    "data sets": lambda run: run.config.get("dataset"),
     "tasks (number x classes)": _task_sizes,
-    "numbers of test images": _test_images,
-    "commits": _commit,
+    "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
+    "commits": lambda run: _short(run.environment, "commit"),
 }
-CHECKS: tuple[Callable[[Comparison], Iterator[str]], ...] = (
-    _few_seeds,
-    _unpaired,
-    _unequal,
-    _unequal_weights,
-    _uncommitted,
-    _equal_answers,
-    _odd_runs,
-)
+CHECKS = (_few_seeds, _unpaired, _unequal, _unequal_weights, _uncommitted, _equal_accuracies, _odd_runs)

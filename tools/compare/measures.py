@@ -4,10 +4,8 @@ Tasks are counted from 0; T is the last one. R[t][i] is the accuracy on task i a
 over all classes seen after task t (see `utils.metrics`). Values are fractions, numbers or seconds, NaN where a run
 cannot say.
 
-Plasticity and stability are a pair: how well new tasks are still learned once there is something to keep, and how much
-of what was known is kept.
-    plasticity P = mean over 1 <= i <= T of R[i][i]      task 0, which is learned with nothing to keep, is left out
-    stability  S = 1 - F                                 F: forgetting; above 1 where old tasks got better to the end
+Plasticity and stability are a pair: how well new tasks are still learned once there is something to keep, so without
+task 0, and how much of what was known is kept. Stability is above 1 where old tasks got better.
 """
 
 import math
@@ -19,8 +17,8 @@ from typing import Literal
 import numpy as np
 
 from tools.finished.reader import Run
+from utils.timescales.scales import NAMES
 
-ADAPTER_ROLES = ("adapter", "slow", "fast")
 SYMBOLS = (
     "T: the last task, counted from 0; R[t][i]: accuracy on task i after learning task t; A_t: accuracy over all "
     "classes seen after task t"
@@ -55,17 +53,17 @@ def plasticity(run: Run) -> float:
 
 def parameters(run: Run) -> float:
     """Everything stored after the last task but the backbone."""
-    if run.is_log:
-        return math.nan
-    counts = run.last_task["parameters"]
-    return float(sum(number for role, number in counts.items() if role not in ("backbone", "total")))
+    return math.nan if run.is_log else float(sum(_stored(run).values()))
 
 
 def adapter_parameters(run: Run) -> float:
-    """The functional adapters' part of `parameters`."""
-    if run.is_log:
-        return math.nan
-    return float(sum(run.last_task["parameters"].get(role, 0) for role in ADAPTER_ROLES))
+    """The functional adapters' part of `parameters`, whole or by time scale."""
+    return math.nan if run.is_log else float(sum(_stored(run).get(role, 0) for role in ("adapter", *NAMES)))
+
+
+def _stored(run: Run) -> dict[str, int]:
+    counts = run.last_task["parameters"]
+    return {role: number for role, number in counts.items() if role not in ("backbone", "total")}
 
 
 def adapters(run: Run) -> float:
@@ -73,18 +71,12 @@ def adapters(run: Run) -> float:
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
 
 
+FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
+LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1]),
-    Measure(
-        "avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: float(fmean(run.curve))
-    ),
-    Measure(
-        "forgetting",
-        "forgetting",
-        "%",
-        "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better",
-        lambda run: run.matrix.forgetting,
-    ),
+    Measure("avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: fmean(run.curve)),
+    Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting),
     Measure("bwt", "BWT", "%", "backward transfer: mean over i < T of R[T][i] - R[i][i]", lambda run: run.matrix.bwt),
     Measure(
         "learning_accuracy",
@@ -93,13 +85,7 @@ MEASURES = (
         "mean over i of R[i][i], the diagonal",
         lambda run: run.matrix.learning_accuracy,
     ),
-    Measure(
-        "plasticity",
-        "plasticity",
-        "%",
-        "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep",
-        plasticity,
-    ),
+    Measure("plasticity", "plasticity", "%", LEARNED, plasticity),
     Measure("stability", "stability", "%", "1 - forgetting", lambda run: 1 - run.matrix.forgetting),
     Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
     Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),

@@ -45,13 +45,10 @@ def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference
     Raises:
         ValueError: The two are not of the same length.
     """
-    pairs = list(zip(values, baseline, strict=True))
-    gaps = [ours - theirs for ours, theirs in pairs]
-    if not gaps or any(map(math.isnan, gaps)):
-        return Difference(math.nan, math.nan, math.nan, math.nan, len(gaps))
-    mean = fmean(gaps)
-    if len(gaps) == 1:
-        return Difference(mean, math.nan, math.nan, math.nan, 1)
+    gaps = [ours - theirs for ours, theirs in zip(values, baseline, strict=True)]
+    mean = spread(gaps).mean
+    if math.isnan(mean) or len(gaps) == 1:
+        return Difference(mean, math.nan, math.nan, math.nan, len(gaps))
     if max(gaps) - min(gaps) <= ROUNDING * max(map(abs, [*values, *baseline])):
         return Difference(mean, mean, mean, math.nan, len(gaps))
     from scipy import stats  # takes seconds to import, and most calls end before here

@@ -36,24 +36,19 @@ def page(comparison: Comparison) -> Page:
 
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
-    names = [group.name for group in comparison.groups]
-    yield Table(
-        "Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in comparison.groups]
-    )
+    groups, others, baseline = comparison.groups, comparison.others, comparison.baseline
+    names = [group.name for group in groups]
+    yield Table("Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in groups])
     if len(names) > 1:
-        keys = comparison.differing.items()
-        rows = [[key, *(value_text(value, "-") for value in values)] for key, values in keys]
+        rows = [[key, *(value_text(value, "-") for value in values)] for key, values in comparison.differing.items()]
         title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
         yield Table(title, ["key", *names], rows)
-    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in comparison.groups)] for m in MEASURES]
+    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
     yield Table("Mean ± standard deviation over seeds; accuracies in per cent", ["measure", *names], rows)
-    baseline = comparison.baseline
-    if baseline and comparison.others:
-        columns = {group.name: [group.minus(baseline, m) for m in MEASURES] for group in comparison.others}
-        cells = zip(MEASURES, zip(*columns.values(), strict=True), strict=True)
-        rows = [[m.title, *(_difference_cell(difference, m) for difference in row)] for m, row in cells]
+    if baseline and others:
+        rows = [[m.title, *(_difference_cell(group.minus(baseline, m), m) for group in others)] for m in MEASURES]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p; accuracies in points"
-        yield Table(title, ["measure", *columns], rows)
+        yield Table(title, ["measure", *(group.name for group in others)], rows)
 
 
 def _legend(comparison: Comparison) -> Iterator[str]:
@@ -66,7 +61,7 @@ def _legend(comparison: Comparison) -> Iterator[str]:
             "corrected for the number of comparisons"
         )
     if comparison.one_sided:
-        yield f"known only of logs, or only of runs of ours: {', '.join(comparison.one_sided)}"
+        yield f"known only of logs, or only of run directories: {', '.join(comparison.one_sided)}"
 
 
 # ---- cells
@@ -95,11 +90,8 @@ def _difference_cell(difference: Difference, measure: Measure) -> str:
     if math.isnan(difference.low) or difference.low == difference.high:
         return mean
     low, high = (_number(bound, measure, "+") for bound in (difference.low, difference.high))
-    return f"{mean} [{low}, {high}], {_p(difference.p)}"
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
+    return f"{mean} [{low}, {high}], {p}"
 
 
 # ---- formats
@@ -108,16 +100,16 @@ def _p(p: float) -> str:
 def terminal(comparison: Comparison) -> str:
     """Plain text with aligned columns."""
     whole = page(comparison)
-    parts = [f"{table.title}\n{_aligned(table)}" if table.rows else table.title for table in whole.tables]
+    parts = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
     parts += ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in whole.lists.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def _aligned(table: Table) -> str:
-    rows = [table.header, *table.rows]
+def _aligned(table: Table) -> list[str]:
+    rows = [table.header, *table.rows] if table.rows else []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(f"  {line.rstrip()}" for line in lines)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [f"  {line}" for line in lines]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -127,16 +119,13 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_page(whole: Page) -> str:
     """As `markdown`, of what a document wants of it."""
-    parts = [_markdown_part(table) for table in whole.tables]
+    parts = []
+    for table in whole.tables:
+        header, *rows = ([_markdown(cell) for cell in row] for row in (table.header, *table.rows))
+        parts.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
     for title, lines in whole.lists.items():
         parts.append(f"**{title}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines))
     return "\n".join(parts)
-
-
-def _markdown_part(table: Table) -> str:
-    heading = f"**{_markdown(table.title)}**\n"
-    rows = [[_markdown(cell) for cell in row] for row in table.rows]
-    return f"{heading}\n{markdown_table([_markdown(cell) for cell in table.header], rows)}" if rows else heading
 
 
 def _markdown(text: str) -> str:
@@ -175,16 +164,8 @@ def _comment(text: str) -> list[str]:
 
 def _tabular(table: Table) -> list[str]:
     header, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (table.header, *table.rows))
-    columns = "l" * len(table.header)
-    return [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        header,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
+    begin = rf"\begin{{tabular}}{{{'l' * len(table.header)}}}"
+    return [begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
 
 
 def _latex(text: str) -> str:

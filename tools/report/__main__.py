@@ -1,20 +1,20 @@
-"""Write one page about finished runs that can be sent around: it needs no network, no server and no JavaScript.
+"""Write one self-contained HTML page about finished runs: it needs no network, no server and no JavaScript.
 
     python -m tools.report logs/* -o report.html
     python -m tools.report logs/* -o report.html --baseline sema_cifar --figures figures/
 
 A RUN is what `tools.compare` takes: a run directory, or a log file of a PILOT-family code base. The page has the
-comparison's tables, accuracy curves and matrices, and what the runs recorded of themselves: fast and slow over steps
-and tasks, cadence, consolidation, expansion. `--figures` writes every figure of the page as PDF and PNG too.
+comparison's tables, accuracy curves and matrices, and what the runs recorded: their time scales over steps and tasks,
+cadence, consolidation, expansion. `--figures` also writes every figure of the page as PDF and PNG.
 
-Exit codes: 0 done, 2 something for the user to put right.
+Exit codes: 0 success, 2 invalid arguments or runs.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.compare.__main__ import runs_parser
 from tools.compare.comparison import compare
 from tools.report.build import write_report
 from utils.errors import UserError
@@ -22,7 +22,10 @@ from utils.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
-    options = _parser().parse_args(argv)
+    parser = runs_parser("tools.report", __doc__)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the page, an HTML file")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for the figures as PDF and PNG")
+    options = parser.parse_args(argv)
     try:
         write_report(compare(options.runs, options.baseline), options.output, options.figures)
     except UserError as error:
@@ -30,19 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(options.output)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory or log file")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the page, an HTML file")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for the figures as PDF and PNG")
-    parser.add_argument(
-        "--baseline", metavar="RUN", help="a run, or a configuration's name, to compare the others with"
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,72 +1,36 @@
-"""What a report draws, taken from finished runs: series over tasks, and the events of metrics.jsonl as rows."""
+"""What a report draws, taken from finished runs: accuracies by branch, and what their events say."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
-from statistics import fmean, stdev
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tools.compare.comparison import Group
-from tools.finished.reader import Run, RunError
+from tools.finished.reader import Run
+from utils.errors import RunError
 from utils.metrics import AccuracyMatrix
-from utils.runs.events import read_lines
+from utils.runs import events
+from utils.timescales.scales import NEITHER, SCALES
 
+E = TypeVar("E", bound=events.Event)
 T = TypeVar("T")
-BRANCHES = ("slow+fast", "slow", "fast", "neither")
-BOTH = ("slow", "fast")
-Z_KEYS = ("z_mean_before", "z_std_before", "z_mean_after", "z_std_after")  # receipts of earlier versions lack them
+Quantity = tuple[str, str]  # its key in a telemetry event, and the branch or pair of branches
 
 
-def reads(kind: str) -> Callable[[Callable[[Run], T]], Callable[[Run], T]]:
-    """Have a function of a run raise RunError, which names the run, where a record of `kind` is malformed."""
-
-    def decorate(function: Callable[[Run], T]) -> Callable[[Run], T]:
-        @wraps(function)
-        def checked(run: Run) -> T:
-            try:
-                return function(run)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                raise RunError(f"{run.path}: {kind} is not as a run writes it: {error!r}") from error
-
-        return checked
-
-    return decorate
-
-
-def events(run: Run, kind: str) -> list[dict[str, Any]]:
-    """The events of one kind; none for a log."""
-    return [] if run.is_log else [line for line in read_lines(run.metrics) if line.get("kind") == kind]
+def mean(values: Iterable[float | None]) -> float:
+    """The mean of what is known; NaN of nothing."""
+    known = [value for value in map(_number, values) if not math.isnan(value)]
+    return fmean(known) if known else math.nan
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def mean(values: Iterable[float | None]) -> float:
-    """The mean of what is known; NaN of nothing."""
-    known = [float(value) for value in values if value is not None and not math.isnan(value)]
-    return fmean(known) if known else math.nan
-
-
-@dataclass(frozen=True)
-class Band:
-    """Mean over seeds at every task, and one standard deviation to either side (none for one seed)."""
-
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-
-    @classmethod
-    def of(cls, curves: Sequence[Sequence[float]]) -> "Band":
-        """Over curves of as many tasks as the shortest has."""
-        columns = list(zip(*curves, strict=False))
-        centre = [fmean(column) for column in columns]
-        width = [stdev(column) if len(column) > 1 else 0.0 for column in columns]
-        pairs = list(zip(centre, width, strict=True))
-        return cls(centre, [m - s for m, s in pairs], [m + s for m, s in pairs])
+# ---- accuracy and structure
 
 
 def mean_matrix(matrices: Sequence[AccuracyMatrix]) -> np.ndarray:
@@ -75,22 +39,42 @@ def mean_matrix(matrices: Sequence[AccuracyMatrix]) -> np.ndarray:
     return 100 * np.mean([matrix.matrix[:size, :size] for matrix in matrices], axis=0)
 
 
-@reads("branches in results.json")
 def branches(run: Run) -> dict[str, AccuracyMatrix]:
-    """The accuracy matrix of each branch; empty where they were not measured."""
+    """The accuracy matrix of every choice of branches, all of them first; empty where they were not measured."""
     measured = {name: AccuracyMatrix.from_json(matrix) for name, matrix in run.results.get("branches", {}).items()}
-    whole = {"slow+fast": run.matrix} if measured else {}
-    found = {**whole, **measured}
-    return {name: found[name] for name in BRANCHES if name in found and found[name].count}
+    whole = "+".join(name for name in measured if "+" not in name and name != NEITHER)
+    return {whole: run.matrix, **measured} if measured else {}
 
 
 def shared_branches(group: Group) -> dict[str, list[AccuracyMatrix]]:
-    """The branches that every run of a configuration measured, with a matrix a run."""
+    """The choices of branches that every run of a configuration measured, with a matrix a run."""
     each = [branches(run) for run in group.runs]
     return {name: [found[name] for found in each] for name in each[0] if all(name in found for found in each)}
 
 
-# ---- telemetry
+def adapters_per_layer(group: Group) -> np.ndarray | None:
+    """(layers, tasks): adapters in every block after every task, mean over seeds; None without any."""
+    if not all(run.last_task.get("adapters") for run in group.runs):
+        return None
+    each = [np.array([task["adapters"] for task in run.results["tasks"]], dtype=float).T for run in group.runs]
+    layers, tasks = (min(sizes) for sizes in zip(*(counts.shape for counts in each), strict=True))
+    return np.mean([counts[:layers, :tasks] for counts in each], axis=0)
+
+
+# ---- events
+
+
+def _events(run: Run, kind: type[E], convert: Callable[[E], T]) -> list[T]:
+    """The events of one kind, converted; none for a log.
+
+    Raises:
+        RunError: An event is malformed; the message names the run.
+    """
+    found = iter(()) if run.is_log else events.read_events(run.path / events.FILE, kind)
+    try:
+        return list(map(convert, found))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{run.path}: a {kind.kind} event is malformed: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -100,107 +84,98 @@ class Reading:
     Attributes:
         task: When it was taken.
         at: The task plus the share of its measured steps done: 2.5 is halfway through task 2.
-        adapters: Quantities by (layer, adapter): `norm slow`, `update fast`, `share slow`, `rank fast`,
-            `cosine output`, `cosine update`.
+        adapters: Quantities by (layer, adapter).
     """
 
     task: int
     at: float
-    adapters: Mapping[tuple[int, int], Mapping[str, float]]
+    adapters: Mapping[tuple[int, int], Mapping[Quantity, float]]
 
-    def mean(self, quantity: str) -> float:
-        """Over the adapters."""
-        return mean(values[quantity] for values in self.adapters.values())
+    def mean(self, quantity: Quantity, layer: int | None = None) -> float:
+        """Over the adapters, or over those of a layer."""
+        return mean(values.get(quantity) for (at, _), values in self.adapters.items() if layer in (None, at))
 
 
-@reads("a telemetry event")
 def telemetry(run: Run) -> list[Reading]:
     """The readings in order; steps of a task's func phases count on from phase to phase."""
-    found = events(run, "telemetry")
-    steps: list[tuple[int, int]] = []  # task, step counted through its phases
-    phase, done, last = (-1, -1), 0, 0
-    for event in found:
-        task, cycle = int(event["task"]), int(event["cycle"])
-        if (task, cycle) != phase:
-            done = last if task == phase[0] else 0
-            phase = (task, cycle)
-        last = done + int(event["step"])
-        steps.append((task, last))
-    total = {task: max(1, step) for task, step in steps}
+
+    def convert(event: events.Telemetry) -> tuple[int, int, int, dict[tuple[int, int], dict[Quantity, float]]]:
+        return int(event.task), int(event.cycle), int(event.step), dict(map(_adapter, event.layers))
+
+    found = _events(run, events.Telemetry, convert)
+    steps: dict[int, dict[int, int]] = {}  # by task, the last measured step of each of its phases
+    for task, cycle, step, _ in found:
+        steps.setdefault(task, {})[cycle] = step
+    done = [sum(last for phase, last in steps[task].items() if phase < cycle) + step for task, cycle, step, _ in found]
     return [
-        Reading(task, task + step / total[task], dict(_adapter(entry) for entry in event["layers"]))
-        for event, (task, step) in zip(found, steps, strict=True)
+        Reading(task, task + step / max(1, sum(steps[task].values())), adapters)
+        for (task, _, _, adapters), step in zip(found, done, strict=True)
     ]
 
 
-def _adapter(entry: Mapping[str, Any]) -> tuple[tuple[int, int], dict[str, float]]:
-    values = {f"norm {branch}": _norm(entry["norms"], branch) for branch in BOTH}
-    for title, key in (("update", "update_norms"), ("share", "share"), ("rank", "effective_rank")):
-        values |= {f"{title} {branch}": _number(entry[key].get(branch)) for branch in BOTH}
-    values |= {f"cosine {of}": _number(entry[f"{of}_cosine"]) for of in ("output", "update")}
+def _adapter(entry: Mapping[str, Any]) -> tuple[tuple[int, int], dict[Quantity, float]]:
+    own = list(entry["share"])  # the adapter's branches
+    tensors = [(name.split(".")[0], _number(norm)) for name, norm in entry["norms"].items()]
+    values = {("norms", branch): math.hypot(*(norm for of, norm in tensors if of == branch)) for branch in own}
+    for key in ("update_norms", "share", "effective_rank", "output_cosine", "update_cosine"):
+        by_name = entry[key] if isinstance(entry[key], Mapping) else {"+".join(own): entry[key]}  # of earlier versions
+        values |= {(key, name): _number(value) for name, value in by_name.items()}
     return (int(entry["layer"]), int(entry["adapter"])), values
 
 
-def _norm(norms: Mapping[str, float | None], branch: str) -> float:
-    """Frobenius norm of all tensors of a branch together."""
-    return math.hypot(*(_number(norm) for name, norm in norms.items() if name.startswith(f"{branch}.")))
+def cadences(run: Run) -> dict[str, list[events.Cadence]]:
+    """By time scale, its func phases in order."""
 
+    def convert(event: events.Cadence) -> events.Cadence:
+        observed, expected = list(map(int, event.observed)), event.expected and list(map(int, event.expected))
+        return replace(event, steps=int(event.steps), observed=observed, expected=expected)
 
-# ---- cadence, consolidation, expansion
-
-
-@reads("a cadence event")
-def cadence(run: Run) -> list[dict[str, Any]]:
-    """A row for every func phase in which slow trains."""
-    return [
-        {
-            "task": int(event["task"]),
-            "cycle": int(event["cycle"]),
-            "steps": int(event["steps"]),
-            "tensors": int(event["tensors"]),
-            "observed": [int(step) for step in event["observed"]],
-            "expected": None if event["expected"] is None else [int(step) for step in event["expected"]],
-            "passed": bool(event["passed"]),
-        }
-        for event in events(run, "cadence")
-    ]
+    by_scale: dict[str, list[events.Cadence]] = {}
+    for event in _events(run, events.Cadence, convert):
+        by_scale.setdefault(event.scale or SCALES[0].name, []).append(event)
+    return by_scale
 
 
 @dataclass(frozen=True)
 class Consolidation:
-    """One consolidation: a receipt for each layer and adapter, and accuracy in per cent."""
+    """One consolidation: means over its receipts, of which there is one for each layer and adapter.
+
+    Attributes:
+        task: When it was made.
+        settings: Text by key.
+        drifts: Change of each adapter's output.
+        changes: Before and after, of all that the receipts have: `z_mean`, and a branch's `_norm`.
+        accuracy: Before and after, in per cent.
+    """
 
     task: int
-    receipts: list[Mapping[str, Any]]
-    before: float
-    after: float
+    settings: Mapping[str, str]
+    drifts: list[float]
+    changes: Mapping[str, tuple[float, float]]
+    accuracy: tuple[float, float]
 
-    def mean(self, key: str) -> float:
-        """Over the receipts."""
-        return mean(receipt[key] for receipt in self.receipts)
+    @classmethod
+    def of(cls, event: events.Consolidation) -> "Consolidation":
+        """What an event says."""
 
-    def texts(self, key: str) -> str:
-        """The different values of a setting."""
-        return ", ".join(dict.fromkeys(str(receipt[key]) for receipt in self.receipts)) or "-"
+        def edge(what: str, when: str) -> float:
+            return mean(receipt.get(f"{what}_{when}") for receipt in event.receipts)
 
-    @property
-    def largest_drift(self) -> float:
-        """Of all adapters."""
-        return max((_number(receipt["drift"]) for receipt in self.receipts), default=math.nan)
+        settings = {key: [str(receipt[key]) for receipt in event.receipts] for key in ("alpha", "mode", "reset")}
+        keys = dict.fromkeys(key for receipt in event.receipts for key in receipt)
+        changed = [key.removesuffix("_before") for key in keys if key.endswith("_before")]
+        return cls(
+            int(event.task),
+            {key: ", ".join(dict.fromkeys(texts)) for key, texts in settings.items()},
+            [_number(receipt["drift"]) for receipt in event.receipts],
+            {what: (edge(what, "before"), edge(what, "after")) for what in changed},
+            (_number(event.accuracy_before["top1"]), _number(event.accuracy_after["top1"])),
+        )
 
 
-@reads("a consolidation event")
 def consolidations(run: Run) -> list[Consolidation]:
     """The consolidations in order."""
-    return [
-        Consolidation(
-            int(event["task"]),
-            [{**dict.fromkeys(Z_KEYS), **receipt, "drift": _number(receipt["drift"])} for receipt in event["receipts"]],
-            _number(event["accuracy_before"]["top1"]),
-            _number(event["accuracy_after"]["top1"]),
-        )
-        for event in events(run, "consolidation")
-    ]
+    return _events(run, events.Consolidation, Consolidation.of)
 
 
 @dataclass(frozen=True)
@@ -218,26 +193,16 @@ class Scan:
     asked: list[tuple[float, float]]
 
 
-@reads("a scan event")
 def scans(run: Run) -> Scan | None:
     """The expansion record; None without scans."""
-    found = events(run, "scan")
-    layers = sorted({int(layer) for event in found for layer in event["z"]})
-    z = {layer: [_smallest(event["z"].get(str(layer), [])) for event in found] for layer in layers}
-    thresholds = sorted({float(event["threshold"]) for event in found})
-    grown = [(place, int(event["expands"])) for place, event in enumerate(found) if event["expands"] is not None]
-    return Scan(z, thresholds, [(place + 1.0, z[layer][place]) for place, layer in grown]) if found else None
 
+    def convert(event: events.Scan) -> tuple[float, dict[int, float], float | None]:
+        known = {int(layer): [float(z) for z in values if z is not None] for layer, values in event.z.items()}
+        smallest = {layer: min(values, default=math.nan) for layer, values in known.items()}
+        return float(event.threshold), smallest, None if event.expands is None else smallest[int(event.expands)]
 
-def _smallest(z: Sequence[float | None]) -> float:
-    known = [value for value in map(_number, z) if not math.isnan(value)]
-    return min(known, default=math.nan)
-
-
-def adapters_per_layer(group: Group) -> np.ndarray | None:
-    """(layers, tasks): adapters in every block after every task, mean over seeds; None for logs."""
-    if group.is_log:
-        return None
-    each = [np.array([task["adapters"] for task in run.results["tasks"]], dtype=float).T for run in group.runs]
-    shape = tuple(min(sizes) for sizes in zip(*(counts.shape for counts in each), strict=True))
-    return np.mean([counts[: shape[0], : shape[1]] for counts in each], axis=0)
+    found = _events(run, events.Scan, convert)
+    layers = sorted({layer for _, z, _ in found for layer in z})
+    z = {layer: [smallest.get(layer, math.nan) for _, smallest, _ in found] for layer in layers}
+    asked = [(float(batch), height) for batch, (_, _, height) in enumerate(found, 1) if height is not None]
+    return Scan(z, sorted({threshold for threshold, _, _ in found}), asked) if found else None

@@ -8,12 +8,12 @@ on light and on dark ground.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 
 from utils.files import atomic_write
 
+COLUMN = 4.2  # inches; at the width of a phone the text of such a chart is as large as the page's small print
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GRID = "#24292f", "#d0d7de"
 VARIABLES = {INK: "currentColor", GRID: "var(--grid)", **{hexa: f"var(--s{i})" for i, hexa in enumerate(SERIES)}}
 STYLE: Any = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "pdf.fonttype": 42,
@@ -37,11 +39,6 @@ STYLE: Any = {
     "axes.grid": True,
     "axes.facecolor": "none",
     "figure.facecolor": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -57,44 +54,40 @@ class Drawing:
         name: Of its files: what it shows, then of what.
         title: One line above it.
         text: What it shows, for who cannot see it.
-        figure: Matplotlib's.
+        draw: Makes matplotlib's figure; takes its `width` in inches.
     """
 
     name: str
     title: str
     text: str
-    figure: Figure
+    draw: Callable[..., Figure]
 
-    def svg(self, prefix: str) -> str:
-        """An <svg> element to stand in a page beside others.
-
-        Args:
-            prefix: Of its ids; another one for each drawing of a page.
-        """
+    def svg(self, prefix: str, width: float, style: str) -> str:
+        """An <svg> element: its ids begin with a prefix of its own; width in inches; its class in the style sheet."""
         content = io.StringIO()
         with styled():  # not by savefig, which draws everything twice
-            canvas: Any = FigureCanvasSVG(self.figure)  # matplotlib's print_svg has no types
+            canvas: Any = FigureCanvasSVG(self.draw(width=width))  # matplotlib's print_svg has no types
             canvas.print_svg(content, metadata={"Date": None})
-        return _inline(content.getvalue(), prefix, f"{self.title}. {self.text}")
+        label = escape(f"{self.title}. {self.text}")
+        return _inline(content.getvalue(), prefix, f'class="{style}" role="img" aria-label="{label}"')
 
-    def save(self, folder: Path, stem: str) -> None:
-        """Write STEM.pdf and STEM.png into a folder.
+    def save(self, stem: Path) -> None:
+        """Write STEM.pdf and STEM.png.
 
         Raises:
             OSError: A file cannot be written.
         """
-        atomic_write(folder / f"{stem}.pdf", self._bytes("pdf", {"CreationDate": None}))
-        atomic_write(folder / f"{stem}.png", self.png())
+        atomic_write(stem.with_name(f"{stem.name}.pdf"), self._file("pdf", {"CreationDate": None}, "none"))
+        atomic_write(stem.with_name(f"{stem.name}.png"), self.png())
 
     def png(self) -> bytes:
         """A PNG file on white ground, the same every time."""
-        return self._bytes("png", {"Software": None})
+        return self._file("png", {"Software": None}, "white")
 
-    def _bytes(self, kind: Literal["pdf", "png"], metadata: dict[str, None]) -> bytes:
+    def _file(self, kind: str, metadata: dict[str, None], ground: str) -> bytes:
         content = io.BytesIO()
         with styled():
-            ground = "white" if kind == "png" else "none"
-            self.figure.savefig(content, format=kind, metadata=metadata, dpi=200, facecolor=ground)
+            self.draw().savefig(content, format=kind, metadata=metadata, dpi=200, facecolor=ground)
         return content.getvalue()
 
 
@@ -106,18 +99,16 @@ def styled() -> Iterator[None]:
         yield
 
 
-def _inline(svg: str, prefix: str, text: str) -> str:
+def _inline(svg: str, prefix: str, attributes: str) -> str:
     """The <svg> element alone: ids of its own, colours of the page's, no declared types, namespaces or metadata."""
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', body))
-    body = re.sub(r"<[^>]+>", lambda tag: _inline_tag(tag[0], prefix, used), body)
-    opening, rest = body.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', opening)
-    assert box is not None
-    return f'<svg {box[0]} role="img" aria-label="{escape(text)}">{rest.rstrip()}'
 
+    def inline_tag(match: re.Match[str]) -> str:
+        tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: VARIABLES.get(colour[0], colour[0]), match[0])
+        tag = re.sub(r' id="([^"]+)"', lambda at: f' id="{prefix}{at[1]}"' if at[1] in used else "", tag)
+        return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)
 
-def _inline_tag(tag: str, prefix: str, used: set[str]) -> str:
-    tag = re.sub(r"#[0-9a-f]{6}\b", lambda match: VARIABLES.get(match[0], match[0]), tag)
-    tag = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}{match[1]}"' if match[1] in used else "", tag)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)
+    opening, rest = re.sub(r"<[^>]+>", inline_tag, body).split(">", 1)
+    box = opening.split('viewBox="')[1].split('"')[0]
+    return f'<svg viewBox="{box}" {attributes}>{rest.rstrip()}'

@@ -1,121 +1,100 @@
 """The sections of a report, in the order in which they are read. One without data says what it would need."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
-from tools.compare.comparison import Comparison, Group, value_text
+from tools.compare.comparison import Comparison, Group
 from tools.compare.tables import Table
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
 from tools.report import figures
-from tools.report.data import Consolidation, cadence, consolidations, scans, shared_branches
+from tools.report.data import Consolidation, cadences, consolidations, mean, scans, shared_branches
 from tools.report.drawing import Drawing
-from tools.report.page import Drawings, Folded, Part, Section, Sentences
+from tools.report.page import Part, Section
+from utils.runs import events
 
-NESTED = "runs of adapter type nested_lora write them"
-Named = tuple[str, Run]
+RECORDED = "runs whose adapters have branches with time scales record them"
 
 
-def named_runs(comparison: Comparison) -> list[Named]:
-    """Every run with what it is called: its configuration and seed."""
-    return [
-        (f"{group.name}, {'seed unknown' if run.seed is None else f'seed {run.seed}'}", run)
-        for group in comparison.groups
-        for run in group.runs
-    ]
+def _named(group: Group, run: Run) -> str:
+    return f"{group.name}, {'seed unknown' if run.seed is None else f'seed {run.seed}'}"
+
+
+def _drawn(title: str, drawings: Iterable[Drawing | None]) -> list[Part]:
+    """The drawings that there are under one heading; no heading without any."""
+    found = [drawing for drawing in drawings if drawing]
+    return [Part(title, drawings=found)] if found else []
 
 
 def summary(comparison: Comparison) -> Section:
     """What `tools.compare` says, but for the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
-    parts = [Sentences("Warnings", alarms, alarming=True)] if alarms else []
-    tables = [table for table in whole.tables if table.header[0] != "key"]
-    return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", [*parts, *tables])
+    parts = [Part("Warnings", alarms, alarming=True)] if alarms else []
+    parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key"]))
+    return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", parts)
 
 
 def accuracy(comparison: Comparison) -> Section:
     """The curves of all configurations."""
-    drawings = [figures.accuracy_curves(comparison.groups)]
     intro = "Accuracy on the test images of all classes seen, after every task: mean over seeds, and a band of one "
     intro += "standard deviation to either side where there are several."
-    return Section("accuracy", "Accuracy curves", intro, [Drawings("", drawings)])
+    return Section("accuracy", "Accuracy curves", intro, _drawn("", [figures.accuracy_curves(comparison.groups)]))
 
 
 def matrices(comparison: Comparison) -> Section:
     """R of every configuration, and of its branches."""
-    parts = [
-        *_drawings("Whole networks", [d for d in map(figures.accuracy_matrix, comparison.groups) if d]),
-        *(part for group in comparison.groups for part in _branches(group)),
-    ]
-    intro = (
-        "Row: after learning that task; column: accuracy on the test images of that task, per cent, mean over seeds."
-    )
+    whole = [figures.matrix(g, "accuracy matrix", [run.matrix for run in g.runs]) for g in comparison.groups]
+    parts = _drawn("Whole networks", whole)
+    parts += [part for g in comparison.groups for part in _drawn(f"Branches of {g.name}", figures.branches(g))]
+    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent, mean over seeds."
     if not any(map(shared_branches, comparison.groups)):
-        intro += f" No matrices of single branches: no run has measured them; {NESTED} unless branch_eval is false."
-    if not parts:
-        intro = "No run knows its accuracy matrix."
-    return Section("matrices", "Accuracy matrices", intro, parts)
-
-
-def _branches(group: Group) -> list[Drawings]:
-    curves = figures.branch_curves(group)
-    return _drawings(f"Branches of {group.name}", [*([curves] if curves else []), *figures.branch_matrices(group)])
-
-
-def _drawings(title: str, drawings: Sequence[Drawing]) -> list[Drawings]:
-    return [Drawings(title, drawings)] if drawings else []
+        intro += f" No run has matrices of single branches; {RECORDED} unless branch_eval is false."
+    return Section("matrices", "Accuracy matrices", intro if parts else "No run has an accuracy matrix.", parts)
 
 
 def time_scales(comparison: Comparison) -> Section:
-    """Norms, contribution and agreement of fast and slow."""
-    parts = [part for group in comparison.groups for part in _drawings(group.name, list(figures.time_scales(group)))]
-    intro = f"No run has telemetry events, so there is nothing to show of fast and slow; {NESTED}."
-    if parts:
-        intro = "How large fast and slow are, how much they change, how much of the adapters' output is theirs, and "
-        intro += "whether they agree, at every telemetry reading."
-    return Section("time-scales", "Fast and slow over steps and tasks", intro, parts)
+    """Norms, contribution and agreement of the branches."""
+    parts = [part for group in comparison.groups for part in _drawn(group.name, figures.time_scales(group))]
+    intro = "How large the branches are, how much they change, what share of the adapters' output they have, and "
+    intro += "whether they agree, at every telemetry reading."
+    if not parts:
+        intro = f"No run has telemetry events; {RECORDED}."
+    return Section("time-scales", "Time scales over steps and tasks", intro, parts)
 
 
 # ---- cadence
 
 
-def cadences(comparison: Comparison) -> Section:
-    """Expected and observed updates of slow."""
-    found = [(name, rows) for name, run in named_runs(comparison) if (rows := cadence(run))]
+def cadence(comparison: Comparison) -> Section:
+    """Expected and observed updates of the gated time scales."""
+    found = [(_named(*of), scale, rows) for of in comparison.runs for scale, rows in cadences(of[1]).items()]
     if not found:
-        intro = f"No run has cadence events, so when slow moved is not on record; {NESTED}."
-        return Section("cadence", "Cadence of slow", intro)
-    header = ["run", "func phases", "steps", "expected updates", "observed updates", "as configured"]
-    whole = Table("Slow updates by run", header, [_cadence_row(name, rows) for name, rows in found])
-    phases = [_phase_table(name, rows) for name, rows in found]
-    intro = (
-        "Optimizer steps at which the values of slow changed, against those at which the configuration says they do."
-    )
-    return Section("cadence", "Cadence of slow", intro, [whole, Folded("Every func phase", phases)])
+        return Section("cadence", "Cadence", f"No run has cadence events; {RECORDED}.")
+    header = ["run", "time scale", "func phases", "steps", "expected updates", "observed updates", "as configured"]
+    whole = Table("Updates by run", header, [_cadence_row(*row) for row in found])
+    header = ["task, cycle", "steps", "tensors", "expected at", "observed at", "as configured"]
+    phases = [Table(f"{name}: {scale}", header, list(map(_phase_row, rows))) for name, scale, rows in found]
+    intro = "Optimizer steps at which the values of a time scale changed, and those at which they should according to "
+    intro += "its update interval."
+    parts = [Part(tables=[whole]), Part("Every func phase", tables=phases, folded=True)]
+    return Section("cadence", "Cadence", intro, parts)
 
 
-def _cadence_row(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
-    judged = [row["expected"] for row in rows if row["expected"] is not None]
+def _cadence_row(name: str, scale: str, rows: Sequence[events.Cadence]) -> list[str]:
+    judged = [row.expected for row in rows if row.expected is not None]
     expected = str(sum(map(len, judged))) if judged else "not stated"
-    failed = sum(not row["passed"] for row in rows)
+    failed = sum(not row.passed for row in rows)
     verdict = f"NO: {failed} of {len(rows)} phases differ" if failed else "yes" if judged else "not judged"
-    steps, observed = sum(row["steps"] for row in rows), sum(len(row["observed"]) for row in rows)
-    return [name, str(len(rows)), str(steps), expected, str(observed), verdict]
+    steps, observed = sum(row.steps for row in rows), sum(len(row.observed) for row in rows)
+    return [name, scale, str(len(rows)), str(steps), expected, str(observed), verdict]
 
 
-def _phase_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
-    header = ["task, cycle", "steps", "slow's tensors", "expected at", "observed at", "as configured"]
-    return Table(name, header, [_phase_row(row) for row in rows])
-
-
-def _phase_row(row: dict[str, Any]) -> list[str]:
-    expected = "not stated" if row["expected"] is None else progression(row["expected"])
-    verdict = "NO" if not row["passed"] else "not judged" if row["expected"] is None else "yes"
-    place = f"{row['task']}, {row['cycle']}"
-    return [place, str(row["steps"]), str(row["tensors"]), expected, progression(row["observed"]), verdict]
+def _phase_row(row: events.Cadence) -> list[str]:
+    expected = "not stated" if row.expected is None else progression(row.expected)
+    verdict = "NO" if not row.passed else "not judged" if row.expected is None else "yes"
+    return [f"{row.task}, {row.cycle}", str(row.steps), str(row.tensors), expected, progression(row.observed), verdict]
 
 
 def progression(steps: Sequence[int]) -> str:
@@ -132,39 +111,30 @@ def progression(steps: Sequence[int]) -> str:
 
 def consolidation(comparison: Comparison) -> Section:
     """Drift and receipts."""
-    found = [(name, made) for name, run in named_runs(comparison) if (made := consolidations(run))]
-    curve = figures.drift(comparison.groups)
-    if not curve:
-        intro = (
-            "No run has consolidation events: fast was never consolidated into slow (nested_lora_use_consolidation)."
-        )
-        return Section("consolidation", "Consolidation", intro)
-    header = ["task", "alpha", "mode", "reset", "norm of slow", "rank of slow", "norm of fast"]
-    header += ["drift: mean", "drift: largest", "z: mean", "z: deviation", "accuracy (%)"]
-    receipts = [Table(name, header, [_receipt_row(event) for event in made]) for name, made in found]
-    intro = "What consolidating fast into slow changed; drift is the change of the adapters' output on a probe batch, "
-    intro += "relative to the output before. z is that of the task's training images as they look after consolidation, "
-    intro += "against the descriptors' records from before it and against those taken anew."
-    parts: list[Part] = [Drawings("", [curve])]
-    parts += [Folded("Receipts: means over layers and adapters, before → after", receipts)]
+    parts = _drawn("", [figures.drift(comparison.groups)])
+    intro = "No run has consolidation events: no adapter was consolidated (nested_lora_use_consolidation)."
+    if parts:
+        intro = "What consolidation changed. Drift is the change of the adapters' output on a probe batch, relative to "
+        intro += "the output before. z is of the task's training images as they look after consolidation, given the "
+        intro += "descriptors' records from before it and given new ones."
+        receipts = [_receipts(_named(*of), made) for of in comparison.runs if (made := consolidations(of[1]))]
+        title = "Receipts: means over layers and adapters, before → after"
+        parts.append(Part(title, tables=receipts, folded=True))
     return Section("consolidation", "Consolidation", intro, parts)
 
 
-def _receipt_row(made: Consolidation) -> list[str]:
-    return [
-        str(made.task),
-        *(made.texts(key) for key in ("alpha", "mode", "reset")),
-        *(_change(made, key) for key in ("slow_norm", "slow_rank", "fast_norm")),
-        _decimal(made.mean("drift")),
-        _decimal(made.largest_drift),
-        *(_change(made, key) for key in ("z_mean", "z_std")),
-        f"{made.before:.2f} → {made.after:.2f}",
-    ]
+def _receipts(name: str, made: Sequence[Consolidation]) -> Table:
+    keys = list(dict.fromkeys(key for event in made for key in event.changes))
+    titles = [f"{what} of {of}" for of, what in (key.rsplit("_", 1) for key in keys)]
+    header = ["task", *made[0].settings, "drift: mean", "drift: largest", *titles, "accuracy (%)"]
+    return Table(name, header, [_receipt_row(event, keys) for event in made])
 
 
-def _change(made: Consolidation, key: str) -> str:
-    before, after = made.mean(f"{key}_before"), made.mean(f"{key}_after")
-    return "-" if math.isnan(before) and math.isnan(after) else f"{_decimal(before)} → {_decimal(after)}"
+def _receipt_row(made: Consolidation, keys: Sequence[str]) -> list[str]:
+    drifts = _decimal(mean(made.drifts)), _decimal(max(made.drifts, default=math.nan))
+    changes = [" → ".join(map(_decimal, made.changes.get(key, ()))) for key in keys]
+    before, after = made.accuracy
+    return [str(made.task), *made.settings.values(), *drifts, *changes, f"{before:.2f} → {after:.2f}"]
 
 
 def _decimal(value: float) -> str:
@@ -173,19 +143,12 @@ def _decimal(value: float) -> str:
 
 def expansion(comparison: Comparison) -> Section:
     """When layers asked for adapters, and how many they have."""
-    timelines = [
-        figures.expansion(group.name, run, scan)
-        for group in comparison.groups
-        for run in group.runs
-        if (scan := scans(run))
-    ]
-    layers = [drawing for drawing in map(figures.adapters, comparison.groups) if drawing]
-    parts = [*_drawings("z-scores in the scans", timelines), *_drawings("Adapters per layer", layers)]
-    intro = (
-        "A layer asks for an adapter when a batch is strange to all it has: when its smallest z is above the threshold."
-    )
+    timelines = [figures.expansion(*of, scan) for of in comparison.runs if (scan := scans(of[1]))]
+    parts = _drawn("z-scores in the scans", timelines)
+    parts += _drawn("Adapters per layer", map(figures.adapters, comparison.groups))
+    intro = "A layer asks for an adapter when the smallest z of its adapters on a batch is above the threshold."
     if not timelines:
-        intro = "No run has scan events: with one task, or without expansion, nothing is scanned."
+        intro = "No run has scan events: runs of one task, and runs without expansion, do not scan."
     return Section("expansion", "Expansion", intro, parts)
 
 
@@ -194,47 +157,31 @@ def expansion(comparison: Comparison) -> Section:
 
 def configurations(comparison: Comparison) -> Section:
     """The keys that differ."""
-    names = [group.name for group in comparison.groups]
-    rows = [[key, *(value_text(value, "-") for value in values)] for key, values in comparison.differing.items()]
-    if rows:
-        intro = "Keys that can change a result and are not the same in all configurations."
-        table = Table("What differs in the configurations", ["key", *names], rows)
-        return Section("configurations", "Configurations", intro, [table])
-    single = f"There is one configuration, {names[0]}, so nothing differs."
-    intro = single if len(names) == 1 else "The configurations differ in no key that both have."
-    return Section("configurations", "Configurations", intro)
+    tables = [table for table in tables_and_lists(comparison).tables if table.header[0] == "key"]
+    parts = [Part(tables=[table]) for table in tables if table.rows]
+    intro = "Keys that can change a result and are not the same in all configurations."
+    if not parts:
+        intro = f"{tables[0].title}." if tables else f"There is one configuration, {comparison.groups[0].name}."
+    return Section("configurations", "Configurations", intro, parts)
 
 
 def runs(comparison: Comparison) -> Section:
     """Where the numbers come from."""
     header = ["run", "path", "commit", "device", "backbone", "command"]
-    table = Table("Runs", header, [_run_row(name, run) for name, run in named_runs(comparison)])
-    legend = Sentences("Legend", tables_and_lists(comparison).lists.get("Legend", []))
-    return Section("runs", "Runs and legend", "Where the numbers come from, and what they mean.", [table, legend])
+    table = Table("Runs", header, [_run_row(*of) for of in comparison.runs])
+    parts = [Part(tables=[table]), Part("Legend", tables_and_lists(comparison).lists.get("Legend", []))]
+    return Section("runs", "Runs and legend", "Where the numbers come from, and what they mean.", parts)
 
 
-def _run_row(name: str, run: Run) -> list[str]:
+def _run_row(group: Group, run: Run) -> list[str]:
     environment = run.environment
     commit = str(environment.get("commit") or "-")[:10] + (" with changes" if environment.get("dirty") else "")
     backbone = environment.get("backbone")
     timm_name = backbone.get("timm_name", "-") if isinstance(backbone, dict) else "-"
-    return [
-        name,
-        str(run.path),
-        commit,
-        *(str(value) for value in (environment.get("device", "-"), timm_name)),
-        str(environment.get("command", "-")),
-    ]
+    device, command = (str(environment.get(key, "-")) for key in ("device", "command"))
+    return [_named(group, run), str(run.path), commit, device, str(timm_name), command]
 
 
 SECTIONS: tuple[Callable[[Comparison], Section], ...] = (
-    summary,
-    accuracy,
-    matrices,
-    time_scales,
-    cadences,
-    consolidation,
-    expansion,
-    configurations,
-    runs,
-)
+    summary, accuracy, matrices, time_scales, cadence, consolidation, expansion, configurations, runs
+)  # fmt: skip

@@ -93,7 +93,7 @@ def test_random_weights_may_differ_from_seed_to_seed(tmp_path):
 
 def test_uncommitted_changes_are_said(tmp_path):
     paths = of(tmp_path, "a", [1, 2]) + of(tmp_path, "a", [3], environment={"dirty": True})
-    assert warnings(compare(paths)) == [f"1 of 3 runs were made with changes that no commit holds, such as {paths[2]}"]
+    assert warnings(compare(paths)) == [f"1 of 3 runs were made with uncommitted changes, such as {paths[2]}"]
 
 
 def test_an_environment_that_knows_nothing_is_no_reason_to_warn(tmp_path):
@@ -117,16 +117,16 @@ def test_the_notes_on_a_log_name_file_and_seed(tmp_path):
     assert found[0].startswith(f"{tmp_path / 'x.log'}, seed 5: line ")
 
 
-def test_configurations_that_answer_alike_in_every_common_seed_are_suspicious(tmp_path):
+def test_equal_accuracies_of_different_configurations_are_said(tmp_path):
     alike = [[90], [80, 70]]
     paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, func_epoch=9, rd_dim=7)
     assert warnings(compare(paths)) == [
-        "a and b: the same right answers on every task in every seed they share, as if func_epoch, rd_dim had no "
-        "effect; their cadence and telemetry tell whether it reached the training"
+        "a and b have the same accuracy on every task for every common seed, as if func_epoch, rd_dim had no effect; "
+        "check their cadence and telemetry events"
     ]
     other = write_run(tmp_path, "b", 1, [[90], [80, 69]], func_epoch=9, rd_dim=7)
     assert warnings(compare([*paths, other])) == []
-    assert not [text for text in warnings(compare([paths[0], paths[5]])) if "same right answers" in text]
+    assert not [text for text in warnings(compare([paths[0], paths[5]])) if "the same accuracy" in text]
 
 
 def test_a_failed_cadence_audit_is_a_warning_that_names_run_and_phase(tmp_path):
