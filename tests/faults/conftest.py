@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from benchmarks.kills import Toll, kill_every_kind
-from benchmarks.preloaded import LONGEST, Preloaded, Started
-from benchmarks.tiny_runs import Workshop
+from kills import Toll, kill_every_kind
+from preloaded import LONGEST, Preloaded, Started
+from tiny_runs import Workshop
 
 SEED = 0
 LATE = 5  # kills of each kind that find a saved state

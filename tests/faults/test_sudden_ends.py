@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from fault_record import fault
 from fault_runs import KEYS, Observe, Whole
-
-from benchmarks.kills import Toll, spread
-from benchmarks.tiny_runs import KINDS, differences
+from kills import Toll, spread
+from tiny_runs import KINDS, differences
 
 
 @fault(
