@@ -13,6 +13,7 @@ from test_trainer import events, images, results, run  # noqa: F401
 import models.steps
 import trainer
 from utils.errors import AuditError
+from utils.timescales import gate
 from utils.timescales import groups as param_groups
 
 NESTED: dict[str, Any] = {"max_tasks": 2, "nested_lora_update_interval_slow": 2}
@@ -60,7 +61,7 @@ def test_a_gate_that_is_off_by_one_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(param_groups.SlowGate, "pending", property(lambda gate: (gate.steps + 1) % gate.interval))
+    monkeypatch.setattr(gate.SlowGate, "pending", property(lambda slow: (slow.steps + 1) % slow.interval))
     with pytest.raises(AuditError, match=r"cadence audit: in the func phase of task 0 cycle 0 .*step 1 is the first"):
         run(**NESTED)
     (path,) = (tmp_path / "logs").iterdir()

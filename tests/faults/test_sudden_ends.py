@@ -29,7 +29,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(
     observe(
         times=len(toll.kills),
         seen="--resume or --auto_resume ended bit for bit as the uninterrupted run; at most one epoch trained again",
-        spread=spread([toll]),
+        spread=dict(spread([toll])),
     )
 
 
