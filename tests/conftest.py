@@ -46,7 +46,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell script
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # processes that tests start are to listen to Ctrl-C
     config.stash[ACCOUNT] = Account()
+    config.pluginmanager.register(config.stash[ACCOUNT])
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if fault and (report.when == "call" or report.failed):
         sentence = item.originalname.removeprefix("test_").replace("_", " ")
         observed = {"seen": sentence, **dict(item.user_properties).get("observed", {})}
-        item.config.stash[ACCOUNT].note(fault, report.passed, **observed)
+        report.user_properties.append(("fault", (fault.what, fault.how, observed)))
     return report
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.preloaded import Started
-from benchmarks.tiny_runs import KINDS
+from preloaded import Started
+from tiny_runs import KINDS
 
 KEYS = {**KINDS["weights"], "max_tasks": 2, "func_epoch": 2, "rd_epoch": 2}
 Ended = Callable[[Started], tuple[int, str]]

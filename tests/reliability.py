@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from fault_record import Fault
 
 from tools.generated import markdown_table, replace_part
@@ -43,6 +44,13 @@ class Account:
         row.times += times
         row.seen += [seen] if seen not in row.seen else []
         row.spread.update(spread)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test of a fault; of tests that run in several processes, the first one hears of all."""
+        for name, value in report.user_properties:
+            if name == "fault":
+                what, how, observed = value
+                self.note(Fault(what, how), report.passed, **observed)
 
     @property
     def spread(self) -> Counter[str]:

@@ -3,17 +3,17 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from benchmarks.kills import Toll, kill_every_kind
-from benchmarks.preloaded import LONGEST, Preloaded, Started
-from benchmarks.tiny_runs import Workshop
+from kills import Toll, kill_runs
+from preloaded import LONGEST, Preloaded, Started
+from tiny_runs import KINDS, Workshop
 
 SEED = 0
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ  # then the other cores have tests of their own
 LATE = 5  # kills of each kind that find a saved state
 collect_ignore_glob = [] if hasattr(os, "pidfd_open") else ["test_*.py"]  # of Linux, without which nobody keeps watch
 
@@ -50,18 +50,26 @@ def whole(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 @pytest.fixture(scope="session")
 def tolls(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Toll]]:
-    """What came of killing each kind of run."""
+    """What came of killing each kind of run. In one process all kinds are killed from now on, beside other tests."""
+    futures: dict[str, Future[Toll]] = {}
     with ThreadPoolExecutor(1) as pool:
         shop = Workshop(preloaded, tmp_path_factory.mktemp("kills"))
-        futures = kill_every_kind(shop, SEED, LATE, pool)
-        yield lambda kind: futures[kind].result()
+
+        def toll(kind: str) -> Future[Toll]:
+            if kind not in futures:
+                futures[kind] = pool.submit(kill_runs, shop, kind, SEED, LATE)
+            return futures[kind]
+
+        for kind in () if PARALLEL else KINDS:
+            toll(kind)
+        yield lambda kind: toll(kind).result()
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kills_beside_other_tests(request: pytest.FixtureRequest) -> None:
     """Killing takes longest and needs nobody who looks on: it begins with the first fault test, on another core."""
-    if any("tolls" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if not PARALLEL and any("tolls" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("tolls")
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole
+from tiny_runs import KINDS, TinyRun, Workshop, differences, finish
 
-from benchmarks.tiny_runs import KINDS, TinyRun, Workshop, differences, finish
 from utils.runs.directory import STATES
 from utils.runs.states import read_state
 

@@ -4,8 +4,8 @@ import re
 
 from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole
+from tiny_runs import Workshop, differences, finish
 
-from benchmarks.tiny_runs import Workshop, differences, finish
 from utils.runs.directory import STATES
 from utils.runs.states import SavedStates
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole, contents
+from tiny_runs import Workshop, differences, finish
 
-from benchmarks.tiny_runs import Workshop, differences, finish
 from utils.runs.directory import can_resume
 
 

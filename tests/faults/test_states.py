@@ -9,9 +9,8 @@ import torch
 from fault_record import fault
 from fault_runs import KEYS, Ended, Observe, Whole, contents
 from safetensors.torch import save_file
-
-from benchmarks.tiny_runs import KEYS as TINY
-from benchmarks.tiny_runs import KINDS, Workshop, differences, finish
+from tiny_runs import KEYS as TINY
+from tiny_runs import KINDS, Workshop, differences, finish
 
 
 def cut(content: bytes) -> bytes:

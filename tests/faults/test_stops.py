@@ -11,8 +11,7 @@ import fault_runs
 import pytest
 from fault_record import fault
 from fault_runs import Ended, Observe, Whole
-
-from benchmarks.tiny_runs import STEPS, Workshop, differences, epochs_repeated, events_of, finish
+from tiny_runs import STEPS, Workshop, differences, epochs_repeated, events_of, finish
 
 SEED = 0
 KEYS = {**fault_runs.KEYS, "num_workers": 2}

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from fault_record import fault
 from fault_runs import KEYS, Observe, Whole
-
-from benchmarks.kills import Toll, spread
-from benchmarks.tiny_runs import KINDS, differences
+from kills import Toll, spread
+from tiny_runs import KINDS, differences
 
 
 @fault(
@@ -30,7 +29,7 @@ def test_a_run_killed_again_and_again_is_the_uninterrupted_run(
     observe(
         times=len(toll.kills),
         seen="--resume or --auto_resume ended bit for bit as the uninterrupted run; at most one epoch trained again",
-        spread=spread([toll]),
+        spread=dict(spread([toll])),
     )
 
 

@@ -165,14 +165,16 @@ def deaf_children() -> Iterator[None]:
 
 
 class _Running:
-    """What keeps workers alive: they end with the last reference to their DataLoader and its iterator."""
+    """What keeps workers alive: their DataLoader and its iterator."""
 
     def __init__(self) -> None:
-        self.end()
-
-    def end(self) -> None:
         self.loader: DataLoader[Batch | UserError] | None = None
         self.batches: Iterator[Batch | UserError] = iter(())
+
+    def end(self) -> None:
+        if self._workers:  # an error's traceback may keep the iterator, and with it the workers, alive
+            self.batches._shutdown_workers()  # type: ignore[attr-defined]
+        self.loader, self.batches = None, iter(())
 
     def begin(self, new_loader: "Callable[[], DataLoader[Batch | UserError]]") -> None:
         """Begin a pass, with the workers there are; at first they are started."""

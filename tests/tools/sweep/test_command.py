@@ -127,7 +127,7 @@ def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
     assert (beside.returncode, beside.stdout) == (2, "")
     assert "another sweep is at work" in beside.stderr
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "the same command goes on from here" in errors
     assert not children_in(folder)

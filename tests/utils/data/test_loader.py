@@ -278,3 +278,23 @@ def test_a_worker_that_dies_between_two_passes_is_told(make):
     with pytest.raises(LoadingError, match="SIGKILL"):
         whole(loader, "func", 1)
     assert len(whole(loader, "func", 2)) == 3  # with new workers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # each process imports torch
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_load_the_same(make, tmp_path: Path, method: str):
+    """Python starts processes by spawn on macOS, and by forkserver on Linux from version 3.14 on."""
+    (tmp_path / "noise.py").write_text(Path(__file__).read_text())  # a module that the workers can import
+    code = (
+        "import multiprocessing as m, sys, noise\n"
+        "if __name__ == '__main__':\n"
+        "    m.set_start_method(sys.argv[1])\n"
+        "    loader = noise.StreamLoader(noise.Noise(), 1, noise.CPU, 5)\n"
+        "    print(noise.digest(noise.whole(loader, 'func', 3)))\n"
+    )
+    (tmp_path / "start.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-W", "error", str(tmp_path / "start.py"), method]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (run.stderr, run.stdout.split()) == ("", [str(digest(whole(make(), "func", 3)))])

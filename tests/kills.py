@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and go on, again and again, and how they end.
 
-    python -m benchmarks.kills [--cycles 200] [--seed 0] [--document docs/reliability.md]
+    PYTHONPATH=. python tests/kills.py [--cycles 200] [--seed 0] [--document docs/reliability.md]
 
 Kills and resumes tiny runs of every kind, so many times in all, and compares the end of each with that of an
 uninterrupted run: results, metrics, and the tensors of every checkpoint.
@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.preloaded import Preloaded, Started
-from benchmarks.tiny_runs import KINDS, TinyRun, Workshop, differences, epochs_repeated, finish
+from preloaded import Preloaded, Started
+from tiny_runs import KINDS, TinyRun, Workshop, differences, epochs_repeated, finish
+
 from tools.generated import markdown_table, replace_part
 from utils.runs.directory import CONFIG, STATES, can_resume, is_finished
 from utils.runs.log import METRICS
@@ -203,7 +204,7 @@ def figures(tolls: Iterable[Toll]) -> list[int]:
 
 def main() -> int:
     """Kill and resume, and say what came of it; 1 if a run ended differently."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tests/kills.py", description=__doc__)
     parser.add_argument("--cycles", type=int, default=200, help="kills that find a saved state")
     parser.add_argument("--seed", type=int, default=0, help="of moments and manners")
     parser.add_argument("--document", type=Path, help="takes the table, too")

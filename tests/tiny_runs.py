@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from preloaded import LONGEST, Preloaded, Started
 
-from benchmarks.preloaded import LONGEST, Preloaded, Started
 from utils.files import json_line
 from utils.runs.checkpoint import read_checkpoint
 from utils.runs.directory import RESULTS, STATES

@@ -1,6 +1,6 @@
 """Runs in processes of their own, forked from one that has imported everything: importing takes longer than a tiny run.
 
-    tests or benchmark -- control socket --> preloaded process -- fork --> supervisor -- fork --> the run
+    tests -- control socket --> preloaded process -- fork --> supervisor -- fork --> the run
 
 A run leads a process group of its own, with its loading workers in it. Its supervisor tells how it ended, and keeps its
 number and its group from being given away until the other end of its socket is closed; then it ends whatever is left of
@@ -98,8 +98,9 @@ class Preloaded:
 
     def __init__(self) -> None:
         self._control, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "benchmarks.preloaded", str(theirs.fileno())]
-        surroundings = {name: value for name, value in os.environ.items() if name != DATA_ROOT_VARIABLE}
+        command = [sys.executable, "-P", __file__, str(theirs.fileno())]
+        surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
+        surroundings.pop(DATA_ROOT_VARIABLE, None)
         with theirs:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
