@@ -34,7 +34,7 @@ class Registry:
         """Decorate the class that `name` stands for.
 
         Raises:
-            ValueError: The name stands for a class of another file already, loaded or not.
+            ValueError: The name stands for another class already, loaded or not.
         """
 
         def decorate(cls: C) -> C:
@@ -42,7 +42,8 @@ class Registry:
             taken = self._files.get(name, file)
             if self._shipped.get(name, cls.__module__) != cls.__module__:
                 taken = self._shipped[name]
-            if taken != file:
+            same = self._classes.get(name, cls).__qualname__ == cls.__qualname__  # a file may be run again
+            if taken != file or not same:
                 raise ValueError(f"{self.key} {name!r} is registered by {taken} already; choose another name")
             cls.kind = name
             self._classes[name], self._files[name] = cls, file

@@ -68,3 +68,17 @@ def test_names_can_be_listed_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["adaptmlp", "nested_lora"]
+
+
+def test_two_classes_of_one_file_cannot_share_a_name(registry):
+    @registry.register("blue")
+    class Blue:
+        pass
+
+    with pytest.raises(ValueError, match="'blue' is registered by .* already"):
+
+        @registry.register("blue")
+        class Red:
+            pass
+
+    assert registry["blue"] is Blue
