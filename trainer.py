@@ -19,14 +19,14 @@ from utils.errors import StoppedError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, format_table
 from utils.runs.directory import STATES, RunPlan, plan_runs
-from utils.runs.events import Cadence, Event, EventSink, Task
+from utils.runs.events import Cadence, Event, EventSink, Phase, Task
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import WHOLE, predictions_file, save_predictions
 from utils.runs.states import SavedStates, StateError
 from utils.runs.tracking import require_trackers, tracked
 from utils.stopping import StateKeeper, StopRequest, stop_requests
 from utils.timescales.gate import check_intervals, steps_of
-from utils.timescales.judge import judge, refuse_failed
+from utils.timescales.judge import judge, refuse_failed, refuse_other_rates
 from utils.timescales.scales import GATED
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,8 @@ def audited(record: EventSink, config: Config) -> EventSink:
     """
 
     def sink(event: Event) -> None:
+        if isinstance(event, Phase):
+            refuse_other_rates(event, config)
         judged = judge(event, config) if isinstance(event, Cadence) else event
         record(judged)
         if isinstance(judged, Cadence):

@@ -83,6 +83,19 @@ def test_groups_without_one_of_the_scales_are_refused_before_anything_trains(
     assert not (path / "metrics.jsonl").exists()
 
 
+def test_a_rate_that_is_not_as_configured_is_caught_before_anything_trains(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declared = param_groups.func_groups
+    equal = {"lr": 0.01}
+    monkeypatch.setattr(
+        models.sema, "func_groups", lambda roles, config: [{**group, **equal} for group in declared(roles, config)]
+    )
+    with pytest.raises(AuditError, match="group slow has the learning rate 0.01, the configuration says 0.001"):
+        run(**NESTED)
+
+
 @pytest.mark.parametrize(
     "broken",
     [

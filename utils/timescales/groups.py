@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn, optim
 
-from utils.timescales.scales import NAMES, SCALES
+from utils.timescales.scales import DESCRIPTOR, NAMES, OTHER, SCALES
 
 logger = logging.getLogger(__name__)
 
 Role = tuple[str, nn.Parameter]
 Group = dict[str, Any]
 
-OTHER, DESCRIPTOR = "other", "descriptor"
 GROUP_OF = {**{name: name for name in NAMES}, "adapter": OTHER, "router": OTHER, "head": OTHER, DESCRIPTOR: DESCRIPTOR}
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from utils.errors import AuditError
-from utils.runs.events import Cadence
-from utils.timescales.scales import SCALES, TimeScale
+from utils.runs.events import Cadence, Phase
+from utils.timescales.scales import SCALES, TimeScale, rates
 
 
 def expected_steps(scale: TimeScale, config: Any, steps: int) -> list[int] | None:
@@ -65,3 +65,22 @@ def refuse_failed(event: Cadence) -> None:
         f"at {len(observed)} of {event.steps} steps, the configuration says {len(expected)}; step {first} is the first "
         f"at which it {'moved and should not have' if first in observed else 'did not move and should have'}"
     )
+
+
+def refuse_other_rates(event: Phase, config: Any) -> None:
+    """Stop a run whose phase begins with other learning rates than configured.
+
+    Args:
+        event: The phase that begins.
+        config: What the run was started with.
+
+    Raises:
+        AuditError: Names the phase, the group and both rates.
+    """
+    declared = rates(config)
+    for group in event.groups:
+        if group["lr"] != declared[group["name"]]:
+            raise AuditError(
+                f"{event.phase} phase of task {event.task} cycle {event.cycle}: group {group['name']} has the learning "
+                f"rate {group['lr']:g}, the configuration says {declared[group['name']]:g}"
+            )

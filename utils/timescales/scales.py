@@ -42,6 +42,7 @@ SCALES = (  # slowest first
     TimeScale("slow", "nested_lora_lr_slow", "nested_lora_update_interval_slow", "nested_lora_slow_update"),
     TimeScale("fast", "nested_lora_lr_fast"),
 )
+OTHER, DESCRIPTOR = "other", "descriptor"  # the groups of all that is on no time scale, and of descriptors
 NAMES = tuple(scale.name for scale in SCALES)
 GATED = tuple(scale for scale in SCALES if scale.interval_key)
 
@@ -53,3 +54,8 @@ def subsets(branches: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 
 NEITHER = "neither"
+
+
+def rates(config: Any) -> dict[str, float]:
+    """The learning rate of every group of parameters when a phase begins."""
+    return {**{scale.name: scale.rate(config) for scale in SCALES}, OTHER: config.init_lr, DESCRIPTOR: config.rd_lr}
