@@ -92,7 +92,7 @@ def test_a_rate_that_is_not_as_configured_is_caught_before_anything_trains(
     monkeypatch.setattr(
         models.sema, "func_groups", lambda roles, config: [{**group, **equal} for group in declared(roles, config)]
     )
-    with pytest.raises(AuditError, match="group slow has the learning rate 0.01, the configuration says 0.001"):
+    with pytest.raises(AuditError, match=r"group slow has the learning rate 0\.01, the configuration says 0\.001"):
         run(**NESTED)
 
 

@@ -75,7 +75,7 @@ def test_two_classes_of_one_file_cannot_share_a_name(registry):
     class Blue:
         pass
 
-    with pytest.raises(ValueError, match="'blue' is registered by .* already"):
+    with pytest.raises(ValueError, match=r"'blue' is registered by .* already"):
 
         @registry.register("blue")
         class Red:
