@@ -293,8 +293,8 @@ CONSOLIDATION = {"kind": "consolidation", "task": 1, "accuracy_before": {"top1":
         ({"kind": "telemetry", "task": 0, "cycle": 0, "epoch": 0, "step": 1, "layers": [{}]}, "a telemetry event is"),
         ({"kind": "telemetry", "task": 0}, "line 4: telemetry event: "),
         ({"kind": "cadence", "task": "x"}, "cadence event"),
-        ({**SCAN, "z": [3]}, "a scan event is malformed"),
-        ({**CONSOLIDATION, "receipts": None}, "a consolidation event is malformed"),
+        ({**SCAN, "z": [3]}, "scan event: z = [3]"),
+        ({**CONSOLIDATION, "receipts": None}, "consolidation event: receipts = null"),
     ],
 )
 def test_a_damaged_event_is_named(tmp_path, capsys, event, message):
