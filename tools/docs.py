@@ -19,7 +19,7 @@ PACKAGES = ("models", "backbone", "utils", "tools", "benchmarks")  # of the code
 
 
 def results(root: Path) -> str:
-    """The comparison at equal numbers of parameters in docs/sweeps.md: means, and their difference."""
+    """Return the comparison at equal numbers of parameters, taken from docs/sweeps.md."""
     tables = read_tables(read_part(root / "docs/sweeps.md", "matched"))
     means, differences = ({row[0]: row[1:] for row in table} for table in tables if table[0][0] == "measure")
     header = ["measure", *means["measure"], "difference \\[95 % interval\\]"]
@@ -28,32 +28,32 @@ def results(root: Path) -> str:
 
 
 def all_keys(_: Path) -> str:
-    """Every configuration key, one table for each group of `--help`."""
+    """Return the tables of all configuration keys, one for each group of `--help`."""
     groups = dict.fromkeys(schema["group"] for schema in schemas().values())
     return "\n".join(f"## {group}\n\n{keys_of(group)}" for group in groups)
 
 
 def keys_of(group: str) -> str:
-    """The table of one group of keys."""
+    """Return the table of one group of keys."""
     rows = [key_row(key, schema) for key, schema in schemas().items() if schema["group"] == group]
     return markdown_table(["key", "default", "expected", "can change a result", "meaning"], rows)
 
 
 def key_row(key: str, schema: dict[str, Any]) -> list[str]:
-    """A key's line in its table."""
+    """Return the row of a key."""
     default = f"`{shown(schema['default'])}`" if "default" in schema else "required"
     effect = "yes" if schema["changes_results"] else "no"
     return [f"`{key}`", default, describe(schema), effect, schema["description"].replace("|", "\\|")]
 
 
 def modules(root: Path) -> str:
-    """Every module with the first line of its docstring, one table for each folder."""
+    """Return the tables of all modules with the first lines of their docstrings, one for each folder."""
     packages = [sorted({path.parent for path in (root / name).rglob("*.py")}) for name in PACKAGES]
     return "\n".join(modules_in(folder, root) for folder in [root, *chain.from_iterable(packages)])
 
 
 def modules_in(folder: Path, root: Path) -> str:
-    """The heading of a folder and the table of its modules; an empty `__init__.py` is left out."""
+    """Return the heading and the table of a folder, without empty modules."""
     paths = [path.relative_to(root) for path in sorted(folder.glob("*.py")) if path.stat().st_size]
     rows = [[f"[{path.name}](../{path.as_posix()})", first_line(root / path)] for path in paths]
     title = folder.relative_to(root).as_posix() if folder != root else "main.py and what it calls"
@@ -61,10 +61,10 @@ def modules_in(folder: Path, root: Path) -> str:
 
 
 def first_line(path: Path) -> str:
-    """The first line of a module's docstring.
+    """Return the first line of the docstring of a module.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The module has no docstring.
     """
     if text := ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))):
         return text.partition("\n")[0]
@@ -81,7 +81,7 @@ PARTS: tuple[tuple[str, str, Callable[[Path], str]], ...] = (
 
 
 def write(root: Path) -> None:
-    """Bring the documents of the project in `root` up to date."""
+    """Write all generated parts of the project in `root`, and the drawing."""
     for file, part, content in PARTS:
         replace_part(root / file, part, content(root))
     atomic_write(root / DRAWING, method().encode())

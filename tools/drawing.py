@@ -1,6 +1,6 @@
-"""The drawing of the method in the README, as SVG; `python -m tools.docs` writes it to a file.
+"""Draw the method for the README, as SVG. `python -m tools.docs` writes the file.
 
-A shape is one line of SVG. Coordinates are pixels from the upper left corner; a text's y is that of its middle.
+Each shape is one line of SVG. Coordinates are pixels from the upper left corner. The y of a text is its middle.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ HEAD = f"""\
 
 
 def method() -> str:
-    """The whole drawing: a block, its slot, one adapter, and when slow and fast learn."""
+    """Return the drawing: a block, its slot, one adapter, and when slow and fast learn."""
     return "\n".join([HEAD, *block(), *slot(), *nested_adapter(), *time_axis(), "</svg>"]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Parts of a document that a command writes: everything between two markers, and nothing else."""
+"""Read and write the generated parts of documents, which stand between two markers."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from utils.files import atomic_write
 
 
 def read_part(path: Path, name: str) -> str:
-    """What stands between the markers `<!-- NAME begin -->` and `<!-- NAME end -->` of a Markdown file.
+    """Return the text between the markers `<!-- NAME begin -->` and `<!-- NAME end -->` of a Markdown file.
 
     Raises:
         ValueError: The file has no such markers, or more than one pair.
@@ -16,7 +16,7 @@ def read_part(path: Path, name: str) -> str:
 
 
 def replace_part(path: Path, name: str, text: str) -> None:
-    """Put `text` between the markers of a part.
+    """Replace the text between the markers of a part.
 
     Raises:
         ValueError: As `read_part`.
@@ -36,13 +36,13 @@ def _find(path: Path, name: str) -> re.Match[str]:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def read_tables(text: str) -> list[list[list[str]]]:
-    """The tables of a Markdown text, each a list of rows of cells; the header is the first row."""
+    """Return the tables of a Markdown text as lists of rows of cells. The first row is the header."""
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     rows = ([row for row in table.splitlines() if "| --- |" not in row] for table in tables)
     return [[[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table] for table in rows]

@@ -1,12 +1,12 @@
-"""Are two configurations equal in adapter parameters, and which rank or bottleneck would make them so?
+"""Compare the adapter parameters of two configurations, and find the rank or bottleneck that makes them equal.
 
     python -m tools.match exps/nested_lora_cifar.json --to exps/sema_cifar.json [--tolerance 3.5] [--format json]
 
-What is compared are the parameters of the functional adapters at birth, counted on the networks themselves (random
-weights, nothing is downloaded); expansion adds adapters later, as the data ask for them. Rank r of nested_lora is not
-bottleneck 2r: it has two up-projections' biases. Per cents are of the configuration matched to.
+Counts the functional adapters of both networks before any expansion. The weights are random; nothing is downloaded.
+A nested_lora adapter of rank r is slightly larger than an adaptmlp adapter with bottleneck 2r: its second branch has
+biases of its own. Percentages are relative to the configuration given with --to.
 
-Exit codes: 0 within the tolerance, 1 outside, 2 something for the user to put right.
+Exit codes: 0 within the tolerance, 1 outside, 2 an error in a configuration or the command line.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TOLERANCE = Decimal("3.5")  # per cent
 
 @dataclass(frozen=True)
 class Born:
-    """The functional adapters of a configuration's network before any expansion, and what else its slots hold."""
+    """The functional adapters of a network before any expansion."""
 
     config: str
     adapter_type: str
@@ -41,13 +41,13 @@ class Born:
     per_layer: list[int]
     total: int
     by_role: dict[str, int]
-    beside: dict[str, int]
-    grows: bool  # whether consolidation makes the adapters larger than they are at birth
+    beside: dict[str, int]  # routers and descriptors
+    grows: bool  # whether consolidation makes the adapters larger
 
 
 @dataclass(frozen=True)
 class Match:
-    """How far a rank or bottleneck is from the total to be matched."""
+    """A rank or bottleneck, and how far its total is from the total to match."""
 
     flag: str
     width: int
@@ -58,22 +58,31 @@ class Match:
 
 
 def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
-    """Build the network of a configuration and count.
+    """Build the network of a configuration and count its parameters.
 
     Returns:
-        The counts, and the adapters' total as a function of rank or bottleneck, each value from slots built for it.
+        The counts, and a function from a rank or bottleneck to the total, for which it builds the adapters.
 
     Raises:
         ConfigError: The network cannot be built.
     """
-    # torch is imported only here: `--help` and errors of the configuration answer at once
+    import torch  # here, so that --help and errors in a configuration come at once
+    from easydict import EasyDict
+
     from utils.inc_net import SEMAVitNet
     from utils.timescales.groups import count_parameters
 
+    def functional(slots: Sequence[Any]) -> dict[str, int]:
+        return count_parameters(role for slot in slots for adapter in slot.functional for role in adapter.roles())
+
+    def total_at(width: int) -> int:
+        with torch.device("meta"):
+            rebuilt = [type(slot)(EasyDict({**slot.config, key: width}), slot.layer) for slot in slots]
+        return sum(functional(rebuilt).values())
+
     random = config.model_copy(update={"pretrained": False, "backbone_checkpoint": None})
     network = SEMAVitNet(random, nb_classes=1)  # the head is not counted
-    slots, key = network.slots, network.adapter_type.width_key
-    by_role = _functional(slots)
+    slots, key, by_role = network.slots, network.adapter_type.width_key, functional(network.slots)
     all_roles = count_parameters(role for slot in slots for role in slot.roles())
     counts = Born(
         config=name,
@@ -82,48 +91,31 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
         width=getattr(config, key),
         d_model=slots[0].config.d_model,
         adapters=sum(slot.num_adapters for slot in slots),
-        per_layer=[sum(_functional([slot]).values()) for slot in slots],
+        per_layer=[sum(functional([slot]).values()) for slot in slots],
         total=sum(by_role.values()),
         by_role=by_role,
         beside={role: count for role, count in all_roles.items() if role not in by_role},
         grows=slots[0].functional[0].grows,
     )
-    return counts, lambda width: sum(_functional(_rebuilt(slots, key, width)).values())
-
-
-def _functional(slots: Sequence[Any]) -> dict[str, int]:
-    """Parameters of the adapters proper, by role: neither routers nor descriptors."""
-    from utils.timescales.groups import count_parameters
-
-    return count_parameters(role for slot in slots for adapter in slot.functional for role in adapter.roles())
-
-
-def _rebuilt(slots: Sequence[Any], key: str, width: int) -> list[Any]:
-    """The same slots made anew, without values, with another rank or bottleneck."""
-    import torch
-    from easydict import EasyDict
-
-    with torch.device("meta"):
-        return [type(slot)(EasyDict({**slot.config, key: width}), slot.layer) for slot in slots]
+    return counts, total_at
 
 
 def best_width(total_at: Callable[[int], int], target: int) -> int:
-    """The width whose total is nearest to `target`, the smaller of two equally near.
+    """Return the width >= 1 with the total nearest to `target`, the smaller one if two are equally near.
 
     Args:
-        total_at: Increases with the width, which is 1 at least.
+        total_at: Increases with the width.
         target: Parameters to match.
     """
     high = 1
     while total_at(high) < target:
         high *= 2
-    widths = range(1, high + 1)
-    above = widths[bisect_left(widths, target, key=total_at)]
+    above = 1 + bisect_left(range(1, high + 1), target, key=total_at)
     return min((max(1, above - 1), above), key=lambda width: abs(total_at(width) - target))
 
 
 def compare(counts: Born, width: int, total: int, target: int, tolerance: Decimal) -> Match:
-    """Compare the total of one rank or bottleneck with the total to be matched."""
+    """Compare the total of a rank or bottleneck with the total to match."""
     remainder = total - target
     return Match(
         flag=f"--{counts.width_key} {width}",
@@ -135,38 +127,31 @@ def compare(counts: Born, width: int, total: int, target: int, tolerance: Decima
     )
 
 
-def report(first: Born, second: Born, present: Match, best: Match, tolerance: Decimal) -> dict[str, Any]:
-    """Everything that was found, for `--format json`."""
-    found = {"first": asdict(first), "second": asdict(second), "present": asdict(present), "best": asdict(best)}
-    return {**found, "tolerance_percent": float(tolerance), "notes": notes(first, second)}
-
-
 def notes(first: Born, second: Born) -> list[str]:
-    """What makes a match at birth less than a fair comparison."""
-    growth = (
-        "consolidation adds to the rank of slower branches each time, so adapters do not stay as large as they are at "
-        "birth; results.json of a run has the counts after every task"
-    )
+    """Return what can make the comparison unfair although the totals match."""
+    growth = "consolidation adds rank to the adapters; results.json of a run has the counts after every task"
     lines = [f"{side.config}: {growth}" for side in (first, second) if side.grows]
     if first.beside != second.beside or first.d_model != second.d_model:
-        lines.append("the two differ in more than their adapters: compare width, routers and descriptors above")
+        lines.append("the configurations also differ in their embedding width, routers or descriptors")
     return lines
 
 
 def terminal(first: Born, second: Born, present: Match, best: Match, tolerance: Decimal) -> str:
-    """The table of counts, the verdict on the present pair and the flag that matches best."""
+    """Return the table of counts, how the present pair compares, and the flag that matches best."""
     columns = [list(_rows(first)), *(list(_rows(side).values()) for side in (first, second))]
     widths = [max(map(len, column)) for column in columns]
     table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
     allowed = f"the tolerance of {tolerance} % ({int(tolerance * second.total / 100):,} parameters)"
-    now = f"now {present.flag}: {_difference(present, second)} {allowed}"
-    to_set = "that is the best match"
+    lines = [f"now {present.flag}: {_difference(present, second)} {allowed}", "that is the best match"]
     if best.width != present.width:
-        to_set = f"best {best.flag}: {best.total:,} in total, {_difference(best, second)} it"
-    return "\n".join([*table, "", now, to_set, *notes(first, second)])
+        lines[1] = f"best {best.flag}: {best.total:,} in total, {_difference(best, second)} it"
+    return "\n".join([*table, "", *lines, *notes(first, second)])
 
 
 def _rows(counts: Born) -> dict[str, str]:
+    def sizes(by_role: Mapping[str, int]) -> str:
+        return " + ".join(f"{role} {size:,}" for role, size in by_role.items())
+
     layers = Counter(counts.per_layer)
     return {
         "": counts.config,
@@ -174,18 +159,14 @@ def _rows(counts: Born) -> dict[str, str]:
         "present flag": f"--{counts.width_key} {counts.width}",
         "embedding width": str(counts.d_model),
         "layers x parameters": " + ".join(f"{number} x {size:,}" for size, number in layers.items()),
-        "in total at birth": f"{counts.total:,}",
-        "by role": _sizes(counts.by_role),
-        "beside them, not matched": _sizes(counts.beside),
+        "total before expansion": f"{counts.total:,}",
+        "by role": sizes(counts.by_role),
+        "not counted": sizes(counts.beside),
     }
 
 
-def _sizes(by_role: Mapping[str, int]) -> str:
-    return " + ".join(f"{role} {size:,}" for role, size in by_role.items())
-
-
 def _difference(match: Match, second: Born) -> str:
-    """The exact remainder in words: `9,216 more (+3.03 %) than exps/sema_cifar.json, within`."""
+    """The difference in words: `9,216 more (+3.03 %) than exps/sema_cifar.json, within`."""
     words = "exactly as many (+0.00 %) as"
     if match.remainder:
         more = "more" if match.remainder > 0 else "fewer"
@@ -194,10 +175,11 @@ def _difference(match: Match, second: Born) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Match the adapter parameters of one configuration to those of another; the process's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.match", description=main.__doc__)
-    parser.add_argument("first", type=Path, help="configuration whose rank or bottleneck is to be chosen")
-    parser.add_argument("--to", type=Path, required=True, dest="second", help="configuration to be matched")
+    """Run the command line and return its exit code."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.match", description=__doc__, formatter_class=form)
+    parser.add_argument("first", type=Path, help="configuration whose rank or bottleneck is to change")
+    parser.add_argument("--to", type=Path, required=True, dest="second", help="configuration to match")
     parser.add_argument("--tolerance", type=_per_cent, default=TOLERANCE, help="in per cent (default: %(default)s)")
     parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
     parser.add_argument("--plugin", type=Path, action="append", default=[], help="file that registers adapter types")
@@ -213,19 +195,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = best_width(total_at, second.total)
     present = compare(first, first.width, first.total, second.total, given.tolerance)
     best = compare(first, width, total_at(width), second.total, given.tolerance)
-    found = (first, second, present, best, given.tolerance)
-    print(terminal(*found) if given.format == "terminal" else json.dumps(report(*found), indent=2))
+    if given.format == "terminal":
+        print(terminal(first, second, present, best, given.tolerance))
+    else:
+        found: dict[str, Born | Match] = {"first": first, "second": second, "present": present, "best": best}
+        more = {"tolerance_percent": float(given.tolerance), "notes": notes(first, second)}
+        print(json.dumps({key: asdict(value) for key, value in found.items()} | more, indent=2))
     return 0 if present.within else 1
 
 
 def _per_cent(text: str) -> Decimal:
     try:
-        value = Decimal(text)
-    except InvalidOperation:
-        value = Decimal("NaN")
-    if not (value.is_finite() and 0 <= value <= 100):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a per cent from 0 to 100, such as {TOLERANCE}")
-    return value
+        if 0 <= (value := Decimal(text)) <= 100:
+            return value
+    except InvalidOperation:  # also from a comparison with NaN
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a per cent from 0 to 100, such as {TOLERANCE}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Matching adapter parameters: the counts are held against facts measured by hand, formulas and whole networks.
+"""Matching adapter parameters, tested with sizes counted by hand, formulas and whole networks.
 
 An Adapter of bottleneck R at width D has D*R + R (down) + R*D + D (up) parameters; a nested one is two of these.
 """
@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import timm
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.match import best_width, born, compare, main, width_key
+from tools.match import best_width, born, compare, main
+from utils.choices import ADAPTERS
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.inc_net import SEMAVitNet
@@ -75,7 +76,8 @@ def match(write: Write, capsys: pytest.CaptureFixture[str]) -> Callable[..., tup
 
 def functional_by_name(config: Config) -> list[int]:
     """Adapter parameters of each layer, found by the names of a whole network's parameters."""
-    network = SEMAVitNet({**config.model_dump(), "pretrained": False, "backbone_checkpoint": None, "nb_classes": 3})
+    random = config.model_copy(update={"pretrained": False, "backbone_checkpoint": None})
+    network = SEMAVitNet(random, nb_classes=3)
     layers = [0] * len(network.slots)
     for name, parameter in network.named_parameters():
         if ".functional." in name:
@@ -116,8 +118,8 @@ def test_routers_and_descriptors_stand_beside_and_are_not_matched():
 
 
 def test_every_adapter_type_names_the_key_of_its_width():
-    for kind in get_args(Config.model_fields["ffn_adapter_type"].annotation):
-        key = width_key(kind)
+    for kind in ADAPTERS.names():
+        key = ADAPTERS[kind].width_key
         sizes = [born("x", Config(**tiny(24, ffn_adapter_type=kind, **{key: width})))[0].total for width in (2, 4)]
         assert sizes[0] < sizes[1]
 
@@ -201,7 +203,7 @@ def test_the_bound_itself_is_within_exactly():
             1,
             [
                 "layers x parameters 12 x 50,720 12 x 25,360",
-                "in total at birth 608,640 304,320 by role",
+                "total before expansion 608,640 304,320 by role",
                 "304,320 more (+100.00 %) than exps/sema_cifar.json, outside the tolerance of 3.5 %",
                 "best --nested_lora_rank 8: 313,536 in total, 9,216 more (+3.03 %)",
             ],
@@ -236,9 +238,9 @@ def test_a_consolidation_that_grows_adapters_and_a_different_network_are_said(ma
     _, of_equal_size = match(tiny(24, **nested(3, nested_lora_use_consolidation=True)), tiny(24, **adaptmlp(6)))
     assert same["notes"] == of_equal_size["notes"] == []
     assert len(growing["notes"]) == 1
-    assert "first.json: consolidation in mode function" in growing["notes"][0]
+    assert "first.json: consolidation adds rank to the adapters" in growing["notes"][0]
     assert len(other["notes"]) == 1
-    assert "routers and descriptors" in other["notes"][0]
+    assert "routers or descriptors" in other["notes"][0]
 
 
 def test_when_nothing_is_near_the_nearest_is_named_and_said_to_be_outside(write, capsys):

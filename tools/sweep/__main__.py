@@ -1,15 +1,15 @@
-"""Run a sweep: one configuration, changes to it, seeds; then compare what came out.
+"""Run a sweep: one configuration, changes to it, and seeds. Then compare the runs.
 
-    python -m tools.sweep exps/sweeps/quickstart_interval.json              # what is missing, then the comparison
-    python -m tools.sweep exps/sweeps/interval.json --dry-run               # what would run
+    python -m tools.sweep exps/sweeps/quickstart_interval.json              # run what is missing, then compare
+    python -m tools.sweep exps/sweeps/interval.json --dry-run               # list the runs
     python -m tools.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
-What a sweep file holds stands in tools/sweep/plan.py. A run with a results.json is kept, whichever sweep or call of
-main.py in the same folder it came from; one that is unfinished goes on; one that fails is tried once more, and then
-reported while the others go on. The comparison, with the file's first member as baseline, goes to the terminal, to
-OUTPUT_DIR/NAME.md and, with its figures, to OUTPUT_DIR/NAME.html; what the runs print to OUTPUT_DIR/NAME.logs/.
+See tools/sweep/plan.py for the format of sweep files. Finished runs in the output folder are kept, whether a sweep or
+main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while the others go on. The
+comparison uses the first member of the file as baseline. It is printed, and written to OUTPUT_DIR/NAME.md and, with
+figures, to OUTPUT_DIR/NAME.html. The output of the runs is in OUTPUT_DIR/NAME.logs/.
 
-Exit codes: 0 all runs finished, 1 some failed, 2 something for the user to put right, 130 interrupted.
+Exit codes: 0 all runs finished, 1 some failed, 2 an error in the sweep file or the command line, 130 interrupted.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
 from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, read_plan
-from tools.sweep.run import Attempt, Execution
+from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.text import shown
 
 FOLDER = "logs/sweeps"
-MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user says more
+MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user asks for more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (None: the process's own) and return its exit code."""
+    """Run the command line `argv` (None: that of the process) and return its exit code."""
     options = _parser().parse_args(argv)
     try:
         return run(options)
@@ -45,47 +45,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{error}; the runs that had finished are still there", file=sys.stderr)
+        print(f"{error}; the finished runs are kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command to resume", file=sys.stderr)
         return 130
 
 
 def run(options: argparse.Namespace) -> int:
-    """Plan, run what is missing, conclude."""
+    """Plan the runs, execute those that are missing, and compare all."""
     for plugin in options.plugin:
         load_plugin(plugin)
     plan = read_plan(options.sweep, options.output_dir, options.seed)
-    kept = [path for planned in plan if (path := planned.finished())]
     missing = [planned for planned in plan if not planned.finished()]
-    print(f"{len(plan)} runs, {len(kept)} finished already", file=sys.stderr)
+    kept, target = len(plan) - len(missing), Path(options.output_dir) / options.sweep.stem
+    print(f"{len(plan)} runs, {kept} finished already", file=sys.stderr)
     if options.dry_run:
-        sys.stdout.writelines(f"{_state(planned)}  {planned.name}  {planned.member.name}\n" for planned in plan)
+        for planned in plan:
+            begun = "unfinished" if (target.parent / planned.name).exists() else "missing"
+            print(f"{'finished' if planned.finished() else begun:10}  {planned.name}  {planned.member.name}")
         return 0
-    with _alone(Path(options.output_dir)), _ends_as_by_ctrl_c():
-        failed = _execute(missing, kept, options) if missing else []
-    _conclude(plan, Path(options.output_dir) / options.sweep.stem)
+    failed = []
+    with _locked(target.parent), _signals_like_ctrl_c():
+        if missing:
+            logs = target.with_name(f"{target.name}.logs")
+            execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
+            execution.to_end()
+            failed = execution.failed
+    _conclude(plan, target)
     for attempt in failed:
         print(f"failed: {attempt.run.member.name}, seed {attempt.run.seed}: {attempt.log}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _execute(missing: Sequence[PlannedRun], kept: Sequence[Path], options: argparse.Namespace) -> list[Attempt]:
-    logs = Path(options.output_dir) / f"{options.sweep.stem}.logs"
-    execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
-    execution.to_end()
-    return execution.failed
-
-
-def _state(planned: PlannedRun) -> str:
-    if planned.finished():
-        return "finished  "
-    return "unfinished" if (Path(planned.member.config.output_dir) / planned.name).exists() else "missing   "
-
-
 def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Namespace) -> tuple[Start, int]:
-    """What starts the runs, and how many at a time."""
+    """Return what starts the runs, and how many run at a time."""
     if options.launcher == "slurm":
         return slurm(logs / "slurm", dict(options.slurm)), options.jobs or len(missing)
     gpus = [] if any(planned.member.config.device == "cpu" for planned in missing) else visible_gpus()
@@ -94,40 +88,37 @@ def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Names
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of the folder, which would wait for the runs that the first one is making.
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other sweeps out of the folder: two sweeps could start the same run.
 
     Raises:
-        UserError: One is there.
+        UserError: Another sweep runs there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".sweep.lock").open("w") as lock:  # the system takes the lock away with the process
+    with (folder / ".sweep.lock").open("w") as lock:  # the lock ends with the process
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another sweep is at work in {folder}; wait, or name another --output_dir") from None
+            raise UserError(f"another sweep runs in {folder}; wait for it, or choose another --output_dir") from None
         yield
 
 
 @contextmanager
-def _ends_as_by_ctrl_c() -> Iterator[None]:
-    """End the runs too when the process is told to end, or loses its terminal."""
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
-    for name, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(name, signal.default_int_handler)
+def _signals_like_ctrl_c() -> Iterator[None]:
+    """Stop the runs too when the process is terminated or loses its terminal."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-# ---- after the runs
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _conclude(plan: Sequence[PlannedRun], target: Path) -> None:
-    """Compare what is finished: on the terminal, as Markdown, as a page."""
+    """Compare the finished runs: on the terminal, in a Markdown file and on a page."""
     finished = {path: planned for planned in plan if (path := planned.finished())}
     if not finished:
         return
@@ -140,26 +131,22 @@ def _conclude(plan: Sequence[PlannedRun], target: Path) -> None:
 
 
 def comparison_of(finished: dict[Path, PlannedRun], baseline: str) -> Comparison:
-    """Compare the runs, their configurations under their members' names.
+    """Compare finished runs under the names of their members.
 
     Args:
-        finished: The run of each directory.
-        baseline: The member to compare the others with; with no run of it there is no baseline.
+        finished: The run in each directory.
+        baseline: The member to compare the others with, if it has a finished run.
     """
     comparison = compare(list(finished))
-    names = [finished[group.runs[0].path].member.name for group in comparison.groups]
-    groups = [replace(group, name=name) for group, name in zip(comparison.groups, names, strict=True)]
+    groups = [replace(group, name=finished[group.runs[0].path].member.name) for group in comparison.groups]
     return replace(comparison, groups=groups, baseline=next((g for g in groups if g.name == baseline), None))
 
 
 def write_page(comparison: Comparison, target: Path) -> None:
-    """Write the page that can be sent around."""
-    from tools.report.build import write_report  # only now: it loads what draws
+    """Write the report of a comparison."""
+    from tools.report.build import write_report  # imports matplotlib
 
     write_report(comparison, target)
-
-
-# ---- command line
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,18 +155,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     jobs = (
-        "runs at a time; they share the cores, or have a GPU each. Default: as many as there are GPUs; without one "
-        f"as many as cores, {MOST_ON_CPU} at most; with slurm all"
+        "runs at a time; they share the cores, or have a GPU each. Default: the number of GPUs; without a GPU the "
+        f"number of cores, at most {MOST_ON_CPU}; with slurm all runs"
     )
     parameters = "parameters of submitit's executor, such as slurm_partition=gpu or cpus_per_task=8"
     add("sweep", type=Path, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
     add("--jobs", type=_count, metavar="N", help=jobs)
-    add("--dry-run", action="store_true", help="check everything and list the runs")
+    add("--dry-run", action="store_true", help="check the file and list the runs")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
     add("--output_dir", default=FOLDER, metavar="DIR", help=f"folder of the run directories; default: {FOLDER}")
-    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="as of main.py")
-    add("--seed", type=int, nargs="+", metavar="INT", help="in place of the file's seeds")
+    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="see main.py --help")
+    add("--seed", type=int, nargs="+", metavar="INT", help="used instead of the seeds of the file")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep run: processes on this machine, or jobs of a Slurm cluster. Never imports torch."""
+"""Start the runs of a sweep, as processes on this machine or as jobs of a Slurm cluster. Never imports torch."""
 
 import os
 import shutil
@@ -11,31 +11,25 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-PATIENCE = 10.0  # seconds between asking a job to stop and killing it
-INTO_A_FILE = 'exec "$@" > "$0" 2>&1'  # for a shell: what a command prints goes to the file named before it
+PATIENCE = 10.0  # seconds from asking a job to stop until it is killed
+INTO_A_FILE = 'exec "$@" > "$0" 2>&1'  # for a shell: writes the output of a command to the file named before it
 CLUSTER_DEFAULTS: dict[str, object] = {"timeout_min": 1440, "gpus_per_node": 1, "cpus_per_task": 4}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that was started.
-
-    Attributes:
-        ended: Says how it ended; empty while it runs.
-        ask: Asks it to stop.
-        kill: Ends it if it did not.
-    """
+    """A started command: how it ended (empty while it runs), and how to ask it to stop or to kill it."""
 
     ended: Callable[[], str]
     ask: Callable[[], None]
     kill: Callable[[], None]
 
 
-Start = Callable[[Sequence[str], Path, int], Job]  # start(command, log, slot); what the command prints goes to the log
+Start = Callable[[Sequence[str], Path, int], Job]  # start(command, log, slot); the log gets the command's output
 
 
 def stop(jobs: Sequence[Job]) -> None:
-    """Ask jobs to stop, and kill those that still run after `PATIENCE`, or on a second Ctrl-C."""
+    """Ask jobs to stop. Kill those that still run after `PATIENCE` seconds, or when Ctrl-C is pressed again."""
     for job in jobs:
         job.ask()
     deadline = time.monotonic() + PATIENCE
@@ -49,17 +43,17 @@ def stop(jobs: Sequence[Job]) -> None:
 
 
 def local(slots: int, gpus: Sequence[str] = ()) -> Start:
-    """Processes on this machine, which share its cores, or have a GPU each. OMP_NUM_THREADS is kept if it is set.
+    """Start processes on this machine. They share its cores, unless the user has set OMP_NUM_THREADS.
 
     Args:
         slots: Processes at a time.
-        gpus: What CUDA_VISIBLE_DEVICES calls the GPUs; given out in turn. Empty: there are none, or none is used.
+        gpus: Names of GPUs for CUDA_VISIBLE_DEVICES. Each process gets one of them, in turn.
     """
     threads = str(max(1, cores() // slots))
 
     def start(command: Sequence[str], log: Path, slot: int) -> Job:
         gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-        device = ["--device=0"] if gpus else []  # a process sees one GPU, whatever number its configuration names
+        device = ["--device=0"] if gpus else []  # the only GPU that the process can see
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, *device],
@@ -67,34 +61,31 @@ def local(slots: int, gpus: Sequence[str] = ()) -> Start:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={"OMP_NUM_THREADS": threads, **os.environ, **gpu},
-                start_new_session=True,  # Ctrl-C on the terminal does not reach it
+                start_new_session=True,  # keeps Ctrl-C in the terminal from it
             )
-        # SIGTERM: under nohup SIGINT is ignored, here and in the processes started from here
-        return Job(lambda: _how_ended(process), process.terminate, lambda: _kill(process))
+
+        def ended() -> str:
+            code = process.poll()
+            if code is None:
+                return ""
+            return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+
+        def kill() -> None:  # with the workers of its data loaders
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+        return Job(ended, process.terminate, kill)  # not SIGINT, which nohup makes processes ignore
 
     return start
 
 
-def _how_ended(process: subprocess.Popen[bytes]) -> str:
-    code = process.poll()
-    if code is None:
-        return ""
-    return f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the workers of its data loaders."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def cores() -> int:
-    """The cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs a process started here would see, as CUDA_VISIBLE_DEVICES names them; asks the driver, not torch."""
+    """Return the GPUs that a new process can see, as CUDA_VISIBLE_DEVICES names them. Asks the driver, not torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [] if chosen.startswith("-1") else [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
@@ -106,18 +97,18 @@ def visible_gpus() -> list[str]:
 
 
 def slurm(folder: Path, parameters: Mapping[str, object], cluster: str = "slurm") -> Start:
-    """Jobs of a cluster, through submitit. Slurm stops a job by SIGTERM, and kills it after its own KillWait.
+    """Start jobs of a cluster with submitit. Slurm stops a job by SIGTERM, and kills it after its own KillWait.
 
     Args:
-        folder: For submitit's files, which the cluster's machines must see, as they must the output directory.
-        parameters: Of `submitit.AutoExecutor.update_parameters`; they beat `CLUSTER_DEFAULTS`.
-        cluster: submitit's name of it; "local" are processes on this machine.
+        folder: Where submitit writes its files. All machines of the cluster must see it and the output directory.
+        parameters: For `submitit.AutoExecutor.update_parameters`, in addition to `CLUSTER_DEFAULTS`.
+        cluster: submitit's name for it; "local" starts processes on this machine.
 
     Raises:
         UserError: submitit or the cluster is missing, or a parameter is wrong.
     """
     try:
-        import submitit  # an extra, which is needed only here
+        import submitit  # an extra
     except ModuleNotFoundError:
         raise UserError("--launcher slurm needs submitit: pip install 'submitit>=1.5'") from None
     try:

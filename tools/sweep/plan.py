@@ -1,14 +1,14 @@
-"""A sweep file, checked whole before anything runs, and the runs it asks for.
+"""Read and check a sweep file, and plan its runs.
 
     {
-        "base": "../quickstart.json",                              a configuration, seen from the sweep file's folder
+        "base": "../quickstart.json",                              a configuration; paths start at the sweep file
         "seeds": [1993, 1994, 1995],
-        "changes": {"func_epoch": 2},                              of every member; may be left out
+        "changes": {"func_epoch": 2},                              for all members; optional
         "grid": {"nested_lora_update_interval_slow": [1, 5, 10]}   a member for each combination of values; or
         "list": [{"name": "a", "base": "../other.json", "changes": {"ffn_num": 8}}, ...]
     }
 
-The first member is what the others are compared with. A member's changes are flags of main.py: they beat its base.
+The first member is the baseline of the comparison. Changes act like flags of main.py: they override the base.
 """
 
 import itertools
@@ -16,7 +16,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,11 +35,11 @@ from utils.runs.environment import PROJECT
 from utils.text import did_you_mean, shown
 
 RESERVED = {
-    "seed": 'the sweep\'s own key "seeds" names them',
-    "output_dir": "all runs of a sweep lie in one folder, which the flag --output_dir names",
-    "overwrite": "a sweep keeps what is finished",
-    "resume": "a sweep goes on with what is unfinished",
-    "auto_resume": "a sweep goes on with what is unfinished",
+    "seed": 'seeds belong under the key "seeds" of the sweep',
+    "output_dir": "all runs of a sweep are in one folder, given by the flag --output_dir",
+    "overwrite": "a sweep keeps finished runs",
+    "resume": "a sweep resumes unfinished runs",
+    "auto_resume": "a sweep resumes unfinished runs",
     "eval": "a sweep trains",
     "checkpt_path": "a sweep trains",
 }
@@ -50,7 +51,7 @@ Changes = dict[str, JsonValue]
 
 
 class Entry(BaseModel):
-    """A member as a sweep file lists it."""
+    """A member in a sweep file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     name: Text
@@ -59,7 +60,7 @@ class Entry(BaseModel):
 
 
 class SweepFile(BaseModel):
-    """What a sweep file holds."""
+    """The content of a sweep file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     base: Text
@@ -68,16 +69,27 @@ class SweepFile(BaseModel):
     grid: Annotated[dict[str, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)] | None = None
     entries: Annotated[list[Entry], Field(min_length=1)] | None = Field(None, alias="list")
 
+    def members(self) -> list[Entry]:
+        """Return the listed members, or one for each combination of values in the grid."""
+        if self.grid is None:
+            return self.entries or []
+        members = []
+        for values in itertools.product(*self.grid.values()):
+            changes = dict(zip(self.grid, values, strict=True))
+            named = {key.removeprefix("nested_lora_"): _flag_text(value) for key, value in changes.items()}
+            members.append(Entry(name=", ".join(map("=".join, named.items())), changes=changes))
+        return members
+
 
 @dataclass(frozen=True)
 class Member:
     """One configuration of a sweep.
 
     Attributes:
-        name: What the comparison calls it.
+        name: Its name in the comparison.
         base: Its configuration file.
-        changes: The keys given beside the file.
-        config: Both together, with the sweep's seeds and output directory.
+        changes: The keys that override the file.
+        config: Both together, with the seeds and the output directory of the sweep.
     """
 
     name: str
@@ -99,17 +111,15 @@ class PlannedRun:
         return run_name(self.member.config, self.member.base.stem, self.seed)
 
     def finished(self) -> Path | None:
-        """The directory that holds its results, under whatever configuration's name they were computed."""
+        """Return the directory with its results, or with those of a run that differs in its name only."""
         folder = Path(self.member.config.output_dir)
-        own = folder / self.name
         equal = sorted(folder.glob(f"*-{result_hash(self.member.config)}-s{self.seed}"))
-        return next((path for path in [own, *equal] if (path / RESULTS).exists()), None)
+        return next((path for path in [folder / self.name, *equal] if (path / RESULTS).exists()), None)
 
     def command(self) -> list[str]:
-        """How main.py is called to make it, or to go on with it."""
+        """Return the command that starts or resumes it."""
         values = self.member.config.model_dump(mode="json")
-        flags = {key: values[key] for key in self.member.changes}
-        flags |= {"seed": self.seed, "output_dir": values["output_dir"]}
+        flags = {key: values[key] for key in [*self.member.changes, "output_dir"]} | {"seed": self.seed}
         texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
         plugins = [word for plugin in PLUGINS for word in ("--plugin", str(plugin.path))]
         return [sys.executable, str(PROJECT / "main.py"), *plugins, "--config", str(self.member.base), *texts]
@@ -120,26 +130,49 @@ def _flag_text(value: object) -> str:
 
 
 def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -> list[PlannedRun]:
-    """Read a sweep file and check every configuration that follows from it.
+    """Read a sweep file and check every configuration in it.
 
     Args:
         path: The sweep file.
         output_dir: Folder of the run directories.
-        seeds: In place of the file's.
+        seeds: Used instead of those of the file.
 
     Returns:
-        Every member's first seed, in the order of the file, then every member's second, and so on.
+        The first seed of every member, in the order of the file, then the second of every member, and so on.
 
     Raises:
-        ConfigError: With every problem of file and members, one line each.
+        ConfigError: With every problem of the file and its members, one line each.
     """
     sweep = _read_file(path)
     common = {"output_dir": output_dir, "seed": list(seeds) if seeds else sweep.seeds}
-    members, problems = _members(path, sweep, common)
-    problems += _repeated(members)
-    if problems:
+    members: list[Member] = []
+    names: dict[str, list[str]] = {}  # of the members with a problem
+    for entry in sweep.members():
+        base, changes = Path(os.path.normpath(path.parent / (entry.base or sweep.base))), sweep.changes | entry.changes
+        lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
+        try:
+            members.append(Member(entry.name, base, changes, load(base, {**changes, **common})))
+            lines += [f"{base}: eval = true: {RESERVED['eval']}"] if members[-1].config.eval else []
+        except ConfigError as error:
+            lines += str(error).splitlines()
+        for line in lines:
+            names.setdefault(line, []).append(entry.name)
+    problems = [f"{' | '.join(who)}: {line}" for line, who in names.items()]
+    if problems := [*problems, *_repeated(members)]:
         raise ConfigError("\n".join(problems))
     return [PlannedRun(member, seed) for seed in members[0].config.seed for member in members]
+
+
+def _repeated(members: Sequence[Member]) -> list[str]:
+    """A line for each name that members share, and for each member with the results of another."""
+    counts = Counter(member.name for member in members)
+    lines = [f"{name}: {count} members have this name" for name, count in counts.items() if count > 1]
+    first: dict[str, str] = {}  # member of each hash
+    for member in members:
+        twin = first.setdefault(result_hash(member.config), member.name)
+        if twin != member.name:
+            lines.append(f"{member.name}: the same runs as {twin}: its changes have no effect on the results")
+    return lines
 
 
 def _read_file(path: Path) -> SweepFile:
@@ -159,7 +192,7 @@ def _read_file(path: Path) -> SweepFile:
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    """Pydantic's finding as a line: `list[0].nmae: unknown key; did you mean name?`."""
+    """An error of pydantic as a line: `list[0].nmae: unknown key; did you mean name?`."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
     if item["type"] == "missing":
         return f"{place}: missing"
@@ -168,46 +201,3 @@ def _problem(item: Mapping[str, Any]) -> str:
         keys = [field.alias or name for name, field in model.model_fields.items()]
         return f"{place}: unknown key{did_you_mean(item['loc'][-1], keys)}"
     return f"{place} = {shown(item['input'])}: {item['msg'].lower()}"
-
-
-def _entries(sweep: SweepFile) -> Iterator[Entry]:
-    """The members as if they were all listed."""
-    if sweep.entries is not None:
-        yield from sweep.entries
-    grid = sweep.grid or {}
-    for values in itertools.product(*grid.values()) if grid else ():
-        changes = dict(zip(grid, values, strict=True))
-        name = ", ".join(f"{key.removeprefix('nested_lora_')}={_flag_text(value)}" for key, value in changes.items())
-        yield Entry(name=name, changes=changes)
-
-
-def _members(path: Path, sweep: SweepFile, common: Mapping[str, object]) -> tuple[list[Member], list[str]]:
-    """The members that are valid, and a line for each problem of the others, with the names of those that have it."""
-    members: list[Member] = []
-    who: dict[str, list[str]] = {}
-    for entry in _entries(sweep):
-        changes = {**sweep.changes, **entry.changes}
-        base = Path(os.path.normpath(path.parent / (entry.base or sweep.base)))
-        lines = [f"{key}: not for a sweep to change: {RESERVED[key]}" for key in changes if key in RESERVED]
-        try:
-            member = Member(entry.name, base, changes, load(base, {**changes, **common}))
-            lines += [f"{base}: eval = true: {RESERVED['eval']}"] if member.config.eval else []
-            members.append(member)
-        except ConfigError as error:
-            lines += str(error).splitlines()
-        for line in lines:
-            who.setdefault(line, []).append(entry.name)
-    return members, [f"{' | '.join(names)}: {line}" for line, names in who.items()]
-
-
-def _repeated(members: Iterable[Member]) -> Iterator[str]:
-    """Members that share their name, or their results."""
-    names: set[str] = set()
-    by_hash: dict[str, str] = {}
-    for member in members:
-        if member.name in names:
-            yield f"{member.name}: two members have this name"
-        names.add(member.name)
-        twin = by_hash.setdefault(result_hash(member.config), member.name)
-        if twin != member.name:
-            yield f"{member.name}: the same runs as {twin}: what it changes cannot change a result, or changes nothing"

@@ -41,7 +41,7 @@ def test_a_comparison_of_runs_and_a_log_in_a_process_without_torch(paths):
     done = cli(*paths, "--baseline", paths[0])
     assert (done.returncode, done.stderr) == (0, "")
     assert "Difference to a on equal seeds" in done.stdout
-    assert "which comes of sorting the groups as text (110-119 before 20-29)" in done.stdout
+    assert "it sorts the groups as text (110-119 before 20-29)" in done.stdout
 
 
 def test_csv_keeps_warnings_off_its_table(paths):

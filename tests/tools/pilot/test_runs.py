@@ -48,7 +48,8 @@ def test_the_same_run_twice_in_one_file_counts_once_and_is_said(tmp_path):
     (run,) = read_log(write(tmp_path / "a.log", text, text))
     line = len(text.splitlines()) + 1
     assert run.notes == (
-        f"has 2 runs of seed 1 (from lines 1, {line}) with the same results; the one from line {line} counts",
+        f"has 2 runs of one configuration and seed (from lines 1, {line}) with the same results; "
+        f"the one from line {line} is used",
     )
 
 
@@ -74,7 +75,7 @@ def test_a_file_without_accuracies_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.log: has no accuracy lines"):
         read_log(write(tmp_path / "a.log", "nothing\n"))
     path = write_run(tmp_path, "x", 1, [[90]])
-    with pytest.raises(UserError, match="named by its directory"):
+    with pytest.raises(UserError, match="give its directory"):
         read_log(write(path / "log.txt", "after task 0: {'total': 90.0}\n"))
 
 

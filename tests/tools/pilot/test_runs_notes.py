@@ -41,9 +41,9 @@ def test_three_digit_labels_sorted_as_text_are_found_out():
     ours = sum(max(run.per_cent(t, [i]) for t in range(i, last)) - run.per_cent(last, [i]) for i in range(last)) / last
     assert abs(run.forgetting() - right) > 0.5  # what the log prints is wrong
     assert found(run.text()) == [
-        "prints its accuracy matrix with the groups sorted as text (110-119 before 20-29)",
-        f"prints forgetting {run.forgetting():.2f}, which comes of sorting the groups as text (110-119 before 20-29); "
-        f"sorted by number its formula gives {right:.2f}, ours {ours:.2f}",
+        "the accuracy matrix is not that of the groups: it sorts the groups as text (110-119 before 20-29)",
+        f"forgetting is {run.forgetting():.2f}, but the groups give {right:.2f} by its formula and {ours:.2f} by ours: "
+        "it sorts the groups as text (110-119 before 20-29)",
     ]
 
 
@@ -57,9 +57,7 @@ def test_a_matrix_the_other_way_round_or_without_zeros_is_the_same_matrix():
     assert found(text.replace(str(table), str(table.T))) == []
     triangle = "\n".join(str(table.T[t, : t + 1].tolist()) for t in range(3))
     assert found(text.replace(str(table), triangle)) == []
-    assert found(text.replace("[ 0. 70. 65.]", "[ 0. 70. 66.]")) == [
-        "prints an accuracy matrix that is not the one of its `CNN: {...}` lines"
-    ]
+    assert found(text.replace("[ 0. 70. 65.]", "[ 0. 70. 66.]")) == ["the accuracy matrix is not that of the groups"]
 
 
 def test_forgetting_by_our_formula_is_right_too_and_any_other_is_not():
@@ -71,7 +69,7 @@ def test_forgetting_by_our_formula_is_right_too_and_any_other_is_not():
     assert found(text) == []
     assert found(text.replace(f"(CNN): {theirs}", f"(CNN): {ours}")) == []
     (note,) = found(text.replace(f"(CNN): {theirs}", "(CNN): 3.1"))
-    assert note == ("prints forgetting 3.10, which does not follow from its groups: its formula gives 2.50, ours -2.50")
+    assert note == "forgetting is 3.10, but the groups give 2.50 by its formula and -2.50 by ours"
 
 
 @pytest.mark.parametrize(
@@ -80,28 +78,31 @@ def test_forgetting_by_our_formula_is_right_too_and_any_other_is_not():
         (
             "CNN top1 curve: [90.0, 75.0]",
             "CNN top1 curve: [90.0, 76.0]",
-            ["task 1 (line 15): the curve ends with 76.0, the groups' total is 75.0", "does not go on from the one"],
+            [
+                "task 1 (line 15): the end of the curve is 76, but the total, which is used, is 75",
+                "line 25: a point of the curve is 75, but the curve before it (of another run, or of a resumed one)",
+            ],
         ),
         (
             "CNN: {'total': 75.0",
             "CNN: {'total': 85.0",
-            ["total 85.0 lies outside its groups, 70.00 to 80.00", "curve ends with 75.0, the groups' total is 85.0"],
+            ["total is 85, but its groups give 70 to 80", "curve is 75, but the total, which is used, is 85"],
         ),
-        ("'old': 80.0, 'new': 70.0", "'old': 80.0, 'new': 71.0", ["task 1 (line 15): new 71.0 lies outside"]),
-        ("'old': 80.0, 'new': 70.0", "'old': 79.0, 'new': 70.0", ["task 1 (line 15): old 79.0 lies outside"]),
-        ("'20-29': 75.0", "'20-29': 175.0", ["percentages outside 0 to 100", "new 75.0 lies outside"]),
+        ("'old': 80.0, 'new': 70.0", "'old': 80.0, 'new': 71.0", ["task 1 (line 15): new is 71, but its groups give"]),
+        ("'old': 80.0, 'new': 70.0", "'old': 79.0, 'new': 70.0", ["task 1 (line 15): old is 79, but its groups give"]),
+        ("'20-29': 75.0", "'20-29': 175.0", ["20-29 is 175, but a percentage is 0 to 100", "new is 75, but"]),
         (
             "CNN top5 curve: [100.0, 100.0]",
             "CNN top5 curve: [100.0, 50.0]",
-            ["top-5 below top-1"],
+            ["top-5 accuracy is 50, but the top-1 accuracy allows 75 to 100"],
         ),
-        (f"(CNN): {(90 + 75 + 66.67) / 3}", "(CNN): 80.0", ["average accuracy 80.00, but the mean of its curve"]),
+        (f"(CNN): {(90 + 75 + 66.67) / 3}", "(CNN): 80.0", ["average accuracy is 80, but the mean of the curve is"]),
         (
             "CNN: {'total': 75.0, '00-09': 80.0, '10-19': 70.0, 'old': 80.0, 'new': 70.0}",
             "CNN: {'total': 75.0, '00-09'",
             ["cut off or damaged", "no accuracies by group after task 1"],
         ),
-        ("'00-09': 60.0, ", "", ["group 00-09 of an earlier task is not there"]),
+        ("'00-09': 60.0, ", "", ["task 2 (line 24): no accuracy on task 0: its groups are missing"]),
         ("No NME accuracy.", "NME: {'total': 1.0}", ["(NME), which are not read"]),
     ],
 )  # fmt: skip
@@ -114,11 +115,13 @@ def test_what_does_not_fit_together_is_said(old, new, expected):
 def test_a_lost_group_of_the_last_task_and_a_label_beyond_the_classes_are_said():
     run = PilotRun([[900], [800, 700], [600, 650, 90]], [10, 10, 1])
     assert found(run.text(matrix=False).replace(" '20-20': 90.0,", "")) == [
-        "task 2 (line 22): the new classes have no group; their accuracy is taken from `new`"
+        "task 2 (line 22): the new classes have no group; `new` is used for them"
     ]
     order = f"2024-01-18 10:00:30,251 [data_manager.py] => {list(range(25))}\n"
     short = PilotRun([[900], [800, 700], [600, 650, 400]], [10, 10, 5])
-    assert found(order + short.text().replace("20-24", "20-29")) == ["group 20-29 goes beyond the last class, 24"]
+    assert found(order + short.text().replace("20-24", "20-29")) == [
+        "the last class of 20-29 is 29, but the classes are 0 to 24"
+    ]
 
 
 @pytest.mark.parametrize(("classes", "tasks"), [(30, 3), (31, 4), (25, 3), (100, 10)])
@@ -127,7 +130,7 @@ def test_a_run_that_ends_before_its_last_task_is_unfinished(classes, tasks):
     order = f"2024-01-18 10:00:30,251 [data_manager.py] => {list(range(classes))}\n"
     lines = text.splitlines(keepends=True)
     expected = [] if tasks == 3 else [f"ends after 3 of {tasks} tasks: the run is not finished"]
-    assert [note for note in found("".join([*lines[:2], order, *lines[2:]])) if "beyond" not in note] == expected
+    assert [note for note in found("".join([*lines[:2], order, *lines[2:]])) if "last class" not in note] == expected
 
 
 def test_a_resumed_run_whose_curve_starts_again_is_said_and_its_matrix_is_whole():
@@ -135,8 +138,8 @@ def test_a_resumed_run_whose_curve_starts_again_is_said_and_its_matrix_is_whole(
     resumed = text.replace("top1 curve: [90.0, 75.0, 66.67]", "top1 curve: [66.67]")
     (log,) = parse(resumed)
     assert notes(Tasks(log))[:2] == [
-        "task 2 (line 22): the curve has 1 points instead of 3",
-        "line 23: the curve does not go on from the one before: a resumed run, or two runs in one file",
+        "task 2 (line 22): the length of the curve is 1, but it should be 3",
+        "line 23: a point of the curve is 66.67, but the curve before it (of another run, or of a resumed one) has 90",
     ]
     assert Tasks(log).matrix.correct == [[9000], [8000, 7000], [6000, 6500, 7500]]
 
@@ -145,20 +148,18 @@ def test_the_accuracy_of_new_classes_is_the_mean_of_their_groups():
     text = "CNN: {'total': 80.0, '00-09': 90.01, '10-19': 70.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
     assert found(text) == []
     (note,) = found(text.replace("'new': 80.0", "'new': 85.0"))
-    assert note == "task 0 (line 1): new 85.0 lies outside its groups, 80.00 to 80.00"
+    assert note == "task 0 (line 1): new is 85, but its groups give 80"
 
 
 def test_groups_that_no_task_can_be_given_are_said():
     text = "CNN: {'total': 80.0, '00-09': 90.0, '10-19': 40.0, 'old': 0, 'new': 80.0}\nCNN top1 curve: [80.0]\n"
     (note,) = found(text)
-    assert "do not add up to the total by their classes" in note
+    assert note.endswith("no accuracy on task 0: its groups are missing, or their mean is not the total")
     unknown = (
         text + "CNN: {'total': 70.0, '00-09': 90.0, '10-19': 40.0, '20-29': 60.0}\nCNN: {'total': 1.0, '20-29': 60.0}\n"
     )
     (log, _) = parse(unknown + "CNN top1 curve: [1.0]")
-    assert "its groups of classes cannot be told apart by task, so nothing that needs the matrix is given" in notes(
-        Tasks(log)
-    )
+    assert "the groups of classes cannot be assigned to tasks, so there is no accuracy matrix" in notes(Tasks(log))
 
 
 @given(st.text(max_size=200), st.integers(0, 2000))

@@ -121,7 +121,7 @@ def test_keys_that_do_not_fit_the_groups_are_not_trusted():
 def test_more_tasks_than_any_run_has_are_not_believed(groups):
     """One class a task, says the configuration, and a million classes, say the groups."""
     found = tasks(f"{STAMP}init_cls: 1\n{STAMP}increment: 1\n{STAMP}CNN: {{'total': 1.0, {groups}}}\n")
-    assert len(found.rows) == 1
+    assert len(found.curve) == 1
 
 
 def test_a_row_with_too_much_is_no_task():

@@ -125,11 +125,11 @@ def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
         time.sleep(0.05)
     beside = run(folder)
     assert (beside.returncode, beside.stdout) == (2, "")
-    assert "another sweep is at work" in beside.stderr
+    assert "another sweep runs in" in beside.stderr
     process.send_signal(sent)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
-    assert "the same command goes on from here" in errors
+    assert "run the same command to resume" in errors
     assert not children_in(folder)
 
 
@@ -208,7 +208,7 @@ def test_a_sweep_of_real_runs_of_which_one_fails_at_first(tmp_path, monkeypatch,
 
     assert sweep.main(arguments) == 0
     told = capsys.readouterr()
-    assert told.err.count("failed, to be tried again: update_interval_slow=1, seed 1") == 1
+    assert told.err.count("failed, will be tried again: update_interval_slow=1, seed 1") == 1
     assert "    eval = true (flag --eval)" in told.err
     assert told.err.count("finished: ") == 2
     assert "update_interval_slow=2" in told.out

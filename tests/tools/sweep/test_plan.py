@@ -159,10 +159,10 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
         ({"grid": {}}, "grid = {}"),
         ({"list": []}, "list = []"),
         ({"list": [{"name": "a", "base": "bse.json"}]}, "no such file; did you mean base.json"),
-        ({"grid": {"seed": [1, 2]}}, "seed: not for a sweep to change"),
-        ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: not for a sweep to change"),
+        ({"grid": {"seed": [1, 2]}}, "seed: a sweep cannot change it"),
+        ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: a sweep cannot change it"),
         ({"seeds": [1, 1], "list": [{"name": "a"}]}, "the same seed twice"),
-        ({"list": [{"name": "a"}, {"name": "a", "changes": {"ffn_num": 2}}]}, "a: two members have this name"),
+        ({"list": [{"name": "a"}, {"name": "a", "changes": {"ffn_num": 2}}]}, "a: 2 members have this name"),
         (
             {"grid": {"ffn_num": [*range(99)], "rd_dim": [*range(99)]}},
             "9801 combinations of values; expected at most 1000",

@@ -1,7 +1,5 @@
 """The order of a sweep's runs: slots, retries, what is shown, what is left when it ends early."""
 
-import json
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 
 from tools.sweep.launch import Job, Start, local, slurm
-from tools.sweep.run import Execution, duration, estimate
+from tools.sweep.run import Execution
 
 
 @dataclass
@@ -70,7 +68,7 @@ def test_a_run_that_fails_is_tried_once_more_and_the_others_go_on(tmp_path, caps
     assert [bool(run.finished()) for run in runs] == [False, True, True]
     lines = capsys.readouterr().err.splitlines()
     shown = [line.split(":")[0] for line in lines if not line.startswith(" ")]
-    again = "failed, to be tried again"
+    again = "failed, will be tried again"
     assert shown == [again, again, "finished", "failed", "finished"]
     last = lines.index(f"failed: m, seed 1: exit code 1; the end of {tmp_path}/logs/m-s1-attempt2.log:")
     assert lines[last + 1 : last + 3] == ["    attempt 2", "    no luck"]
@@ -116,36 +114,27 @@ def test_submitit_s_local_executor_runs_and_retries_too(tmp_path):
     assert (tmp_path / "logs" / "m-s1-attempt1.log").read_text() == "attempt 1\nno luck\n"
 
 
-# ---- the estimate
+# ---- how far it is
 
 
-def test_the_estimate_is_the_work_left_over_the_slots_and_never_less_than_one_run():
-    assert math.isnan(estimate([], 9, [], 2))
-    assert estimate([10, 30], 4, [5, 15], 2) == (4 * 20 + 15 + 5) / 2
-    assert estimate([10, 30], 0, [5], 2) == 15
-    assert estimate([10, 30], 0, [50], 2) == 0
+def test_the_time_left_follows_from_the_runs_of_this_sweep_that_have_ended(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    execution = Execution([Planned(tmp_path, seed) for seed in range(3)], local(1), 1, tmp_path / "logs", kept=2)
+    now += 60
+    assert execution.status() == "2 of 5 runs done [01:00<?]"
+    execution._waiting.pop()
+    assert execution.status() == "3 of 5 runs done [01:00<02:00]"
 
 
-def test_runs_kept_serve_until_one_of_these_has_finished(tmp_path, capsys):
-    (tmp_path / "results.json").write_text(json.dumps({"run": {"seconds": 900}}))
-    runs = [Planned(tmp_path, seed) for seed in (1, 2)]
-    execution = Execution(runs, local(1), 1, tmp_path / "logs", [tmp_path])
-    assert execution.status() == "1 of 3 runs done, 0 running, 2 waiting; about 30 min left"
-    execution.to_end()
+def test_each_end_is_told_with_how_far_the_sweep_is(tmp_path, capsys):
+    Execution([Planned(tmp_path, seed) for seed in (1, 2)], local(1), 1, tmp_path / "logs", kept=1).to_end()
     first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"finished: m, seed 1 in \d s; 2 of 3 runs done, 0 running, 1 waiting; about \d s left", first)
-    assert re.fullmatch(r"finished: m, seed 2 in \d s; 3 of 3 runs done, 0 running, 0 waiting", second)
+    assert re.fullmatch(r"finished: m, seed 1 in \d s; 2 of 3 runs done \[00:0\d<00:0\d\]", first)
+    assert re.fullmatch(r"finished: m, seed 2 in \d s; 3 of 3 runs done \[00:0\d<00:00\]", second)
 
 
 def test_on_a_terminal_one_line_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     execute([Planned(tmp_path, 1)], local(1), 1, tmp_path / "logs")
-    assert "\r0 of 1 runs done, 1 running, 0 waiting; no estimate yet" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(math.nan, "no estimate yet"), (59.6, "about 60 s left"), (150, "about 2 min left"), (9000, "about 2 h left")],
-)
-def test_durations_are_in_words(seconds, words):
-    assert duration(seconds) == words
+    assert "\r0 of 1 runs done [00:00<?]" in capsys.readouterr().err
