@@ -1,7 +1,8 @@
-"""The epochs of a phase: every batch one step, with what is checked, measured and reported on the way."""
+"""The epochs of a phase: one optimizer step a batch."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,37 +18,23 @@ from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
-CHECK_EVERY = 50  # batches between two looks at the losses, each of which waits for the device
+CHECK_EVERY = 50  # batches between two checks of the losses, each of which waits for the device
 
 
+@dataclass
 class PhaseTrainer:
-    """Trains a phase from where it stands to its end.
+    """Trains a phase from where it stands to its end, on the training images of `loader`."""
 
-    Args:
-        phase: What steps.
-        loss: What it minimises.
-        network: What learns.
-        loader: The task's training images.
-        config: The configuration.
-        hooks: Whom to tell after every step.
-        report: Where epochs are reported.
-    """
-
-    def __init__(
-        self,
-        phase: Phase,
-        loss: Loss,
-        network: SEMAVitNet,
-        loader: StreamLoader,
-        config: Config,
-        hooks: Hooks,
-        report: Reporter,
-    ) -> None:
-        self.phase, self.loss, self.network, self.loader = phase, loss, network, loader
-        self.config, self.hooks, self.report = config, hooks, report
+    phase: Phase
+    loss: Loss
+    network: SEMAVitNet
+    loader: StreamLoader
+    config: Config
+    hooks: Hooks
+    report: Reporter
 
     def to_end(self, after_epoch: Callable[[], None]) -> None:
-        """Train the epochs that are left, each followed by `after_epoch`."""
+        """Train the epochs that are left, and call `after_epoch` after each."""
         while self.phase.epoch < self.phase.epochs:
             self._train_epoch()
             self.phase.end_epoch()
@@ -55,7 +42,6 @@ class PhaseTrainer:
             self.hooks.keep("epoch")
 
     def _train_epoch(self) -> None:
-        """One pass over the task's images, or what is left of it, and its report."""
         phase, sums = self.phase, self.phase.sums
         self.network.train(self.loss.trains_network)
         last = self.loader.batches(self.config.batch_size)
@@ -75,7 +61,7 @@ class PhaseTrainer:
         if measures:
             phase.telemetry.arm()
         loss, hits = self.loss(batch, phase.epoch)
-        # Only to skip a step does the host have to know the loss before it.
+        # Only with "skip" does the host have to wait for the loss before the step.
         if self.config.on_nan == "skip" and not bool(loss.isfinite()):
             return self._skip_batch(float(loss.detach()), records)
         moves = phase.step(loss)
@@ -84,7 +70,7 @@ class PhaseTrainer:
         phase.sums.add(loss, hits, len(batch[0]), moves)
 
     def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
-        """Leave a batch out: no step, and nothing of it in the records."""
+        """Make no step, and take the batch's losses out of the records again."""
         self.phase.telemetry.disarm()
         for record, losses in records:
             record.losses = losses

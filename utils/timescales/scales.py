@@ -1,6 +1,6 @@
-"""The time scales: which branch of an adapter learns how fast. Declared here once; all else iterates over them.
+"""The time scales: which branch of an adapter learns how fast. Everything else iterates over this declaration.
 
-A scale's name is that of the branch (the sub-module) of every adapter that learns on it, of its parameters' role, of
+The name of a scale is that of the branch (sub-module) of every adapter that learns on it, of its parameters' role, of
 its group in the optimizer, and of its lines in events and tables.
 """
 
@@ -16,7 +16,7 @@ class TimeScale:
     Attributes:
         name: See above.
         rate_key: Configuration key of its learning rate.
-        interval_key: Key of its update interval k: it moves at every k-th step; None: it moves at every step.
+        interval_key: Key of its update interval k, it moves at every k-th step; None: at every step.
         update_key: Key of what happens at the other steps, see `utils.timescales.gate`.
     """
 
@@ -26,15 +26,15 @@ class TimeScale:
     update_key: str | None = None
 
     def rate(self, config: Any) -> float:
-        """Its learning rate."""
+        """Return its learning rate."""
         return float(getattr(config, self.rate_key))
 
     def interval(self, config: Any) -> int:
-        """Its update interval, at least 1."""
+        """Return its update interval, at least 1."""
         return max(1, int(getattr(config, self.interval_key))) if self.interval_key else 1
 
     def update(self, config: Any) -> str:
-        """What happens between its updates."""
+        """Return what happens between its updates."""
         return str(getattr(config, self.update_key)) if self.update_key else "skip"
 
 
@@ -44,12 +44,10 @@ SCALES = (  # slowest first
 )
 NAMES = tuple(scale.name for scale in SCALES)
 GATED = tuple(scale for scale in SCALES if scale.interval_key)
+NEITHER = "neither"
 
 
 def subsets(branches: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Every choice of an adapter's branches by what it is called, all of them first: `slow+fast`, ..., `neither`."""
+    """Return every subset of an adapter's branches by its name, all of them first: `slow+fast`, ..., `neither`."""
     chosen = [some for size in range(len(branches), -1, -1) for some in combinations(branches, size)]
     return {"+".join(some) or NEITHER: some for some in chosen}
-
-
-NEITHER = "neither"
