@@ -34,29 +34,20 @@ class FunctionalAdapter(nn.Module):
         config: The configuration, with `d_model`. Adapters read keys as attributes.
         adapter_id: Name for messages, "layer.index".
         dropout: Ignored, unless the type says otherwise.
-
-    Attributes:
-        kind: The registered name.
-        width_key: Configuration key of the inner width, which `tools.match` varies.
-        branches: Names of the sub-modules that learn on the time scales of the same names, slowest first.
-        lifetime: "expansion": frozen after the task that added it; "continual": learns in every task.
-        consolidates: Whether `consolidate` runs at the end of a task.
-        grows: Whether `consolidate` adds parameters.
-        active: The branches that `forward` sums: all of them, unless an evaluation sets fewer.
     """
 
-    kind: ClassVar[str]
-    width_key: ClassVar[str] = "ffn_num"
-    branches: ClassVar[tuple[str, ...]] = ()
-    lifetime: str = "expansion"
-    consolidates: bool = False
-    grows: bool = False
+    kind: ClassVar[str]  # the registered name
+    width_key: ClassVar[str] = "ffn_num"  # configuration key of the inner width, which `tools.match` varies
+    branches: ClassVar[tuple[str, ...]] = ()  # sub-modules on the time scales of the same names, slowest first
+    lifetime: str = "expansion"  # frozen after the task that added it; "continual": learns in every task
+    consolidates: bool = False  # whether `consolidate` runs at the end of a task
+    grows: bool = False  # whether `consolidate` adds parameters
 
     def __init__(self, config: Any, adapter_id: str, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.adapter_id = adapter_id
-        self.active = self.branches
+        self.active = self.branches  # those that `forward` sums; an evaluation may set fewer
 
     def roles(self) -> Iterator[Role]:
         """Yield every parameter with its role: the name of its branch, or "adapter"."""
@@ -78,11 +69,7 @@ class FunctionalAdapter(nn.Module):
     def consolidate(self, alpha: float) -> dict[str, Any]:
         """Move the share `alpha` of each faster branch into the next slower one, at the end of a task.
 
-        Returns:
-            The settings, for the receipt.
-
-        Raises:
-            TypeError: The type has no consolidation.
+        Returns the settings, for the receipt; raises TypeError if the type has no consolidation.
         """
         raise TypeError(f"adapter {self.adapter_id} is of type {self.kind}, which has no consolidation")
 
@@ -133,8 +120,7 @@ class Adapter(FunctionalAdapter):
         self.reset()
 
     @property
-    def rank(self) -> int:
-        """R, the inner width."""
+    def rank(self) -> int:  # R
         return self.down_proj.out_features
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
@@ -163,7 +149,6 @@ class Adapter(FunctionalAdapter):
             parameter.zero_()
 
     def is_zero(self) -> bool:
-        """Return whether every tensor is zero."""
         return not any(bool(parameter.any()) for parameter in self.parameters())
 
     @torch.no_grad()

@@ -28,10 +28,6 @@ class SEMAModules(nn.Module):
     Args:
         config: Gives `d_model`, the layer range, the `nested_lora_*` keys and what the adapters read.
         layer: Index of the block.
-
-    Attributes:
-        added: Number of adapters added in this task.
-        trained: Indices of the adapters that trained in this task.
     """
 
     def __init__(self, config: Any, layer: int) -> None:
@@ -42,13 +38,12 @@ class SEMAModules(nn.Module):
         self.adapters = nn.ModuleList()
         self.router = nn.Linear(config.d_model, 1).requires_grad_(self.expandable)
         self.new_router: nn.Linear | None = None
-        self.added = 0
-        self.trained: set[int] = set()
+        self.added = 0  # number of adapters added in this task
+        self.trained: set[int] = set()  # indices of those that trained in this task
         self._add_adapter()
 
     @property
-    def num_adapters(self) -> int:
-        """A."""
+    def num_adapters(self) -> int:  # A
         return len(self.adapters)
 
     @property
@@ -58,12 +53,10 @@ class SEMAModules(nn.Module):
 
     @property
     def functional(self) -> list[FunctionalAdapter]:
-        """The adapters themselves, oldest first."""
         return [module.functional for module in self.modules_in_order]
 
     @property
     def newest(self) -> AdapterModule:
-        """The adapter that was added last."""
         return self.modules_in_order[-1]
 
     @property
@@ -87,7 +80,6 @@ class SEMAModules(nn.Module):
         return self.mix(h, mean)
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
-        """Return the adapters' outputs, weighted per sample."""
         return mixed(self.functional, self.mixing_weights(mean), h)
 
     def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
@@ -119,10 +111,9 @@ class SEMAModules(nn.Module):
                 yield from (("router", parameter) for parameter in router.parameters())
 
     def begin_task(self) -> list[int]:
-        """Begin a task after the first: adapters of lifetime "continual" may learn again.
+        """Let adapters of lifetime "continual" learn again, in a task after the first.
 
-        Returns:
-            Indices of adapters that were re-initialised because they could not learn.
+        Returns the indices of those that were re-initialised because they could not learn.
         """
         self.added, self.trained = 0, set()
         self._let_continual_learn()
@@ -146,15 +137,7 @@ class SEMAModules(nn.Module):
         self._let_continual_learn()
 
     def end_of_task_training(self, h: Tensor | None = None, task: int | None = None) -> list[dict[str, Any]]:
-        """Consolidate, if the configuration says so, and freeze everything.
-
-        Args:
-            h: (B, N, D) inputs of this slot, captured before any layer was consolidated; drift is measured on them.
-            task: Number of the task that ends, for the log.
-
-        Returns:
-            One receipt for each consolidated adapter.
-        """
+        """Consolidate if configured (see `consolidate_nested_lora`), and freeze everything; `task` is for the log."""
         alpha = self.config.nested_lora_consolidation_alpha
         receipts = self.consolidate_nested_lora(alpha, h) if self.consolidates else []
         for receipt in receipts:
@@ -169,7 +152,8 @@ class SEMAModules(nn.Module):
 
         Args:
             alpha: Share of fast that goes into slow.
-            h: (B, N, D) batch for the relative change of each adapter's output; without it none is measured.
+            h: (B, N, D) inputs of this slot before any layer was consolidated, on which drift, the relative change of
+                each adapter's output, is measured; None: not measured.
 
         Returns:
             One receipt for each adapter: layer, adapter, alpha, mode, reset, norms and rank before and after, drift.
@@ -211,7 +195,6 @@ class SEMAModules(nn.Module):
         self.requires_grad_(False)
 
     def task_state(self) -> dict[str, Any]:
-        """Return the state of the task in progress, for `restore_task_state`."""
         return {"added": self.added, "trained": sorted(self.trained)}
 
     def restore_task_state(self, state: dict[str, Any]) -> None:
@@ -283,10 +266,7 @@ class SEMABlock(nn.Module):
         self.transform = torch.compile(self.transform)  # type: ignore[method-assign]
 
     def recompute_frozen(self) -> None:
-        """Recompute the frozen parts in the backward pass instead of keeping activations (arXiv 1604.06174).
-
-        The slot, which records losses, runs once.
-        """
+        """Recompute the frozen parts, but not the slot, in the backward pass to save memory (arXiv 1604.06174)."""
         self._recomputes = True
 
     def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
@@ -298,7 +278,6 @@ class SEMABlock(nn.Module):
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
     def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """Return the block's output for its `h`."""
         return self._frozen(self.transform, h) + self.adapter_module(h)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)

@@ -97,9 +97,6 @@ class AdapterModule(nn.Module):
         config: Gives `ffn_adapter_type`, `buffer_size` and what the parts read.
         adapter_id: Name for messages, "layer.index".
         described: Whether it has a descriptor.
-
-    Raises:
-        ValueError: `ffn_adapter_type` is unknown; the message lists the choices.
     """
 
     rd: AE

@@ -32,11 +32,7 @@ class BackboneError(ValueError):
 
 
 def timm_name(backbone_type: str) -> str:
-    """Return the timm model name, with its full pretrained tag, of a `backbone_type`.
-
-    Raises:
-        BackboneError: Not `<timm model>[.tag]_adapter` and not one of SEMA's names.
-    """
+    """Return the timm model name, with its full pretrained tag, of a `backbone_type`, or raise BackboneError."""
     stem = backbone_type.removesuffix(SUFFIX)
     name = SEMA_NAMES.get(stem, stem)
     architecture, _, tag = name.partition(".")
@@ -134,14 +130,9 @@ def weights_hash(vit: VisionTransformer) -> str:
 
 
 def insert_slots(vit: VisionTransformer, config: Any) -> None:
-    """Freeze the network and give every block a slot, in place.
+    """Freeze the network and give every block a slot; raise BackboneError if the layer range is outside it.
 
-    Args:
-        vit: The network.
-        config: For `SEMAModules`; `d_model` is the network's width.
-
-    Raises:
-        BackboneError: The layer range lies outside the network.
+    `config` is for `SEMAModules`; its `d_model` is the network's width.
     """
     depth = len(vit.blocks)
     if config.adapt_end_layer >= depth:
@@ -163,21 +154,6 @@ def sema_blocks(vit: VisionTransformer) -> list[SEMABlock]:
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
     """Return the input of the first block."""
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-
-
-def enter(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
-    """Return the input of block `layer`."""
-    x = embed(vit, images)
-    for block in sema_blocks(vit)[:layer]:
-        x = block(x)
-    return x
-
-
-def leave(vit: VisionTransformer, x: Tensor, layer: int) -> Tensor:  # (B, N, D) -> (B, D)
-    """Return the class token after the final norm, from the input of block `layer`."""
-    for block in sema_blocks(vit)[layer:]:
-        x = block(x)
-    return vit.forward_head(vit.norm(x))
 
 
 def slot_inputs(vit: VisionTransformer, images: Tensor, last: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Tasks
-from models.reports import Reporter
+from models.reports import structure
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
@@ -22,26 +22,18 @@ from utils.streams import seeded
 
 @dataclass(frozen=True)
 class Setup:
-    """What a learner is made of.
-
-    Attributes:
-        config: The configuration.
-        seed: Of the run.
-        device: Where to compute.
-        nb_classes: Number of classes of the whole data set, the size of the head.
-    """
+    """What a learner is made of."""
 
     config: Config
-    seed: int
+    seed: int  # of the run
     device: torch.device
-    nb_classes: int
+    nb_classes: int  # of the whole data set, the size of the head
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
         """Make it of a dictionary with the keys of the public implementation; missing keys take their defaults.
 
-        Args:
-            args: `device` is a list of one torch.device, `seed` an int, `nb_classes` the size of the head.
+        `device` is a list of one torch.device, `seed` an int, `nb_classes` the size of the head.
         """
         values = {**defaults(), **{key: value for key, value in args.items() if key in Config.model_fields}}
         device = torch.device(args["device"][0])
@@ -54,10 +46,10 @@ class Setup:
 
 
 class BaseLearner(ABC):
-    """A learner without the way it learns: a subclass defines `learn_task`.
+    """Base class of learners: a subclass defines `learn_task`.
 
     A learner that can be stopped within a task calls `hooks.keep` where its state can be saved, adds to `state` and
-    `restore` what is half done, and goes on from there in `learn_task`.
+    `restore` what is half done, and continues there in `learn_task`.
 
     Args:
         args: What it is made of; a `Setup`, or a dictionary for `Setup.of`.
@@ -73,7 +65,6 @@ class BaseLearner(ABC):
         self.network = network or setup.network()
         self.hooks = hooks or Hooks()
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
-        self.report = Reporter(self.network, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
         self.cur_task = -1
         self.known_classes = 0
@@ -108,7 +99,6 @@ class BaseLearner(ABC):
 
     @property
     def total_classes(self) -> int:
-        """Number of classes including the current task's."""
         return sum(self.task_sizes)
 
     @property
@@ -185,8 +175,8 @@ class BaseLearner(ABC):
         return *self.eval_task(), {}
 
     def structure(self) -> dict[str, Any]:
-        """Return adapters in every block, numbers of parameters, and the cost of an image; see `Reporter.structure`."""
-        return self.report.structure(self.trained, self.spec.size)
+        """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""
+        return structure(self.network, self.trained, self.spec.size)
 
     # ---- state and checkpoints
 
@@ -195,12 +185,9 @@ class BaseLearner(ABC):
         return f"task {self.cur_task}"
 
     def state(self) -> dict[str, Any]:
-        """Return the whole state of a run in progress, for `restore`.
+        """Return the state of a run in progress, for `restore`; raise DivergenceError if a value is not finite.
 
         Random generators are no part of it: every draw comes from a stream named by its place in the run.
-
-        Raises:
-            DivergenceError: A loss or a parameter is not finite.
         """
         return {
             "cur_task": self.cur_task,
@@ -228,13 +215,9 @@ class BaseLearner(ABC):
         save_checkpoint(path, self.network.learned_state(), {**meta, **own})
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """Load a checkpoint of this project or of the public implementation (which counts as trained on all classes).
+        """Load a checkpoint and return its metadata; raise CheckpointError if it is unreadable or of another network.
 
-        Returns:
-            The metadata; empty for the public implementation's.
-
-        Raises:
-            CheckpointError: Unreadable, or of another network; the message says what differs.
+        A checkpoint of the public implementation has no metadata, and counts as trained on all classes.
         """
         tensors, meta = read_checkpoint(Path(path))
         self.network.load_learned(tensors, meta)

@@ -99,7 +99,7 @@ def on_disk(x: Tensor) -> Tensor:
 
 
 class Evaluator:
-    """Scores test images."""
+    """Scores test images of a network."""
 
     def __init__(self, network: SEMAVitNet, config: Config, hooks: Hooks) -> None:
         self.network, self.hooks, self.batch_size = network, hooks, config.eval_batch_size
@@ -129,11 +129,7 @@ class Evaluator:
     def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor]:
         """Return predicted classes (B,), and whether the true ones have one of the five highest logits (B,).
 
-        Args:
-            x: (B, N, D) input of block `settled`.
-            labels: (B,) true classes.
-            classes: As in `predict`.
-            settled: As in `predict`.
+        `x` is the input (B, N, D) of block `settled`; see `predict`.
         """
         logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
         top = logits.topk(min(5, classes), dim=1).indices

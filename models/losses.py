@@ -3,9 +3,9 @@
 Shapes: B batch, S image side, D embedding width, C classes, n training images.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,14 @@ from utils.data.loader import Batch, Stream, StreamLoader
 from utils.inc_net import SEMAVitNet
 
 
-class Loss(Protocol):
-    """The loss of a phase.
+class Loss(ABC):
+    """The loss of a phase, and its batches.
+
+    Args:
+        network: What learns.
+        loader: Of the task's training images.
+        stream: Names the random stream of the batches.
+        batch_size: B.
 
     Attributes:
         trains_network: Whether the slots run in training mode, in which descriptors record their losses.
@@ -23,35 +29,28 @@ class Loss(Protocol):
 
     trains_network: bool
 
+    def __init__(self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int) -> None:
+        self.network, self.loader, self.stream, self.batch_size = network, loader, stream, batch_size
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Return the batches of an epoch from number `start` on."""
+        return self.loader.epoch(*self.stream, epoch, batch_size=self.batch_size, shuffle=True, start=start)
 
+    @abstractmethod
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the loss () of a batch and its number of correct predictions ()."""
 
 
-class FuncLoss:
-    """Cross entropy over the classes of the task; the logits of all others count as -inf.
-
-    Args:
-        network: What learns.
-        loader: Of the task's training images.
-        stream: Names the random stream of the batches.
-        batch_size: B.
-        known: Number of classes before the task.
-        total: Number of classes including the task's.
-    """
+class FuncLoss(Loss):
+    """Cross entropy over the classes from number `known` to `total`; the logits of all others count as -inf."""
 
     trains_network = True
 
     def __init__(
         self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, known: int, total: int
     ) -> None:
-        self.network, self.loader, self.stream, self.batch_size = network, loader, stream, batch_size
+        super().__init__(network, loader, stream, batch_size)
         self.known, self.total = known, total
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        return self.loader.epoch(*self.stream, epoch, batch_size=self.batch_size, shuffle=True, start=start)
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         _, images, labels = batch
@@ -60,24 +59,18 @@ class FuncLoss:
         return nn.functional.cross_entropy(logits, own), (logits.argmax(dim=1) == own).sum()
 
 
-class RdLoss:
+class RdLoss(Loss):
     """Sum over layers of the losses of the descriptors in training; the backbone gets no gradient.
 
-    A descriptor sees only token means of frozen features. With `views` > 0 the means of the first epochs are kept and
-    used again in turn: epoch e then trains on those of epoch e % views, without loading an image.
-
-    Args:
-        network: Whose descriptors learn.
-        loader: Of the task's training images.
-        stream: Names the random stream of the batches.
-        batch_size: B.
-        views: The key rd_views, number of epochs whose token means are kept; 0 keeps none.
+    A descriptor sees only token means of frozen features. With `views` > 0 (the key rd_views) those of the first
+    `views` epochs are kept and used again in turn, without loading an image: epoch e trains on those of e % views.
     """
 
     trains_network = False
 
     def __init__(self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, views: int) -> None:
-        self.network, self.loader, self.stream, self.batch_size, self.views = network, loader, stream, batch_size, views
+        super().__init__(network, loader, stream, batch_size)
+        self.views = views
         self.slots = [slot for slot in network.expandable if slot.describing]
         self.layers = [slot.layer for slot in self.slots]
         self._kept: list[dict[int, Tensor]] = [{} for _ in range(views)]  # of each view by layer (n, D)
@@ -85,16 +78,13 @@ class RdLoss:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         self._recall(epoch, start)
-        return self._indices(epoch, start) if 0 < self.views <= epoch else self._load(epoch, start)
+        return self._indices(epoch, start) if 0 < self.views <= epoch else super().batches(epoch, start)
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         indices, images, _ = batch
         means = self._again(epoch, indices) if 0 < self.views <= epoch else self._means(epoch, indices, images)
         loss = torch.stack([slot.rd_loss(means[slot.layer]) for slot in self.slots]).sum()
         return loss, torch.zeros((), device=loss.device)
-
-    def _load(self, epoch: int, start: int) -> Iterator[Batch]:
-        return self.loader.epoch(*self.stream, epoch, batch_size=self.batch_size, shuffle=True, start=start)
 
     def _indices(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield the batches of an epoch whose token means are kept: indices without images."""
@@ -123,5 +113,6 @@ class RdLoss:
         """Compute again the kept token means of a phase that is resumed."""
         for view in range(min(epoch + 1, self.views)):
             have, need = self._done[view], self.loader.batches(self.batch_size) if view < epoch else start
-            for indices, images, _ in islice(self._load(view, have), need - have) if have < need else ():
-                self._means(view, indices, images)
+            if have < need:
+                for indices, images, _ in islice(super().batches(view, have), need - have):
+                    self._means(view, indices, images)

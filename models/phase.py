@@ -1,43 +1,45 @@
-"""A func or an rd phase in progress: optimizer, schedule, gates, watches, and the sums of the current epoch.
+"""A func or an rd phase: what it owns (optimizer, schedule, gates, watches, sums of an epoch), and its training loop.
 
 Shapes: B batch.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn, optim
 
+from backbone.sema_components import Records
+from models.losses import Loss
+from models.protocol import Hooks
+from utils.config.schema import Config
+from utils.data.loader import Batch, StreamLoader
 from utils.errors import DivergenceError
-from utils.runs.events import Cadence
+from utils.inc_net import SEMAVitNet
+from utils.progress import progress
+from utils.runs import events
 from utils.timescales.gate import Gate
 from utils.timescales.telemetry import Telemetry
 from utils.timescales.watch import CadenceWatch
 
+logger = logging.getLogger(__name__)
+
 PhaseName = Literal["func", "rd"]
+CHECK_EVERY = 50  # batches between two checks of the losses, each of which waits for the device
 
 
 @dataclass
 class EpochSums:
-    """Sums over the batches of an epoch so far. Tensors stay on the device, so that no step waits for the host.
+    """Sums over the batches of an epoch so far. Tensors stay on the device, so that no step waits for the host."""
 
-    Attributes:
-        loss: Sum over images.
-        correct: Number of correct predictions.
-        batches: Number of batches, skipped ones included.
-        images: Number of images in the batches that were trained on.
-        moved: By gated time scale, the optimizer steps of the phase at which it moved.
-        skipped: Batches, counted from 1, that were left out because their loss was not finite.
-    """
-
-    loss: Tensor
-    correct: Tensor
-    batches: int = 0
-    images: int = 0
-    moved: dict[str, list[int]] = field(default_factory=dict)
-    skipped: list[int] = field(default_factory=list)
+    loss: Tensor  # sum over images
+    correct: Tensor  # number of correct predictions
+    batches: int = 0  # skipped ones included
+    images: int = 0  # of the batches that were trained on
+    moved: dict[str, list[int]] = field(default_factory=dict)  # steps of the phase by the time scale that moved
+    skipped: list[int] = field(default_factory=list)  # batches, counted from 1, whose loss was not finite
     _unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
 
     @classmethod
@@ -45,14 +47,7 @@ class EpochSums:
         return cls(torch.zeros((), device=device), torch.zeros((), device=device))
 
     def add(self, loss: Tensor, correct: Tensor, images: int, moves: Mapping[str, int]) -> None:
-        """Count a batch that was trained on.
-
-        Args:
-            loss: () mean over the batch.
-            correct: () correct predictions.
-            images: B.
-            moves: The number of the step, by the time scales that moved at it.
-        """
+        """Count a batch of B images: its mean loss (), correct predictions (), and the result of `Phase.step`."""
         self.batches += 1
         self.images += images
         self.loss = self.loss + loss.detach() * images
@@ -85,55 +80,35 @@ class EpochSums:
         return cls(**{**state, **{name: state[name].to(device) for name in ("loss", "correct")}})
 
 
+@dataclass(eq=False)
 class Phase:
     """Everything a phase needs beside the network; can save and restore itself.
 
-    Args:
-        name: "func" or "rd".
-        task: Number of the task.
-        cycle: Number of the training cycle in the task.
-        epochs: Number of epochs of the phase.
-        optimizer: Its groups have names.
-        scheduler: Of the optimizer, stepped once an epoch.
-        gates: By name of the time scale.
-        watched: By name of a gated time scale, the parameters of the network that train on it. They are not read from
-            the gates, whose work the watches check.
-        telemetry: Of the adapters that train.
-        device: Of the sums.
-
-    Attributes:
-        watches: By name of a gated time scale that trains, what observes when its values change.
-        epoch: Number of epochs completed.
-        steps: Number of optimizer steps made.
-        sums: Of the current epoch.
+    `gates` and `watched` are by name of the gated time scale. `watched` holds the parameters of the network that train
+    on it; they are not read from the gates, whose work the watches check.
     """
 
-    def __init__(
-        self,
-        name: PhaseName,
-        *,
-        task: int,
-        cycle: int,
-        epochs: int,
-        optimizer: optim.Optimizer,
-        scheduler: optim.lr_scheduler.LRScheduler,
-        gates: Mapping[str, Gate],
-        watched: Mapping[str, Sequence[nn.Parameter]],
-        telemetry: Telemetry,
-        device: torch.device,
-    ) -> None:
-        self.name: PhaseName = name
-        self.task, self.cycle, self.epochs = task, cycle, epochs
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.gates = {scale: gate for scale, gate in gates.items() if gate.parameters}
-        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in watched.items() if parameters}
-        self.telemetry, self.device = telemetry, device
-        self.epoch, self.steps = 0, 0
-        self.sums = EpochSums.empty(device)
+    name: PhaseName
+    _: KW_ONLY
+    task: int
+    cycle: int  # number of the training cycle in the task
+    epochs: int
+    optimizer: optim.Optimizer  # its groups have names
+    scheduler: optim.lr_scheduler.LRScheduler  # stepped once an epoch
+    gates: Mapping[str, Gate]
+    watched: Mapping[str, Sequence[nn.Parameter]]
+    telemetry: Telemetry  # of the adapters that train
+    device: torch.device
+    epoch: int = 0  # number of epochs completed
+    steps: int = 0  # number of optimizer steps made
+
+    def __post_init__(self) -> None:
+        self.gates = {scale: gate for scale, gate in self.gates.items() if gate.parameters}
+        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in self.watched.items() if parameters}
+        self.sums = EpochSums.empty(self.device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters of the optimizer."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
@@ -143,7 +118,6 @@ class Phase:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Task, cycle and name, for events."""
         return {"task": self.task, "cycle": self.cycle, "phase": self.name}
 
     def __str__(self) -> str:
@@ -169,10 +143,10 @@ class Phase:
         """Return whether the next step measures telemetry: every so many steps, or (0) the last of an epoch."""
         return bool(self.telemetry) and ((self.steps + 1) % every == 0 if every else last)
 
-    def cadence(self) -> list[Cadence]:
+    def cadence(self) -> list[events.Cadence]:
         """Return an event for each gated time scale: the steps at which its values changed."""
         return [
-            Cadence(
+            events.Cadence(
                 **self.place, scale=scale, steps=watch.steps, tensors=len(watch.parameters), observed=watch.observed()
             )
             for scale, watch in self.watches.items()
@@ -210,3 +184,83 @@ class Phase:
             watch.restore(state["watches"][scale])
         self.telemetry.restore(state["telemetry"])
         self.sums = EpochSums.restore(state["sums"], self.device)
+
+
+@dataclass
+class PhaseTrainer:
+    """Trains a phase from where it stands to its end, one step for every batch of `loader`, and reports it."""
+
+    phase: Phase
+    loss: Loss
+    network: SEMAVitNet
+    loader: StreamLoader
+    config: Config
+    hooks: Hooks
+
+    def to_end(self, after_epoch: Callable[[], None]) -> None:
+        """Train the epochs that are left, and call `after_epoch` after each."""
+        while self.phase.epoch < self.phase.epochs:
+            self._train_epoch()
+            self.phase.end_epoch()
+            after_epoch()
+            self.hooks.keep("epoch")
+        for scale, gate in self.phase.gates.items():
+            if gate.pending:
+                kept = " with their gradients" if gate.mode == "accumulate" else ""
+                logger.info("the last %d steps, an unfinished interval of %s, are dropped%s", gate.pending, scale, kept)
+        for event in self.phase.cadence():
+            self.hooks.events(event)
+
+    def _train_epoch(self) -> None:
+        phase, sums = self.phase, self.phase.sums
+        self.network.train(self.loss.trains_network)
+        last = self.loader.batches(self.config.batch_size)
+        what = f"task {phase.task} cycle {phase.cycle} {phase.name} {phase.epoch + 1}/{phase.epochs}"
+        for batch in progress(self.loss.batches(phase.epoch, sums.batches), what, last, done=sums.batches):
+            self._train_batch(batch, sums.batches + 1 == last)
+            if sums.batches % CHECK_EVERY == 0:
+                phase.refuse_divergence()
+            self.hooks.keep("step" if sums.batches < last else "last step")
+        phase.refuse_divergence()
+        if not sums.images:
+            raise DivergenceError(f"{phase}: no batch has a finite loss")
+        self._report_epoch()
+
+    def _train_batch(self, batch: Batch, last: bool) -> None:
+        phase = self.phase
+        records = [(slot.newest.records, slot.newest.records.losses) for slot in self.network.expandable]
+        measures = phase.measures(self.config.telemetry_every, last)
+        if measures:
+            phase.telemetry.arm()
+        loss, hits = self.loss(batch, phase.epoch)
+        # Only with "skip" does the host have to wait for the loss before the step.
+        if self.config.on_nan == "skip" and not bool(loss.isfinite()):
+            return self._skip_batch(float(loss.detach()), records)
+        moves = phase.step(loss)
+        if measures:
+            place = {"task": phase.task, "cycle": phase.cycle, "epoch": phase.epoch, "step": phase.steps}
+            self.hooks.events(events.Telemetry(**place, layers=phase.telemetry.measure()))
+        phase.sums.add(loss, hits, len(batch[0]), moves)
+
+    def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
+        """Make no step, and take the batch's losses out of the records again."""
+        self.phase.telemetry.disarm()
+        for record, losses in records:
+            record.losses = losses
+        self.phase.sums.skip()
+        logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self.phase, self.phase.sums.batches, loss)
+
+    def _report_epoch(self) -> None:
+        phase, sums, func = self.phase, self.phase.sums, self.phase.name == "func"
+        event = events.Epoch(
+            **phase.place,
+            epoch=phase.epoch,
+            loss=float(sums.loss) / sums.images,
+            lr=phase.rates,
+            train_accuracy=100 * float(sums.correct) / sums.images if func else None,
+            moved={scale: sums.moved.get(scale, []) for scale in phase.gates} if func else None,
+            skipped=sums.skipped or None,
+        )
+        self.hooks.events(event)
+        shown = f", train accuracy {event.train_accuracy:.2f}" if event.train_accuracy is not None else ""
+        logger.info("task %d %s epoch %d: loss %.4f%s", phase.task, phase.name, phase.epoch + 1, event.loss, shown)

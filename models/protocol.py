@@ -26,15 +26,10 @@ class Keeper(Protocol):
 
 @dataclass
 class Hooks:
-    """What a learner calls.
+    """What a learner calls."""
 
-    Attributes:
-        events: Takes its events.
-        keep: Called at every `Point`.
-    """
-
-    events: EventSink = field(default=no_events)
-    keep: Keeper = field(default=lambda point: None)
+    events: EventSink = field(default=no_events)  # with every event
+    keep: Keeper = field(default=lambda point: None)  # at every `Point`
 
 
 class Tasks(Protocol):
@@ -53,31 +48,19 @@ class Tasks(Protocol):
 
 
 class Predictions(NamedTuple):
-    """The network's predictions on a test set of n images.
+    """The network's predictions on a test set of n images."""
 
-    Attributes:
-        labels: (n,) true classes.
-        top1: (n,) predicted classes.
-        top5_hits: (n,) whether the true class is among the five (or all, if fewer) highest logits.
-    """
-
-    labels: np.ndarray
-    top1: np.ndarray
-    top5_hits: np.ndarray
+    labels: np.ndarray  # (n,) true classes
+    top1: np.ndarray  # (n,) predicted classes
+    top5_hits: np.ndarray  # (n,) whether the true class is among the five (or all, if fewer) highest logits
 
 
 class TaskLearner(Protocol):
-    """A class-incremental learner, as trainer.py and eval.py use it. `models.base.BaseLearner` documents each method.
+    """A class-incremental learner, as trainer.py and eval.py use it; `BaseLearner` documents each method."""
 
-    Attributes:
-        hooks: The trainer sets its members before training.
-        cur_task: Number of the current task; -1 before the first.
-        task_sizes: Number of classes of every task so far.
-    """
-
-    hooks: Hooks
-    cur_task: int
-    task_sizes: list[int]
+    hooks: Hooks  # the trainer sets its members before training
+    cur_task: int  # -1 before the first
+    task_sizes: list[int]  # number of classes of every task so far
 
     @property
     def provenance(self) -> dict[str, Any]: ...

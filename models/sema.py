@@ -9,6 +9,7 @@ Shapes: B batch, S image side, N tokens, D embedding width, A adapters at a laye
 
 import copy
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -20,19 +21,19 @@ from backbone.sema_block import SEMAModules
 from backbone.sema_components import Records
 from models.base import BaseLearner, Setup
 from models.losses import FuncLoss, Loss, RdLoss
-from models.phase import Phase, PhaseName
+from models.phase import Phase, PhaseName, PhaseTrainer
 from models.protocol import Hooks, Predictions
 from models.reports import mean_weights, router_weights
-from models.training import PhaseTrainer
 from utils.choices import LEARNERS
 from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
+from utils.metrics import count_hits
 from utils.progress import progress
 from utils.runs import events
 from utils.streams import seeded
 from utils.timescales.gate import Gate, check_intervals, steps_of
-from utils.timescales.groups import func_groups, make_optimizer, rd_groups, verify_scales
-from utils.timescales.scales import GATED
+from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_scales
+from utils.timescales.scales import GATED, subsets
 from utils.timescales.telemetry import Telemetry, to_host
 
 logger = logging.getLogger(__name__)
@@ -40,29 +41,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """A position within a task.
+    """A position within a task."""
 
-    Attributes:
-        stage: The next stage.
-        cycle: Number of adapters added in this task so far, which is also the number of the training cycle.
-        scan: Number of the current scan.
-        batch: Number of batches of this scan that were scanned.
-        added: Whether this scan added an adapter.
-    """
-
-    stage: Literal["scan", "func", "rd", "end", "done"]
-    cycle: int = 0
-    scan: int = 0
-    batch: int = 0
-    added: bool = False
+    stage: Literal["scan", "func", "rd", "end", "done"]  # the next one
+    cycle: int = 0  # number of adapters added in this task so far, and of the training cycle
+    scan: int = 0  # number of the current scan
+    batch: int = 0  # number of batches of it that were scanned
+    added: bool = False  # whether it added an adapter
 
 
 @LEARNERS.register("sema")
 class Learner(BaseLearner):
-    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adapters of any type.
-
-    Args: See `BaseLearner`.
-    """
+    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adapters of any type."""
 
     def __init__(
         self, args: Setup | Mapping[str, Any], network: SEMAVitNet | None = None, hooks: Hooks | None = None
@@ -84,11 +74,7 @@ class Learner(BaseLearner):
         self._measure_z("before")
 
     def learn_task(self) -> None:
-        """Run the stages of a task from the current position on.
-
-        Raises:
-            ConfigError: The update interval of a time scale is longer than a func phase.
-        """
+        """Run the stages of a task from the current position on; ConfigError if an update interval is too long."""
         stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
         while self.position.stage != "done":
             stages[self.position.stage]()
@@ -131,10 +117,8 @@ class Learner(BaseLearner):
     def _init_train(self, name: PhaseName) -> None:
         """Train one phase, from where it stands to its end, with its own optimizer."""
         phase = self.phase = self.phase or self._begin_phase(name)
-        loss, loader = self.loss(name), self.train_loader
-        trainer = PhaseTrainer(phase, loss, self.network, loader, self.config, self.hooks, self.report)
+        trainer = PhaseTrainer(phase, self.loss(name), self.network, self.train_loader, self.config, self.hooks)
         trainer.to_end(self._score_if_asked)
-        self.report.end_of_phase(phase)
         self.phase = None
 
     def loss(self, name: PhaseName) -> Loss:
@@ -151,7 +135,11 @@ class Learner(BaseLearner):
         held, roles = set(phase.parameters), {parameter: role for role, parameter in self.network.roles()}
         named = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter in held]
         self.trained |= {name: (roles[parameter], parameter.numel()) for name, parameter in named}
-        self.report.phase(phase)
+        branches = self.network.adapter_type.branches
+        if name == "func" and branches and not phase.rates.keys() & set(branches):
+            empty = " and ".join(branches)
+            logger.info("task %d: no adapter trains, %s are empty, the head alone learns", self.cur_task, empty)
+        self.hooks.events(events.Phase(**phase.place, groups=[describe(g) for g in phase.optimizer.param_groups]))
         return phase
 
     def _score_if_asked(self) -> None:
@@ -248,7 +236,12 @@ class Learner(BaseLearner):
         receipts = self._close(self._probe())
         z = self._refill_records()
         receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
-        self.report.consolidation(self.cur_task, receipts, before, self.eval_task()[0])
+        after, _ = self.eval_task()
+        tops = (before["top1"], after["top1"])
+        logger.info("task %d: accuracy %.2f before and %.2f after consolidation", self.cur_task, *tops)
+        self.hooks.events(
+            events.Consolidation(task=self.cur_task, receipts=receipts, accuracy_before=before, accuracy_after=after)
+        )
 
     def _close(self, probe: Mapping[int, Tensor]) -> list[dict[str, Any]]:
         """End the task in every slot; return a receipt for each consolidated adapter."""
@@ -268,8 +261,7 @@ class Learner(BaseLearner):
     def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
         """Record the losses of this task's new adapters again, on the features after consolidation.
 
-        Returns:
-            By layer and adapter, z-scores of the task's training images against the old and the new records.
+        Returns statistics of z-scores of the task's images against the old and the new records, by layer and adapter.
         """
         slots = [slot for slot in self.network.expandable if slot.added]
         stale = [copy.deepcopy(slot.newest.records) for slot in slots]
@@ -312,9 +304,18 @@ class Learner(BaseLearner):
     def _score_branches(
         self, when: Literal["before_consolidation", "after_task"], whole: Predictions
     ) -> dict[str, Predictions]:
+        """Return predictions by subset of the adapters' branches (see `subsets`), given those of all: `whole`."""
         if not (self.network.adapter_type.branches and self.config.branch_eval):
             return {}
-        return self.report.branches(self.cur_task, when, whole, self.predict, self.task_sizes)
+        started = time.perf_counter()
+        scored: dict[str, Predictions] = {}
+        for name, active in subsets(self.network.adapter_type.branches).items():
+            with self.network.branches(active):
+                scored[name] = self.predict() if scored else whole
+        run = {"seconds": time.perf_counter() - started}
+        hits = {name: count_hits(seen.top1, seen.labels, self.task_sizes)[0] for name, seen in scored.items()}
+        self.hooks.events(events.Branches(task=self.cur_task, when=when, correct=hits, run=run))
+        return scored
 
     def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
         """Return `eval_task`, and predictions by subset of the adapters' branches; report the router's weights."""
@@ -327,19 +328,16 @@ class Learner(BaseLearner):
     # ---- the state of a task in progress
 
     def where(self) -> str:
-        """Return task, stage and epoch, for the log."""
         epoch = self.phase.epoch + 1 if self.phase else 1
         return f"task {self.cur_task}: stage {self.position.stage}, epoch {epoch}"
 
     def state(self) -> dict[str, Any]:
-        """Return the base's state with the position and the phase in progress."""
         if self.phase:
             self.phase.refuse_divergence()
         phase = self.phase.state_dict() if self.phase else None
         return {**super().state(), "position": asdict(self.position), "phase": phase}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take a state, with the phase in progress."""
         super().restore(state)
         self.position = Position(**state["position"])
         self.batches, self.phase = None, None

@@ -16,21 +16,11 @@ from easydict import EasyDict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from backbone import vit_sema
 from backbone.adapter import FunctionalAdapter, Role
 from backbone.registry import ADAPTERS
 from backbone.sema_block import SEMAModules
-from backbone.vit_sema import (
-    BackboneError,
-    create_vit,
-    enter,
-    insert_slots,
-    leave,
-    load_weights,
-    sema_blocks,
-    slot_inputs,
-    timm_name,
-    weights_hash,
-)
+from backbone.vit_sema import BackboneError, sema_blocks
 from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
@@ -46,26 +36,22 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
         ConfigError: `backbone_type`, `backbone_kwargs`, `backbone_checkpoint` or the layer range are not usable.
     """
     try:
-        name = timm_name(config.backbone_type)
+        name = vit_sema.timm_name(config.backbone_type)
         local = config.backbone_checkpoint
-        vit = create_vit(name, config.pretrained and local is None, config.backbone_kwargs, memory())
+        vit = vit_sema.create_vit(name, config.pretrained and local is None, config.backbone_kwargs, memory())
         if local is not None:
-            _refuse_packed(Path(local))
-            load_weights(vit, Path(local))
+            try:
+                if Path(local).is_file():  # otherwise load_weights says so
+                    refuse_packed(Path(local))
+            except (ValueError, OSError, BadZipFile) as error:
+                raise BackboneError(f"backbone_checkpoint {local!r} cannot be read as weights: {error}") from error
+            vit_sema.load_weights(vit, Path(local))
         origin = "hub" if config.pretrained else "random"
-        provenance = {"timm_name": name, "weights": str(local or origin), "sha256": weights_hash(vit)}
-        insert_slots(vit, EasyDict({**dict(config), "d_model": vit.embed_dim}))
+        provenance = {"timm_name": name, "weights": str(local or origin), "sha256": vit_sema.weights_hash(vit)}
+        vit_sema.insert_slots(vit, EasyDict({**dict(config), "d_model": vit.embed_dim}))
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
-
-
-def _refuse_packed(path: Path) -> None:
-    try:
-        if path.is_file():  # otherwise load_weights says so
-            refuse_packed(path)
-    except (ValueError, OSError, BadZipFile) as error:
-        raise ConfigError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
 
 
 class SEMAVitNet(nn.Module):
@@ -74,17 +60,12 @@ class SEMAVitNet(nn.Module):
     Args:
         config: The configuration.
         nb_classes: C, number of classes of the whole data set.
-
-    Attributes:
-        adapter_type: The adapters' class.
-        active_branches: The branches of the adapters that are summed.
-        provenance: See `get_backbone`.
     """
 
     def __init__(self, config: Config, nb_classes: int) -> None:
         super().__init__()
         self.adapter_type: type[FunctionalAdapter] = ADAPTERS[config.ffn_adapter_type]
-        self.active_branches = self.adapter_type.branches
+        self.active_branches = self.adapter_type.branches  # those that the adapters sum
         self.backbone, self.provenance = get_backbone(config)
         self.fc = nn.Linear(self.backbone.embed_dim, nb_classes)
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
@@ -103,12 +84,17 @@ class SEMAVitNet(nn.Module):
     def forward_to(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
         """Return the input of block `layer`, the first half of a forward pass."""
         with self._at_precision():
-            return enter(self.backbone, images, layer)
+            x = vit_sema.embed(self.backbone, images)
+            for block in sema_blocks(self.backbone)[:layer]:
+                x = block(x)
+            return x
 
     def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
         """Return features and logits from the input of block `layer`; the head always computes in float32."""
         with self._at_precision():
-            features = leave(self.backbone, x, layer)
+            for block in sema_blocks(self.backbone)[layer:]:
+                x = block(x)
+            features = self.backbone.forward_head(self.backbone.norm(x))
         features = features.to(self.fc.weight.dtype)
         return {"features": features, "logits": self.fc(features)}
 
@@ -117,7 +103,7 @@ class SEMAVitNet(nn.Module):
         return torch.autocast(self.fc.weight.device.type, torch.bfloat16, enabled=self.reduced)
 
     def train(self, mode: bool = True) -> "SEMAVitNet":
-        """Set the mode of the slots; the frozen backbone always runs in evaluation mode."""
+        """Set the mode of the slots; the frozen backbone stays in evaluation mode."""
         super().train(mode)
         for module in self.backbone.modules():
             module.training = False
@@ -137,9 +123,8 @@ class SEMAVitNet(nn.Module):
 
     def _activate(self, branches: tuple[str, ...]) -> None:
         self.active_branches = branches
-        for slot in self.slots:
-            for adapter in slot.functional:
-                adapter.active = branches
+        for adapter in (adapter for slot in self.slots for adapter in slot.functional):
+            adapter.active = branches
 
     def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
         """Return layer, index, module and slot of every adapter with branches."""
@@ -153,7 +138,6 @@ class SEMAVitNet(nn.Module):
 
     @property
     def slots(self) -> list[SEMAModules]:
-        """The slot of every block, by layer."""
         return [block.adapter_module for block in sema_blocks(self.backbone)]
 
     @property
@@ -185,7 +169,7 @@ class SEMAVitNet(nn.Module):
         if not wanted:
             return {}
         with self._at_precision():
-            inputs = slot_inputs(self.backbone, images, max(wanted))
+            inputs = vit_sema.slot_inputs(self.backbone, images, max(wanted))
             return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
 
     def learned_state(self) -> dict[str, Tensor]:
@@ -252,15 +236,14 @@ class SEMAVitNet(nn.Module):
                 f"({backbone['weights']}), here is {self.provenance['timm_name']} with {self.provenance['sha256'][:16]}"
             )
         found, most = structure(tensors), self.fc.out_features  # a layer gets at most one adapter a task
-        if set(found) != set(range(len(self.slots))):
-            raise CheckpointError(
-                f"the checkpoint has {len(found)} blocks with adapters, the backbone {len(self.slots)}"
-            )
+        depth = len(self.slots)
+        if set(found) != set(range(depth)):
+            raise CheckpointError(f"the checkpoint has {len(found)} blocks with adapters, the backbone {depth}")
         for layer, (adapters, records, _) in found.items():
             if len(adapters) > most or len(records) > len(adapters):
                 raise CheckpointError(
                     f"the checkpoint has {len(adapters)} adapters and {len(records)} records at layer {layer}; expected"
-                    f" at most an adapter for each of {most} classes, and as many records at most"
+                    f" at most {most} adapters, one for each class, and no more records than adapters"
                 )
 
 

@@ -36,11 +36,6 @@ class Gate:
         """Number of steps in the unfinished interval."""
         return self.steps % self.interval
 
-    @property
-    def updates(self) -> int:
-        """How often the scale has moved."""
-        return self.steps // self.interval if self.parameters else 0
-
     def before_step(self) -> bool:
         """Count one step and prepare the gradients for it; return whether the scale moves at this step."""
         self.steps += 1
@@ -78,14 +73,7 @@ def steps_of(images: int, batch_size: int, epochs: int) -> int:
 
 
 def check_intervals(config: Any, steps: int, task: int, scales: Iterable[TimeScale] = GATED) -> None:
-    """Raise ConfigError if an interval is longer than a func phase, so that its scale would never move.
-
-    Args:
-        config: Gives the intervals.
-        steps: Number of optimizer steps of a func phase.
-        task: Number of the task, for the message.
-        scales: Those that train in it.
-    """
+    """Raise ConfigError if a scale's interval is longer than the func phase of a task: it would never move."""
     for scale in scales:
         if scale.interval(config) > steps:
             raise ConfigError(

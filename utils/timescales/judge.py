@@ -24,15 +24,7 @@ def scale_of(name: str | None) -> TimeScale:
 
 
 def judge(event: Cadence, config: Any) -> Cadence:
-    """Return a cadence event with the expected steps and the verdict.
-
-    Args:
-        event: Of a func phase.
-        config: That the run was started with, keys as attributes.
-
-    Raises:
-        KeyError: The event's scale is not declared.
-    """
+    """Return a cadence event with the steps expected by the run's configuration, and whether it passed."""
     expected = expected_steps(scale_of(event.scale), config, event.steps)
     return replace(event, expected=expected, passed=expected is None or event.observed == expected)
 

@@ -11,30 +11,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TimeScale:
-    """One time scale.
-
-    Attributes:
-        name: See above.
-        rate_key: Configuration key of its learning rate.
-        interval_key: Key of its update interval k, it moves at every k-th step; None: at every step.
-        update_key: Key of what happens at the other steps, see `utils.timescales.gate`.
-    """
+    """A time scale, by the configuration keys of its settings."""
 
     name: str
-    rate_key: str
-    interval_key: str | None = None
-    update_key: str | None = None
+    rate_key: str  # learning rate
+    interval_key: str | None = None  # update interval k: it moves at every k-th step; None: at every step
+    update_key: str | None = None  # what happens at the other steps, see `utils.timescales.gate`
 
     def rate(self, config: Any) -> float:
-        """Return its learning rate."""
         return float(getattr(config, self.rate_key))
 
     def interval(self, config: Any) -> int:
-        """Return its update interval, at least 1."""
         return max(1, int(getattr(config, self.interval_key))) if self.interval_key else 1
 
     def update(self, config: Any) -> str:
-        """Return what happens between its updates."""
         return str(getattr(config, self.update_key)) if self.update_key else "skip"
 
 

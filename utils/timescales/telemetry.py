@@ -40,8 +40,8 @@ class Telemetry:
     device each decomposition would wait for the host).
 
     Args:
-        adapters: Layer, index in the layer, the adapter, and the module whose input is the adapter's (a slot may run
-            its adapters without calling them). The adapter is the sum of its `branches`, without randomness.
+        adapters: Layer, index in the layer, the adapter (a sum of its `branches`, without randomness), and the module
+            whose input is the adapter's, as a slot may run its adapters without calling them.
         images: I, number of images that are used of a batch, with all their tokens.
     """
 
@@ -94,9 +94,11 @@ class Telemetry:
             self.disarm()
             raise RuntimeError(f"telemetry: no forward pass since arm() at {', '.join(missed)}")
         with torch.no_grad():
-            found = to_host([_on_device(w, w.h) for w in self._watched if w.h is not None])
+            found = [_on_device(w, w.h) for w in self._watched if w.h is not None]
         self.disarm()
-        return [_entry(watched, values) for watched, values in zip(self._watched, found, strict=True)]
+        groups = iter(to_host([group for entry in found for group in entry.values()]))
+        entries = [{key: {n: _number(v) for n, v in next(groups).items()} for key in entry} for entry in found]
+        return [{"layer": w.layer, "adapter": w.adapter, **e} for w, e in zip(self._watched, entries, strict=True)]
 
     def state(self) -> list[dict[str, dict[str, Tensor]]]:
         """Return the values at the last measurement, for `restore`."""
@@ -126,16 +128,23 @@ def _values(module: nn.Module, branches: Sequence[str]) -> dict[str, dict[str, T
     }
 
 
-def _on_device(watched: _Watched, h: Tensor) -> dict[str, Tensor]:  # (I, N, D)
-    """Return all scalars of one adapter and the cores of its maps; set `last` to the current values."""
+def _on_device(watched: _Watched, h: Tensor) -> dict[str, dict[str, Tensor]]:  # (I, N, D)
+    """Return an adapter's entry on the device, a core for each effective rank; set `last` to the current values."""
     now, last = _values(watched.module, watched.branches), watched.last
     watched.last = now
     h = h.to(next(iter(now[watched.branches[0]].values())))  # it may come from autocast
     outputs = {branch: watched.module.get_submodule(branch)(h).flatten() for branch in watched.branches}
     changes = {branch: _change(now[branch], last[branch]) for branch in watched.branches}
-    norms = {f"{b}.{kind}": torch.linalg.vector_norm(value) for b in now for kind, value in now[b].items()}
-    cores = {f"core {b}": core_of_map(now[b][UP], now[b][DOWN]) for b in now if {UP, DOWN} <= now[b].keys()}
-    return norms | _compared("update", changes) | _compared("output", outputs) | cores
+    output_norms, update_norms = _norms(outputs), _norms(changes)
+    total = torch.stack(list(output_norms.values())).sum()
+    return {
+        "norms": {f"{b}.{kind}": torch.linalg.vector_norm(value) for b in now for kind, value in now[b].items()},
+        "update_norms": update_norms,
+        "share": {branch: norm / total for branch, norm in output_norms.items()},
+        "output_cosine": _cosines(outputs, output_norms),
+        "update_cosine": _cosines(changes, update_norms),
+        "effective_rank": {branch: _core(tensors) for branch, tensors in now.items()},
+    }
 
 
 def _change(now: dict[str, Tensor], last: dict[str, Tensor]) -> Tensor:  # (numbers in a branch,)
@@ -145,18 +154,25 @@ def _change(now: dict[str, Tensor], last: dict[str, Tensor]) -> Tensor:  # (numb
     return torch.cat([(now[kind] - last[kind]).flatten() for kind in now])
 
 
-def _compared(what: str, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return norms, shares and cosines; NaN for 0/0 and for the cosine of vectors of unequal lengths."""
-    norms = torch.stack([torch.linalg.vector_norm(vector) for vector in vectors.values()])
-    found: dict[str, Tensor] = {}
-    for branch, norm, share in zip(vectors, norms, norms / norms.sum(), strict=True):
-        found |= {f"{what} norm {branch}": norm, f"{what} share {branch}": share}
-    for (a, left), (b, right) in combinations(zip(vectors, norms, strict=True), 2):
+def _norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {branch: torch.linalg.vector_norm(vector) for branch, vector in vectors.items()}
+
+
+def _cosines(vectors: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the cosine of every pair; NaN for 0/0 and for vectors of unequal lengths."""
+    found = {}
+    for a, b in combinations(vectors, 2):
         # Of the unit vectors: the product of two small norms would underflow.
-        x, y = vectors[a] / left, vectors[b] / right
-        cosine = torch.dot(x, y).clamp(-1, 1) if len(x) == len(y) else norms.new_full((), math.nan)
-        found[f"{what} cosine {a}+{b}"] = cosine
+        x, y = vectors[a] / norms[a], vectors[b] / norms[b]
+        cosine = torch.dot(x, y).clamp(-1, 1) if len(x) == len(y) else norms[a].new_full((), math.nan)
+        found[f"{a}+{b}"] = cosine
     return found
+
+
+def _core(tensors: Mapping[str, Tensor]) -> Tensor:  # (K, K)
+    if {UP, DOWN} <= tensors.keys():
+        return core_of_map(tensors[UP], tensors[DOWN])
+    return next(iter(tensors.values())).new_full((1, 1), math.nan)
 
 
 def core_of_map(up: Tensor, down: Tensor) -> Tensor:  # (D, R), (R, D) -> (K, K)
@@ -194,26 +210,7 @@ def to_host(groups: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     return [{name: next(parts) for name in group} for group in groups]
 
 
-def _entry(watched: _Watched, values: dict[str, Tensor]) -> dict[str, Any]:
-    branches = watched.branches
-    pairs = ["+".join(pair) for pair in combinations(branches, 2)]
-
-    def each(title: str, names: Sequence[str]) -> dict[str, float | None]:
-        return {name: _finite(float(values[f"{title} {name}"])) for name in names}
-
-    kinds = [f"{branch}.{kind}" for branch in branches for kind in watched.last[branch]]
-    ranks = {b: effective_rank(values[f"core {b}"]) if f"core {b}" in values else math.nan for b in branches}
-    return {
-        "layer": watched.layer,
-        "adapter": watched.adapter,
-        "norms": {kind: _finite(float(values[kind])) for kind in kinds},
-        "update_norms": each("update norm", branches),
-        "share": each("output share", branches),
-        "output_cosine": each("output cosine", pairs),
-        "update_cosine": each("update cosine", pairs),
-        "effective_rank": {branch: _finite(rank) for branch, rank in ranks.items()},
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: Tensor) -> float | None:
+    """Return a scalar, or the effective rank of a core; None if it is not finite."""
+    number = effective_rank(value) if value.dim() == 2 else float(value)
+    return number if math.isfinite(number) else None
