@@ -30,7 +30,7 @@ RUN = {
     "init_cls": 2,
     "increment": 2,
     "max_tasks": 2,
-    "ffn_num": 2,
+    "ffn_num": 4,
     "nested_lora_rank": 2,
     "nested_lora_update_interval_slow": 3,
     "adapt_start_layer": 1,
