@@ -1,4 +1,4 @@
-"""Nested LoRA: bottleneck adapters side by side on time scales of their own, always summed.
+"""Nested LoRA: the sum of bottleneck adapters that learn on different time scales.
 
 Shapes: B batch, N tokens, D embedding width.
 """
@@ -20,13 +20,13 @@ from backbone.registry import ADAPTERS
 class NestedLoRAAdapter(FunctionalAdapter):
     """Two adapters on two time scales, always summed: `slow(x) + fast(x)`; the zero map at birth.
 
-    The time scales themselves are the optimizer's (a parameter group each, and the slow gate); this module says which
-    of its parameters are on which. After Nested Learning's continuum of update frequencies (arXiv 2512.24695).
+    The time scales are those of the optimizer (a parameter group each, and the slow gate); this module says which of
+    its parameters are on which. After Nested Learning's continuum of update frequencies (arXiv 2512.24695).
 
     Args:
         config: Gives `d_model` and the `nested_lora_*` keys.
         adapter_id: Name for messages, "layer.index".
-        dropout: Without effect, as in `Adapter`.
+        dropout: Ignored, as in `Adapter`.
     """
 
     width_key = "nested_lora_rank"
@@ -36,29 +36,16 @@ class NestedLoRAAdapter(FunctionalAdapter):
         super().__init__(config, adapter_id, dropout)
         self.slow = Adapter(config, f"{adapter_id}.slow", dropout, config.nested_lora_rank)
         self.fast = Adapter(config, f"{adapter_id}.fast", dropout, config.nested_lora_rank)
-
-    @property
-    def lifetime(self) -> str:  # type: ignore[override]
-        """The key `nested_lora_lifetime`."""
-        return str(self.config.nested_lora_lifetime)
-
-    @property
-    def consolidates(self) -> bool:  # type: ignore[override]
-        """The key `nested_lora_use_consolidation`."""
-        return bool(self.config.nested_lora_use_consolidation)
-
-    @property
-    def grows(self) -> bool:  # type: ignore[override]
-        """Mode "function" adds a branch's rank to that of the next slower one."""
-        return self.consolidates and self.config.nested_lora_consolidation_mode == "function"
+        self.lifetime = config.nested_lora_lifetime
+        self.consolidates = config.nested_lora_use_consolidation
+        self.grows = self.consolidates and config.nested_lora_consolidation_mode == "function"
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """The sum of the active branches."""
         outputs = [branch(x) for branch in self.summands()]
         return reduce(add, outputs) if outputs else torch.zeros_like(x)
 
     def summands(self) -> tuple[Adapter, ...]:
-        """The active branches."""
+        """Return the active branches."""
         return tuple(self._branch(name) for name in self.active)
 
     def consolidate(self, alpha: float) -> dict[str, Any]:
@@ -68,25 +55,24 @@ class NestedLoRAAdapter(FunctionalAdapter):
         `x -> slow(x) + alpha * fast(x)` and its rank grows by fast's.
         """
         mode, reset = self.config.nested_lora_consolidation_mode, self.config.nested_lora_fast_reset
-        for slower, faster in map(self._pair, pairwise(self.branches)):
+        for slower, faster in pairwise(map(self._branch, self.branches)):
             {"weights": slower.add, "function": slower.append}[mode](faster, alpha)
             if reset != "keep":
                 {"zero": faster.zero, "reinit": faster.reset}[reset]()
         return {"alpha": alpha, "mode": mode, "reset": reset}
 
     def measure(self) -> dict[str, float]:
-        """Norms of the branches, and the ranks of those that consolidation lets grow."""
+        """Return the norms of the branches, and the ranks of those that can grow."""
         return super().measure() | {f"{name}_rank": self._branch(name).rank for name in self.branches[:-1]}
 
     def revive(self) -> bool:
-        """Give every zeroed faster branch, which could not learn, the zero function that can."""
+        """Re-initialise every branch, but the slowest, that a consolidation has zeroed; it could not learn."""
         dead = [branch for branch in map(self._branch, self.branches[1:]) if branch.is_zero()]
         for branch in dead:
             branch.reset()
         return bool(dead)
 
     def fit(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take the ranks to which consolidation has let the slower branches grow."""
         for name in self.branches[:-1]:
             shape = shapes.get(f"{name}.down_proj.weight", ())
             if len(shape) == 2 and shape[0] > 0:
@@ -96,6 +82,3 @@ class NestedLoRAAdapter(FunctionalAdapter):
         branch = self.get_submodule(name)
         assert isinstance(branch, Adapter)
         return branch
-
-    def _pair(self, names: tuple[str, str]) -> tuple[Adapter, Adapter]:
-        return self._branch(names[0]), self._branch(names[1])

@@ -1,4 +1,4 @@
-"""Names in a configuration and the classes they stand for. Imports no torch, so that names can be listed at once."""
+"""Classes by the names that a configuration uses. Imports no torch, so that names can be listed at once."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,11 +10,11 @@ C = TypeVar("C", bound=type[Any])
 
 
 class Registry:
-    """Classes by the name that a configuration calls them. The class of a name is imported when it is asked for.
+    """Classes by name, each imported when it is first asked for.
 
     Args:
-        key: The configuration key whose value is such a name.
-        shipped: The module that registers each name of the project's own.
+        key: The configuration key whose value is a name.
+        shipped: The module that registers each of the project's own names.
     """
 
     def __init__(self, key: str, shipped: Mapping[str, str]) -> None:
@@ -23,19 +23,15 @@ class Registry:
         self._files: dict[str, str] = {}
 
     def names(self) -> list[str]:
-        """All names, the project's own first."""
+        """Return all names, the project's own first."""
         return list(dict.fromkeys([*self._shipped, *self._classes]))
 
     def names_of(self, file: Path) -> list[str]:
-        """The names that a file (its absolute path) has registered."""
+        """Return the names that a file (its absolute path) has registered."""
         return sorted(name for name, registered in self._files.items() if registered == str(file))
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Decorate the class that `name` stands for.
-
-        Raises:
-            ValueError: The name stands for another class already, loaded or not.
-        """
+        """Register the decorated class; raise ValueError if the name stands for another class already."""
 
         def decorate(cls: C) -> C:
             file = str(inspect.getsourcefile(cls))
@@ -55,11 +51,7 @@ class Registry:
         return name in self._shipped or name in self._classes
 
     def __getitem__(self, name: str) -> type[Any]:
-        """The class.
-
-        Raises:
-            ValueError: No class has the name; the message lists the names there are.
-        """
+        """Return the class of a name; raise ValueError, with the names there are, if it has none."""
         if name not in self:
             raise ValueError(f"{self.key} {name!r} is unknown; choose one of {', '.join(self.names())}")
         if name not in self._classes:

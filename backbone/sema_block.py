@@ -1,7 +1,7 @@
-"""One block's SEMA slot: its adapters, their router, expansion, consolidation; and the block that carries the slot.
+"""The SEMA slot of a block (adapters, router, expansion, consolidation), and the block that carries it.
 
 Shapes: B batch, N tokens, D embedding width, A adapters at this layer.
-`forward` never changes the module tree: the learner decides and calls `expand`, `end_of_cycle`, `end_of_task_training`.
+`forward` never changes the module tree: the learner calls `expand`, `end_of_cycle`, `end_of_task_training`.
 """
 
 import logging
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbone.adapter import FunctionalAdapter, Role, linear
-from backbone.batched import mixed, output, reconstruction_losses, z_scores
+from backbone.batched import mixed, output, reconstruction_losses
 from backbone.sema_components import AdapterModule
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class SEMAModules(nn.Module):
     """The adapters of one block, mixed by a router when the layer is expandable.
 
-    A layer outside `[adapt_start_layer, adapt_end_layer]` holds one adapter for ever, without descriptor and mixing;
-    its `router` exists for the checkpoint's sake and never learns.
+    A layer outside `[adapt_start_layer, adapt_end_layer]` always holds one adapter, without descriptor and mixing; its
+    `router` is there for the checkpoint's sake and never learns.
 
     Args:
         config: Gives `d_model`, the layer range, the `nested_lora_*` keys and what the adapters read.
@@ -38,13 +38,12 @@ class SEMAModules(nn.Module):
         self.adapters = nn.ModuleList()
         self.router = nn.Linear(config.d_model, 1).requires_grad_(self.expandable)
         self.new_router: nn.Linear | None = None
-        self.added = 0
-        self.trained: set[int] = set()
+        self.added = 0  # number of adapters added in this task
+        self.trained: set[int] = set()  # indices of those that trained in this task
         self._add_adapter()
 
     @property
-    def num_adapters(self) -> int:
-        """A."""
+    def num_adapters(self) -> int:  # A
         return len(self.adapters)
 
     @property
@@ -54,12 +53,10 @@ class SEMAModules(nn.Module):
 
     @property
     def functional(self) -> list[FunctionalAdapter]:
-        """The adapters themselves, oldest first."""
         return [module.functional for module in self.modules_in_order]
 
     @property
     def newest(self) -> AdapterModule:
-        """The adapter that was added last."""
         return self.modules_in_order[-1]
 
     @property
@@ -73,7 +70,7 @@ class SEMAModules(nn.Module):
         return self.expandable and self.newest.rd.encoder.weight.requires_grad
 
     def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """The slot's output on the un-normalised `h`; in training mode the descriptor's records see the batch."""
+        """Return the slot's output on the un-normalised `h`; in training mode, record the descriptor's losses."""
         if not self.expandable:
             return output(self.functional[0], h)
         mean = h.mean(dim=1)
@@ -83,11 +80,10 @@ class SEMAModules(nn.Module):
         return self.mix(h, mean)
 
     def mix(self, h: Tensor, mean: Tensor) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
-        """The adapters' outputs, weighted per sample."""
         return mixed(self.functional, self.mixing_weights(mean), h)
 
     def mixing_weights(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, A)
-        """Softmax of the router's logits; the columns of a new adapter come from `new_router` until its cycle ends."""
+        """Return the softmax of the router's logits; `new_router` gives that of a new adapter until its cycle ends."""
         with at_full_precision(mean):
             logits = self.router(mean)
             if self.new_router is not None:
@@ -95,18 +91,19 @@ class SEMAModules(nn.Module):
             return logits.softmax(dim=1)
 
     def rd_loss(self, mean: Tensor) -> Tensor:  # (B, D) -> ()
-        """The newest descriptor's training loss, a batch mean; its records see the batch."""
+        """Return the newest descriptor's training loss, a batch mean, and record the losses."""
         return self.newest.observe(mean).mean()
 
     @torch.no_grad()
     def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (A, B)
-        """Every adapter's z-scores of a batch, see `Records.z_scores`."""
+        """Return every adapter's z-scores of a batch, see `Records.z_scores`."""
         modules = self.modules_in_order
         losses = reconstruction_losses([module.rd for module in modules], mean)
-        return z_scores([module.records for module in modules], losses)
+        center, std = torch.stack([module.records.moments for module in modules]).mT[:, :, None]  # (A, 1) each
+        return (losses - center).abs() / std
 
     def roles(self) -> Iterator[Role]:
-        """Every parameter of the slot with what it is."""
+        """Yield every parameter of the slot with its role."""
         for module in self.modules_in_order:
             yield from module.roles()
         for router in (self.router, self.new_router):
@@ -114,10 +111,9 @@ class SEMAModules(nn.Module):
                 yield from (("router", parameter) for parameter in router.parameters())
 
     def begin_task(self) -> list[int]:
-        """Begin a task after the first: adapters of lifetime "continual" may learn again.
+        """Let adapters of lifetime "continual" learn again, in a task after the first.
 
-        Returns:
-            Indices of adapters that were re-initialised because they could not learn.
+        Returns the indices of those that were re-initialised because they could not learn.
         """
         self.added, self.trained = 0, set()
         self._let_continual_learn()
@@ -125,40 +121,29 @@ class SEMAModules(nn.Module):
         return [index for index, adapter in learning if adapter.revive()]
 
     def begin_func_phase(self) -> None:
-        """Note which adapters the phase trains: those are the ones consolidated at the task's end."""
+        """Note which adapters the phase trains; those are consolidated at the task's end."""
         for index, adapter in enumerate(self.functional):
             if any(parameter.requires_grad for parameter in adapter.parameters()):
                 self.trained.add(index)
 
     def expand(self) -> None:
-        """Add an adapter with a fresh descriptor and its own router column; both learn until the cycle ends."""
+        """Add an adapter with a new descriptor and its own router column; both learn until the cycle ends."""
         self.new_router = nn.Linear(self.config.d_model, 1).to(self.router.weight)
         self._add_adapter().to(self.router.weight)
 
     def end_of_cycle(self) -> None:
         """Freeze what this cycle trained, except adapters of lifetime "continual"; join the router's columns."""
-        self._join_router()
-        self.requires_grad_(False)
+        self._freeze()
         self._let_continual_learn()
 
     def end_of_task_training(self, h: Tensor | None = None, task: int | None = None) -> list[dict[str, Any]]:
-        """Consolidate, if the configuration says so, and freeze everything.
-
-        Args:
-            h: (B, N, D) inputs of this slot, captured before any layer was consolidated; drift is measured on them.
-            task: Number of the task that ends, for the log.
-
-        Returns:
-            One receipt for each consolidated adapter.
-        """
-        receipts = []
-        if self.consolidates:
-            receipts = self.consolidate_nested_lora(self.config.nested_lora_consolidation_alpha, h)
+        """Consolidate if configured (see `consolidate_nested_lora`), and freeze everything; `task` is for the log."""
+        alpha = self.config.nested_lora_consolidation_alpha
+        receipts = self.consolidate_nested_lora(alpha, h) if self.consolidates else []
         for receipt in receipts:
-            shown = " ".join(f"{key}={_short(value)}" for key, value in receipt.items())
-            logger.info("task %s: consolidated %s", task, shown)
-        self._join_router()
-        self.requires_grad_(False)
+            shown = (f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in receipt.items())
+            logger.info("task %s: consolidated %s", task, " ".join(shown))
+        self._freeze()
         return receipts
 
     @torch.no_grad()
@@ -167,7 +152,8 @@ class SEMAModules(nn.Module):
 
         Args:
             alpha: Share of fast that goes into slow.
-            h: (B, N, D) batch for the relative change of each adapter's output; without it none is measured.
+            h: (B, N, D) inputs of this slot before any layer was consolidated, on which drift, the relative change of
+                each adapter's output, is measured; None: not measured.
 
         Returns:
             One receipt for each adapter: layer, adapter, alpha, mode, reset, norms and rank before and after, drift.
@@ -175,12 +161,21 @@ class SEMAModules(nn.Module):
         Raises:
             TypeError: The adapters are of a type that has no consolidation.
         """
-        return [self._consolidate(index, alpha, h) for index in sorted(self.trained)]
+        receipts = []
+        for index in sorted(self.trained):
+            adapter = self.functional[index]
+            before, old = adapter.measure(), None if h is None else adapter(h)
+            settings = adapter.consolidate(alpha)
+            norms = {f"{name}_before": value for name, value in before.items()}
+            norms |= {f"{name}_after": value for name, value in adapter.measure().items()}
+            drift = None if old is None or h is None else relative_change(old, adapter(h))
+            receipts.append({"layer": self.layer, "adapter": index, **settings, **norms, "drift": drift})
+        return receipts
 
     def restore_structure(
         self, adapters: Sequence[Mapping[str, tuple[int, ...]]], records: Sequence[int], expanding: bool = False
     ) -> None:
-        """Take the structure of a checkpoint, values undefined until loaded; everything is frozen then.
+        """Take the structure of a checkpoint and freeze everything; values are undefined until loaded.
 
         Args:
             adapters: For each adapter the shapes of its tensors by name.
@@ -200,11 +195,9 @@ class SEMAModules(nn.Module):
         self.requires_grad_(False)
 
     def task_state(self) -> dict[str, Any]:
-        """What the task in progress has noted here, for `restore_task_state`."""
         return {"added": self.added, "trained": sorted(self.trained)}
 
     def restore_task_state(self, state: dict[str, Any]) -> None:
-        """Go on with the notes of a task in progress."""
         self.added, self.trained = state["added"], set(state["trained"])
 
     def _add_adapter(self) -> AdapterModule:
@@ -219,62 +212,35 @@ class SEMAModules(nn.Module):
                 adapter.requires_grad_(True)
 
     @torch.no_grad()
-    def _join_router(self) -> None:
-        """Make the new router's column one more of the router's."""
-        if self.new_router is None:
-            return
-        weight = torch.cat([self.router.weight, self.new_router.weight])
-        self.router, self.new_router = linear(weight, torch.cat([self.router.bias, self.new_router.bias])), None
-
-    def _consolidate(self, index: int, alpha: float, h: Tensor | None) -> dict[str, Any]:
-        adapter = self.functional[index]
-        before, output = adapter.measure(), None if h is None else adapter(h)
-        settings = adapter.consolidate(alpha)
-        measured = {"before": before, "after": adapter.measure()}
-        return {
-            "layer": self.layer,
-            "adapter": index,
-            **settings,
-            **{f"{name}_{when}": value for when, values in measured.items() for name, value in values.items()},
-            "drift": None if output is None or h is None else relative_change(output, adapter(h)),
-        }
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    def _freeze(self) -> None:
+        """Freeze everything, and make the new router one more column of the router."""
+        if self.new_router is not None:
+            weight = torch.cat([self.router.weight, self.new_router.weight])
+            self.router, self.new_router = linear(weight, torch.cat([self.router.bias, self.new_router.bias])), None
+        self.requires_grad_(False)
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:
-    """||after - before|| / ||before||, Euclidean over all elements; 0 when both are zero."""
+    """Return ||after - before|| / ||before||, Euclidean over all elements; 0 when both are zero."""
     change, scale = float((after - before).norm()), float(before.norm())
     return 0.0 if change == 0 else change / scale if scale > 0 else float("inf")
 
 
 def at_full_precision(h: Tensor) -> torch.autocast:
-    """Where a forward pass in bfloat16 computes in float32 all the same: routers and descriptors, which are small.
+    """Compute in float32 also where the forward pass is in bfloat16: for routers and descriptors, which are small.
 
-    `h` is float32 in either precision, as the residual stream is.
+    `h` is float32 in either case, as the residual stream is.
     """
     return torch.autocast(h.device.type, enabled=False)
 
 
-def directly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Call it."""
-    return function(x)
-
-
-def recomputing(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Call it, and again in the backward pass instead of keeping what it makes on the way (arXiv 1604.06174)."""
-    return cast(Tensor, checkpoint(function, x, use_reentrant=False))
-
-
 class SEMABlock(nn.Module):
-    """A timm Block with a slot beside its MLP; the Block's own modules under their own names.
+    """A timm Block with a slot beside its MLP; the Block's own modules keep their names.
 
     `h = x + attn(norm1(x));  y = h + mlp(norm2(h)) + adapters(h)`
 
     Args:
-        block: A plain `timm.models.vision_transformer.Block`; its modules are taken over.
+        block: A plain `timm.models.vision_transformer.Block`, whose modules are used.
         slot: The adapters.
     """
 
@@ -292,28 +258,30 @@ class SEMABlock(nn.Module):
         for name, module in block.named_children():
             self.add_module(name, module)
         self.adapter_module = slot
-        self.run: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = directly
+        self._recomputes = False
 
     def compile_frozen(self) -> None:
-        """Compile what no expansion changes: the block but for its slot. Blocks of one shape share the code."""
+        """Compile what no expansion changes: the block without its slot. Blocks of one shape share the code."""
         self.attend = torch.compile(self.attend)  # type: ignore[method-assign]
         self.transform = torch.compile(self.transform)  # type: ignore[method-assign]
 
     def recompute_frozen(self) -> None:
-        """Keep no activations of the frozen parts for the backward pass. The slot, which notes records, runs once."""
-        self.run = recomputing
+        """Recompute the frozen parts, but not the slot, in the backward pass to save memory (arXiv 1604.06174)."""
+        self._recomputes = True
 
     def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """`h`, the input of the slot."""
+        """Return `h`, the input of the slot."""
         return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
 
-    def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """The block's output for its `h`."""
-        return self.run(self.transform, h) + self.adapter_module(h)
-
     def transform(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """The block's output for its `h`, but for the adapters' part."""
+        """Return the block's output for its `h`, without the adapters."""
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
+    def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        return self._frozen(self.transform, h) + self.adapter_module(h)
+
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        return self.complete(self.run(self.attend, x))
+        return self.complete(self._frozen(self.attend, x))
+
+    def _frozen(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return cast(Tensor, checkpoint(function, x, use_reentrant=False)) if self._recomputes else function(x)

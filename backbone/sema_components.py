@@ -35,12 +35,12 @@ class AE(nn.Module):
         return self.decoder(self.encoder(mean))
 
     def loss(self, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
-        """Reconstruction error of each sample: the mean over D of the squared difference."""
+        """Return the reconstruction error of each sample: the mean over D of the squared difference."""
         return (self(mean) - mean).square().mean(dim=-1)
 
 
 class Records(nn.Module):
-    """The last `size` reconstruction losses an RD has seen in training.
+    """The last `size` reconstruction losses of a descriptor in training.
 
     The batch that fills the buffer is cut there and its surplus dropped; after that the buffer slides.
     """
@@ -60,20 +60,19 @@ class Records(nn.Module):
         return len(self.losses)
 
     def add(self, losses: Tensor) -> None:  # (B,)
-        """Take the losses of one batch in order."""
+        """Add the losses of one batch in order."""
         room = self.size - len(self.losses)
         taken = losses.detach()[:room] if room > 0 else losses.detach()
         self.losses = torch.cat([self.losses.to(taken), taken])[-self.size :]
 
     def clear(self) -> None:
-        """Forget everything."""
         self.losses = self.losses[:0]
 
     @property
     def moments(self) -> Tensor:  # (2,)
         """Mean and unbiased standard deviation of the records; 0 and infinity while there are two or fewer.
 
-        Computed once for these losses: whoever changes them gives another tensor or counts up this one's version.
+        Cached until `losses` is another tensor or has changed in place.
         """
         if self._measured is None or self._measured[0] is not self.losses or self._measured[1] != self.losses._version:
             self._measured = (self.losses, self.losses._version, self._moments())
@@ -86,7 +85,7 @@ class Records(nn.Module):
         return torch.stack([self.losses.mean(), self.losses.std()])
 
     def z_scores(self, losses: Tensor) -> Tensor:  # (B,) -> (B,)
-        """|loss - mean| / unbiased std of the records; 0 while there are two records or fewer."""
+        """Return |loss - mean| / unbiased std of the records; 0 while there are two records or fewer."""
         mean, std = self.moments
         return (losses - mean).abs() / std
 
@@ -98,9 +97,6 @@ class AdapterModule(nn.Module):
         config: Gives `ffn_adapter_type`, `buffer_size` and what the parts read.
         adapter_id: Name for messages, "layer.index".
         described: Whether it has a descriptor.
-
-    Raises:
-        ValueError: `ffn_adapter_type` is unknown; the message lists the types there are.
     """
 
     rd: AE
@@ -118,18 +114,13 @@ class AdapterModule(nn.Module):
         return self.functional(x)
 
     def roles(self) -> Iterator[Role]:
-        """Every parameter with what it is: the adapter's own roles and "descriptor"."""
+        """Yield every parameter with its role: the adapter's own roles and "descriptor"."""
         yield from self.functional.roles()
         if self.described:
             yield from (("descriptor", parameter) for parameter in self.rd.parameters())
 
     def observe(self, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
-        """The descriptor's losses on a training batch, taken into the records."""
+        """Return the descriptor's losses on a training batch, and record them."""
         losses = self.rd.loss(mean)
         self.records.add(losses)
         return losses
-
-    @torch.no_grad()
-    def z_scores(self, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
-        """How far each sample's reconstruction lies from what the descriptor was trained on, in standard deviations."""
-        return self.records.z_scores(self.rd.loss(mean))

@@ -1,6 +1,5 @@
-"""A timm VisionTransformer with a SEMA slot in every block.
+"""A timm VisionTransformer with a SEMA slot in every block: its name, its weights, and the slots.
 
-timm builds the network, its Block and its attention; this file names the architecture, loads weights and inserts slots.
 Shapes: B batch, N tokens (class token included), D embedding width.
 """
 
@@ -29,20 +28,21 @@ SEMA_NAMES = {
 
 
 class BackboneError(ValueError):
-    """A backbone that cannot be had: unknown name, unsupported architecture, or weights that do not fit."""
+    """Unknown name, unsupported architecture, or weights that do not fit."""
 
 
 def timm_name(backbone_type: str) -> str:
-    """The timm model name with its full pretrained tag that a `backbone_type` stands for.
-
-    Raises:
-        BackboneError: Not `<timm model>[.tag]_adapter` and not one of SEMA's names.
-    """
+    """Return the timm model name, with its full pretrained tag, of a `backbone_type`, or raise BackboneError."""
     stem = backbone_type.removesuffix(SUFFIX)
     name = SEMA_NAMES.get(stem, stem)
     architecture, _, tag = name.partition(".")
     if stem == backbone_type or not timm.is_model(architecture):
-        raise BackboneError(_unknown_name(backbone_type))
+        known = [f"{known}{SUFFIX}" for known in [*SEMA_NAMES, *timm.list_models("*vit*"), *timm.list_models("deit*")]]
+        near = difflib.get_close_matches(backbone_type, known, n=3, cutoff=0.5)
+        raise BackboneError(
+            f"backbone_type {backbone_type!r} is unknown; expected {', '.join(known[: len(SEMA_NAMES)])} or "
+            f"'<timm VisionTransformer>{SUFFIX}', nearest: {', '.join(near) or 'none'}"
+        )
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise BackboneError(f"backbone_type {backbone_type!r}: {architecture} has the tags {', '.join(tags) or 'none'}")
@@ -50,35 +50,26 @@ def timm_name(backbone_type: str) -> str:
     return name if tag or not default else f"{architecture}.{default}"
 
 
-def _unknown_name(backbone_type: str) -> str:
-    known = [f"{name}{SUFFIX}" for name in [*SEMA_NAMES, *timm.list_models("*vit*"), *timm.list_models("deit*")]]
-    near = difflib.get_close_matches(backbone_type, known, n=3, cutoff=0.5)
-    return (
-        f"backbone_type {backbone_type!r} is unknown; expected {', '.join(f'{name}{SUFFIX}' for name in SEMA_NAMES)} "
-        f"or '<timm VisionTransformer>{SUFFIX}', nearest: {', '.join(near) or 'none'}"
-    )
-
-
 def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: float = math.inf) -> VisionTransformer:
-    """timm's model without a classifier, after a look at the architecture that costs neither memory nor a download.
+    """Create timm's model without a classifier. Its architecture is checked first, without memory or a download.
 
     Args:
         name: timm model name.
-        pretrained: Fetch the tag's weights from the hub (or its cache).
+        pretrained: Whether to fetch the tag's weights from the hub (or its cache).
         kwargs: Passed to `timm.create_model`: `img_size`, `depth`, `embed_dim`, ...
-        most_bytes: That its parameters may take.
+        most_bytes: Limit for its parameters.
 
     Raises:
-        BackboneError: Not a VisionTransformer with plain Blocks and a class token, kwargs it does not take, or too
-            large a network.
+        BackboneError: Not a VisionTransformer with plain Blocks and a class token, unknown kwargs, too large, or no
+            download.
     """
     depth = kwargs.get("depth")
-    if isinstance(depth, int) and depth > DEEPEST:  # even without memory, to make a million blocks takes for ever
+    if isinstance(depth, int) and depth > DEEPEST:  # a million blocks would take too long even without memory
         raise BackboneError(f"backbone_kwargs: depth = {depth}; expected at most {DEEPEST}")
     try:
         with torch.device("meta"):
             sketch = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
-    except Exception as error:  # timm lets through whatever its parts raise
+    except Exception as error:  # timm passes on whatever its parts raise
         raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error!r}") from error
     refuse_unsupported(name, sketch)
     needed = sum(parameter.nbytes for parameter in sketch.parameters())
@@ -89,17 +80,13 @@ def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
     except Exception as error:
         if not pretrained:
             raise
-        raise BackboneError(_no_download(name, error)) from error
-
-
-def _no_download(name: str, error: Exception) -> str:
-    repository = timm.get_pretrained_cfg_value(name, "hf_hub_id") or f"timm/{name}"
-    repository = repository if repository != "timm/" else f"timm/{name}"
-    return (
-        f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}); download "
-        f"https://huggingface.co/{repository}/resolve/main/model.safetensors by other means and set "
-        f"backbone_checkpoint to that file, or set pretrained to false for random weights"
-    )
+        repository = timm.get_pretrained_cfg_value(name, "hf_hub_id")
+        repository = f"timm/{name}" if repository in (None, "", "timm/") else repository
+        raise BackboneError(
+            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}); download "
+            f"https://huggingface.co/{repository}/resolve/main/model.safetensors by other means and set "
+            f"backbone_checkpoint to that file, or set pretrained to false for random weights"
+        ) from error
 
 
 def refuse_unsupported(name: str, model: torch.nn.Module) -> None:
@@ -114,7 +101,7 @@ def refuse_unsupported(name: str, model: torch.nn.Module) -> None:
 
 
 def load_weights(vit: VisionTransformer, path: Path) -> None:
-    """Load a local safetensors or torch file with timm's names; position grids are resampled, a classifier is dropped.
+    """Load a local safetensors or torch file with timm's names. Position grids are resampled, classifiers ignored.
 
     Raises:
         BackboneError: No such file, unreadable, or tensors that do not fit, with their names.
@@ -134,7 +121,7 @@ def load_weights(vit: VisionTransformer, path: Path) -> None:
 
 
 def weights_hash(vit: VisionTransformer) -> str:
-    """SHA-256 (hex) over names and values of every tensor of the network as it stands."""
+    """Return the SHA-256 (hex) of the names and values of all tensors of the network."""
     digest = hashlib.sha256()
     for key, value in sorted(vit.state_dict().items()):
         digest.update(key.encode())
@@ -143,14 +130,9 @@ def weights_hash(vit: VisionTransformer) -> str:
 
 
 def insert_slots(vit: VisionTransformer, config: Any) -> None:
-    """Freeze the network and give every block its adapters.
+    """Freeze the network and give every block a slot; raise BackboneError if the layer range is outside it.
 
-    Args:
-        vit: Changed in place.
-        config: What `SEMAModules` reads; `d_model` is the network's width.
-
-    Raises:
-        BackboneError: The layer range lies outside the network.
+    `config` is for `SEMAModules`; its `d_model` is the network's width.
     """
     depth = len(vit.blocks)
     if config.adapt_end_layer >= depth:
@@ -165,32 +147,17 @@ def insert_slots(vit: VisionTransformer, config: Any) -> None:
 
 
 def sema_blocks(vit: VisionTransformer) -> list[SEMABlock]:
-    """The blocks, typed."""
+    """Return the blocks, typed."""
     return [block for block in vit.blocks if isinstance(block, SEMABlock)]
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
-    """What timm feeds to the first block."""
+    """Return the input of the first block."""
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
 
-def enter(vit: VisionTransformer, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
-    """What block `layer` gets as its input."""
-    x = embed(vit, images)
-    for block in sema_blocks(vit)[:layer]:
-        x = block(x)
-    return x
-
-
-def leave(vit: VisionTransformer, x: Tensor, layer: int) -> Tensor:  # (B, N, D) -> (B, D)
-    """The class token after the final norm, from the input of block `layer`; timm's own forward pass from there."""
-    for block in sema_blocks(vit)[layer:]:
-        x = block(x)
-    return vit.forward_head(vit.norm(x))
-
-
 def slot_inputs(vit: VisionTransformer, images: Tensor, last: int) -> Iterator[Tensor]:
-    """Yield every slot's input `h`, (B, N, D), from block 0 to `last`; nothing beyond the last `h` is computed."""
+    """Yield every slot's input `h` (B, N, D) from block 0 to `last`, and compute nothing beyond."""
     x = embed(vit, images)
     for layer, block in enumerate(sema_blocks(vit)[: last + 1]):
         h = block.attend(x)

@@ -1,4 +1,4 @@
-"""How a learner teaches: learners by name, what they share, and what they are made of."""
+"""Learners by name, and what they are made of."""
 
 from models.base import Setup as Setup
 from models.protocol import Hooks as Hooks
@@ -7,6 +7,6 @@ from utils.choices import LEARNERS
 
 
 def get_model(setup: Setup, hooks: Hooks | None = None) -> TaskLearner:
-    """A new learner of the type that the key `model_name` names."""
+    """Return a new learner of the type that the key `model_name` names."""
     learner: TaskLearner = LEARNERS[setup.config.model_name](setup, hooks=hooks)
     return learner

@@ -1,7 +1,4 @@
-"""What every class-incremental learner does: count tasks and classes, hold the data of a task, evaluate, save.
-
-Shapes: S image side.
-"""
+"""The common part of class-incremental learners: counting tasks and classes, data, evaluation, checkpoints."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,7 +11,7 @@ from torch.utils.data import Dataset
 
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Tasks
-from models.reports import Reporter
+from models.reports import structure
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
@@ -25,47 +22,39 @@ from utils.streams import seeded
 
 @dataclass(frozen=True)
 class Setup:
-    """What a learner is made of.
-
-    Attributes:
-        config: The configuration.
-        seed: The run's.
-        device: Where to compute.
-        nb_classes: Classes of the whole data set, the head's size.
-    """
+    """What a learner is made of."""
 
     config: Config
-    seed: int
+    seed: int  # of the run
     device: torch.device
-    nb_classes: int
+    nb_classes: int  # of the whole data set, the size of the head
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
-        """From a dictionary of the public implementation's keys, as they are; missing ones take their defaults.
+        """Make it of a dictionary with the keys of the public implementation; missing keys take their defaults.
 
-        Args:
-            args: `device` is a list of one torch.device, `seed` an int, `nb_classes` the head's size.
+        `device` is a list of one torch.device, `seed` an int, `nb_classes` the size of the head.
         """
         values = {**defaults(), **{key: value for key, value in args.items() if key in Config.model_fields}}
         device = torch.device(args["device"][0])
         return cls(Config.model_construct(**values), int(args["seed"]), device, int(args["nb_classes"]))
 
     def network(self) -> SEMAVitNet:
-        """A new network, whose initial values come from the seed."""
+        """Return a new network with initial values from the seed."""
         with seeded(self.seed, "network"):
             return SEMAVitNet(self.config, self.nb_classes).to(self.device)
 
 
 class BaseLearner(ABC):
-    """Task counters, loaders, evaluation, checkpoints and saved states. A learner says how it learns a task.
+    """Base class of learners: a subclass defines `learn_task`.
 
-    A learner that can be stopped within a task calls `hooks.keep` where its state can be saved, extends `state` and
-    `restore` by what is half done, and goes on from there in `learn_task`.
+    A learner that can be stopped within a task calls `hooks.keep` where its state can be saved, adds to `state` and
+    `restore` what is half done, and continues there in `learn_task`.
 
     Args:
-        args: What it is made of, see `Setup`.
+        args: What it is made of; a `Setup`, or a dictionary for `Setup.of`.
         network: What learns; None: a new one.
-        hooks: Whom it talks to.
+        hooks: What to call; None: nothing.
     """
 
     def __init__(
@@ -76,21 +65,18 @@ class BaseLearner(ABC):
         self.network = network or setup.network()
         self.hooks = hooks or Hooks()
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
-        self.report = Reporter(self.network, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
         self.cur_task = -1
         self.known_classes = 0
         self.task_sizes: list[int] = []
-        self.trained: dict[str, tuple[str, int]] = {}  # by a parameter's name: its role, and its size when it trained
-
-    # ---- learning
+        self.trained: dict[str, tuple[str, int]] = {}  # role and size of what this task has trained, by name
 
     @abstractmethod
     def learn_task(self) -> None:
         """Learn the current task, or what is left of it, from `train_loader`."""
 
     def begin_task(self) -> None:
-        """What comes before a task is learned, once its data are open."""
+        """Prepare for a task whose data are open."""
         self.trained = {}
 
     def incremental_train(self, data_manager: Tasks) -> None:
@@ -106,8 +92,6 @@ class BaseLearner(ABC):
         self.learn_task()
         self.end_data()
 
-    # ---- what it is made of
-
     @property
     def _network(self) -> SEMAVitNet:
         """The network under its name in the public implementation."""
@@ -115,35 +99,34 @@ class BaseLearner(ABC):
 
     @property
     def total_classes(self) -> int:
-        """Classes up to and with the current task."""
         return sum(self.task_sizes)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the run starts from: timm name, origin and SHA-256 of the frozen weights."""
+        """The frozen weights of the run: timm name, origin and SHA-256."""
         return {"backbone": self.network.provenance}
 
     # ---- tasks and their data
 
     def after_task(self) -> None:
-        """Count the task's classes as known, and end the workers that loaded its test images."""
+        """Count the task's classes as known, and stop the workers that loaded its test images."""
         self.known_classes = self.total_classes
         self.test_loader.close()
 
     def begin_after(self, task_sizes: list[int]) -> None:
-        """Count these tasks as learned, as after the last of them and before its `after_task`."""
+        """Take the counts after training on these tasks, before `after_task` of the last."""
         self.task_sizes = list(task_sizes)
         self.cur_task = len(task_sizes) - 1
         self.known_classes = sum(task_sizes[:-1])
 
     def begin_data(self, data_manager: Tasks) -> None:
-        """Move on to the next task: its classes, and its data."""
+        """Move on to the next task and open its data."""
         self.cur_task += 1
         self.task_sizes.append(data_manager.get_task_size(self.cur_task))
         self.open_data(data_manager)
 
     def open_data(self, data_manager: Tasks) -> None:
-        """Loaders of the current task's training images and of all seen test images."""
+        """Make loaders of the current task's training images and of all seen test images."""
         on_device = self.config.augment_on == "device"
         images = data_manager.get_dataset(
             range(self.known_classes, self.total_classes),
@@ -158,24 +141,24 @@ class BaseLearner(ABC):
         self.begin_test(data_manager)
 
     def begin_test(self, data_manager: Tasks) -> None:
-        """A loader of the test images of all classes seen."""
+        """Make a loader of the test images of all classes seen."""
         seen = range(self.total_classes)
         self.test_loader = self.loader(data_manager.get_dataset(seen, source="test", mode="test", spec=self.spec))
 
     def end_data(self) -> None:
-        """End the task's loading workers, and forget its training images."""
+        """Stop the workers that loaded the task's training images, and free the images."""
         self.train_loader.close()
         self.scan_loader.close()
         del self.train_loader, self.scan_loader
 
     def loader(self, dataset: Dataset[Any], way: Way = READY) -> StreamLoader:
-        """A loader whose order and augmentation come from named streams of this run's seed."""
+        """Return a loader whose order and augmentation come from named random streams of the run's seed."""
         return StreamLoader(dataset, self.config.num_workers, self.device, self.seed, way)  # type: ignore[arg-type]
 
     # ---- evaluation
 
     def settled_layers(self) -> int:
-        """How many of the first blocks give the same output for an image from now on."""
+        """Return the number of blocks, from the first on, whose output for an image no longer changes."""
         return 0
 
     def predict(self) -> Predictions:
@@ -183,31 +166,28 @@ class BaseLearner(ABC):
         return self.evaluator.predict(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
 
     def eval_task(self) -> tuple[dict[str, Any], Predictions]:
-        """Accuracy over all classes seen, in per cent, and the predictions it was computed from."""
+        """Return the accuracy over all classes seen, in per cent, and the predictions it was computed from."""
         predictions = self.predict()
         return accuracy(predictions, self.task_sizes, self.known_classes), predictions
 
     def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
-        """`eval_task`, and further predictions by what answered: none here."""
+        """Return `eval_task`, and predictions by subset of the adapters' branches: none here."""
         return *self.eval_task(), {}
 
     def structure(self) -> dict[str, Any]:
-        """Adapters in every block, numbers of parameters, and the cost of one image; see `Reporter.structure`."""
-        return self.report.structure(self.trained, self.spec.size)
+        """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""
+        return structure(self.network, self.trained, self.spec.size)
 
-    # ---- the state of a run in progress
+    # ---- state and checkpoints
 
     def where(self) -> str:
-        """Where the learner stands, for the log."""
+        """Return the learner's position in training, for the log."""
         return f"task {self.cur_task}"
 
     def state(self) -> dict[str, Any]:
-        """Everything the learner is, for `restore`: tensors, numbers, texts, and lists and dictionaries of them.
+        """Return the state of a run in progress, for `restore`; raise DivergenceError if a value is not finite.
 
-        Random generators are not among it: every draw comes from a stream that its place in the run names.
-
-        Raises:
-            DivergenceError: There is nothing worth keeping: a loss or a parameter is not finite.
+        Random generators are no part of it: every draw comes from a stream named by its place in the run.
         """
         return {
             "cur_task": self.cur_task,
@@ -218,21 +198,15 @@ class BaseLearner(ABC):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become the learner that gave this state; `continue_training` goes on with its task.
-
-        Raises:
-            CheckpointError: The state is of another network.
-        """
+        """Take the state of another learner; raise CheckpointError if its network is another."""
         self.network.load_training(state["network"])
         self.evaluator.cache.clear()
         self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
         self.task_sizes = list(state["task_sizes"])
         self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
 
-    # ---- checkpoints
-
     def save_checkpoint(self, path: Path, meta: Mapping[str, Any]) -> None:
-        """Write what evaluation needs; `meta` is the trainer's part of it."""
+        """Write what evaluation needs, with the trainer's metadata."""
         own = {
             "task_sizes": self.task_sizes,
             "backbone": self.network.provenance,
@@ -241,13 +215,9 @@ class BaseLearner(ABC):
         save_checkpoint(path, self.network.learned_state(), {**meta, **own})
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
-        """Load a checkpoint of ours or of the public implementation (which is taken to know all classes).
+        """Load a checkpoint and return its metadata; raise CheckpointError if it is unreadable or of another network.
 
-        Returns:
-            Its metadata; empty for the public implementation's.
-
-        Raises:
-            CheckpointError: Unreadable, or of another network; the message says what differs.
+        A checkpoint of the public implementation has no metadata, and counts as trained on all classes.
         """
         tensors, meta = read_checkpoint(Path(path))
         self.network.load_learned(tensors, meta)

@@ -1,43 +1,110 @@
-"""Scoring test images, and the accuracy that follows.
+"""Score test images, and cache the output of the frozen layers for later evaluations.
+
+Once the blocks below the first expandable layer are frozen for good, their output for a test image never changes
+again, and later evaluations run only the rest of the network. The cache holds whole batches, so that an evaluation
+gives the same numbers bit by bit with and without it (unless it stores bfloat16).
 
 Shapes: B batch, N tokens, D embedding width, C classes.
 """
 
+import logging
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.activations import ActivationCache
 from models.protocol import Hooks, Predictions
 from utils.config.schema import Config
 from utils.data.loader import StreamLoader
 from utils.inc_net import SEMAVitNet
+from utils.memory import GIB
 from utils.metrics import grouped_accuracy
 from utils.progress import progress
 
+logger = logging.getLogger(__name__)
+
+Branches = tuple[str, ...]
+
 
 def accuracy(predictions: Predictions, task_sizes: Sequence[int], known_classes: int) -> dict[str, Any]:
-    """Top-1 and top-5 over all classes seen and top-1 by group, in per cent."""
+    """Return top-1 and top-5 over all classes seen and top-1 by group, in per cent."""
     grouped = grouped_accuracy(predictions.top1, predictions.labels, list(task_sizes), known_classes)
     top5 = round(100 * float(predictions.top5_hits.mean()), 2)
     return {"grouped": grouped, "top1": grouped["total"], "top5": top5}
 
 
-class Evaluator:
-    """Scores test images, and keeps what the frozen layers make of them.
+class Kept(NamedTuple):
+    """A cached batch: input (B, N, D) of the first block that can still change, and true classes (B,)."""
+
+    x: Tensor
+    labels: Tensor
+
+
+class ActivationCache:
+    """The first batches of the test set, for each set of active branches, up to a size limit.
 
     Args:
-        network: Whose predictions are wanted.
-        config: Gives the bounds of what is kept, and the batch size.
-        hooks: Whom to tell after every batch.
+        limit_gib: Limit of the whole cache in GiB; 0 caches nothing.
+        where: "memory" (of the host), or "disk": unnamed files in the temporary folder.
+        dtype: Precision of the cache; None: as computed.
     """
+
+    def __init__(self, limit_gib: float, where: str = "memory", dtype: torch.dtype | None = None) -> None:
+        self._left = int(limit_gib * GIB)
+        self._where, self._dtype = where, dtype
+        self._kept: dict[Branches, list[Kept]] = {}
+        self._full: set[Branches] = set()
+
+    def batches(self, branches: Branches) -> list[Kept]:
+        """Return the cached batches, from the first of the test set on."""
+        return self._kept.get(branches, [])
+
+    def offer(self, branches: Branches, number: int, x: Tensor, labels: Tensor) -> None:  # (B, N, D), (B,)
+        """Cache batch `number` (from 0) of the test set if all before it are cached and there is room."""
+        kept, dtype = self._kept.setdefault(branches, []), self._dtype or x.dtype
+        size = x.numel() * dtype.itemsize
+        if number != len(kept) or branches in self._full:
+            return
+        if size > self._left:
+            self._full.add(branches)  # a later, smaller batch must not fill a gap
+            return
+        try:
+            x = x.detach().to(dtype)
+            kept.append(Kept(x.cpu().clone() if self._where == "memory" else on_disk(x), labels.cpu()))
+            self._left -= size
+        except OSError as error:
+            logger.warning("no more test images are cached (eval_cache_on): %s", error)
+            self._left = 0
+
+    def clear(self) -> None:
+        """Empty the cache, for a network with other values."""
+        self._left += sum(batch.x.nbytes for kept in self._kept.values() for batch in kept)
+        self._kept.clear()
+        self._full.clear()
+
+
+def on_disk(x: Tensor) -> Tensor:
+    """Return a copy of a tensor in an unnamed file, which is deleted with the tensor.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with tempfile.NamedTemporaryFile(prefix="activations-") as file:
+        os.posix_fallocate(file.fileno(), 0, x.nbytes)  # without it a full disk would end the process at a later write
+        mapped = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype)
+    return mapped.copy_(x.flatten()).view(x.shape)
+
+
+class Evaluator:
+    """Scores test images of a network."""
 
     def __init__(self, network: SEMAVitNet, config: Config, hooks: Hooks) -> None:
         self.network, self.hooks, self.batch_size = network, hooks, config.eval_batch_size
-        kept_as = torch.bfloat16 if config.eval_cache_bf16 else None
-        self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on, kept_as)
+        dtype = torch.bfloat16 if config.eval_cache_bf16 else None
+        self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on, dtype)
 
     @torch.no_grad()
     def predict(self, loader: StreamLoader, task: int, classes: int, settled: int) -> Predictions:
@@ -46,8 +113,8 @@ class Evaluator:
         Args:
             loader: Of the test images.
             task: Number of the current task.
-            classes: How many classes, from the first on, can be answered.
-            settled: How many of the first blocks give the same output for an image from now on.
+            classes: Number of classes, from the first on, among which to choose.
+            settled: Number of blocks, from the first on, whose output for an image no longer changes.
         """
         was_training = self.network.training
         self.network.eval()
@@ -60,20 +127,16 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor]:
-        """Predicted classes (B,) of a batch, and whether the true ones are among the five highest logits (B,).
+        """Return predicted classes (B,), and whether the true ones have one of the five highest logits (B,).
 
-        Args:
-            x: (B, N, D) input of block `settled`.
-            labels: (B,) true classes.
-            classes: As in `predict`.
-            settled: As in `predict`.
+        `x` is the input (B, N, D) of block `settled`; see `predict`.
         """
         logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
         top = logits.topk(min(5, classes), dim=1).indices
         return top[:, 0], (top == labels[:, None]).any(dim=1)
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every test batch, (B, N, D) at the first block that can still change, and its labels (B,)."""
+        """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
         branches, size = self.network.active_branches, self.batch_size
         kept = self.cache.batches(branches) if layer else []
         for batch in kept:

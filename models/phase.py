@@ -1,86 +1,130 @@
-"""A func or an rd phase in progress: all that steps, schedules, gates and watches its parameters."""
+"""A func or an rd phase: what it owns (optimizer, schedule, gates, watches, sums of an epoch), and its training loop.
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+Shapes: B batch.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn, optim
 
-from models.epoch import EpochSums
+from backbone.sema_components import Records
+from models.losses import Loss
+from models.protocol import Hooks
+from utils.config.schema import Config
+from utils.data.loader import Batch, StreamLoader
 from utils.errors import DivergenceError
-from utils.runs.events import Cadence
+from utils.inc_net import SEMAVitNet
+from utils.progress import progress
+from utils.runs import events
 from utils.timescales.gate import Gate
 from utils.timescales.telemetry import Telemetry
 from utils.timescales.watch import CadenceWatch
 
+logger = logging.getLogger(__name__)
+
 PhaseName = Literal["func", "rd"]
+CHECK_EVERY = 50  # batches between two checks of the losses, each of which waits for the device
 
 
+@dataclass
+class EpochSums:
+    """Sums over the batches of an epoch so far. Tensors stay on the device, so that no step waits for the host."""
+
+    loss: Tensor  # sum over images
+    correct: Tensor  # number of correct predictions
+    batches: int = 0  # skipped ones included
+    images: int = 0  # of the batches that were trained on
+    moved: dict[str, list[int]] = field(default_factory=dict)  # steps of the phase by the time scale that moved
+    skipped: list[int] = field(default_factory=list)  # batches, counted from 1, whose loss was not finite
+    _unchecked: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Self:
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device))
+
+    def add(self, loss: Tensor, correct: Tensor, images: int, moves: Mapping[str, int]) -> None:
+        """Count a batch of B images: its mean loss (), correct predictions (), and the result of `Phase.step`."""
+        self.batches += 1
+        self.images += images
+        self.loss = self.loss + loss.detach() * images
+        self.correct = self.correct + correct
+        for scale, step in moves.items():
+            self.moved.setdefault(scale, []).append(step)
+        self._unchecked.append((self.batches, loss.detach()))
+
+    def skip(self) -> None:
+        """Count a batch that was left out."""
+        self.batches += 1
+        self.skipped.append(self.batches)
+
+    def first_not_finite(self) -> tuple[int, float] | None:
+        """Return the first batch whose loss is NaN or infinite, and the loss, among those not checked before."""
+        if not self._unchecked:
+            return None
+        numbers, losses = zip(*self._unchecked, strict=True)
+        self._unchecked = []
+        values = torch.stack(losses)
+        bad = (~values.isfinite()).nonzero().flatten().tolist()
+        return (numbers[bad[0]], float(values[bad[0]])) if bad else None
+
+    def state(self) -> dict[str, Any]:
+        names = ("loss", "correct", "batches", "images", "moved", "skipped")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any], device: torch.device) -> Self:
+        return cls(**{**state, **{name: state[name].to(device) for name in ("loss", "correct")}})
+
+
+@dataclass(eq=False)
 class Phase:
-    """Owns what one phase needs beside the network, and can save and restore it.
+    """Everything a phase needs beside the network; can save and restore itself.
 
-    Args:
-        name: "func" or "rd".
-        task: Number of the task.
-        cycle: Number of the training cycle in it.
-        epochs: How many the phase has.
-        optimizer: Its groups have names.
-        scheduler: Of the optimizer, stepped once an epoch.
-        gates: By name of the time scale, its gate.
-        watched: By name of a gated time scale, the parameters of the network that train on it, whatever its gate holds.
-        telemetry: Of the adapters that train.
-        device: Of the sums.
-
-    Attributes:
-        watches: By name of the time scale, what observes when the values of `watched` change; of scales that train.
-        epoch: Epochs that are complete.
-        steps: Optimizer steps that are done.
-        sums: What the current epoch has added up.
+    `gates` and `watched` are by name of the gated time scale. `watched` holds the parameters of the network that train
+    on it; they are not read from the gates, whose work the watches check.
     """
 
-    def __init__(
-        self,
-        name: PhaseName,
-        *,
-        task: int,
-        cycle: int,
-        epochs: int,
-        optimizer: optim.Optimizer,
-        scheduler: optim.lr_scheduler.LRScheduler,
-        gates: Mapping[str, Gate],
-        watched: Mapping[str, Sequence[nn.Parameter]],
-        telemetry: Telemetry,
-        device: torch.device,
-    ) -> None:
-        self.name: PhaseName = name
-        self.task, self.cycle, self.epochs = task, cycle, epochs
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.gates = {scale: gate for scale, gate in gates.items() if gate.parameters}
-        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in watched.items() if parameters}
-        self.telemetry, self.device = telemetry, device
-        self.epoch, self.steps = 0, 0
-        self.sums = EpochSums.empty(device)
+    name: PhaseName
+    _: KW_ONLY
+    task: int
+    cycle: int  # number of the training cycle in the task
+    epochs: int
+    optimizer: optim.Optimizer  # its groups have names
+    scheduler: optim.lr_scheduler.LRScheduler  # stepped once an epoch
+    gates: Mapping[str, Gate]
+    watched: Mapping[str, Sequence[nn.Parameter]]
+    telemetry: Telemetry  # of the adapters that train
+    device: torch.device
+    epoch: int = 0  # number of epochs completed
+    steps: int = 0  # number of optimizer steps made
+
+    def __post_init__(self) -> None:
+        self.gates = {scale: gate for scale, gate in self.gates.items() if gate.parameters}
+        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in self.watched.items() if parameters}
+        self.sums = EpochSums.empty(self.device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Everything the optimizer holds."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def rates(self) -> dict[str, float]:
-        """The learning rate of every group now."""
+        """The current learning rate of every group."""
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     @property
     def place(self) -> dict[str, Any]:
-        """Which phase it is, for events."""
         return {"task": self.task, "cycle": self.cycle, "phase": self.name}
 
     def __str__(self) -> str:
         return f"task {self.task} cycle {self.cycle} {self.name} phase, epoch {self.epoch + 1}"
 
     def step(self, loss: Tensor) -> dict[str, int]:
-        """One optimizer step; its number, counted from 1, by the gated time scales that move at it."""
+        """Make one optimizer step; return its number, counted from 1, by the gated time scales that move at it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.steps += 1
@@ -91,30 +135,25 @@ class Phase:
         return moves
 
     def end_epoch(self) -> None:
-        """The schedule moves on, and the next epoch begins."""
         self.scheduler.step()
         self.epoch += 1
         self.sums = EpochSums.empty(self.device)
 
     def measures(self, every: int, last: bool) -> bool:
-        """Whether telemetry is due in the coming step: every so many, or (0) in the last of an epoch."""
+        """Return whether the next step measures telemetry: every so many steps, or (0) the last of an epoch."""
         return bool(self.telemetry) and ((self.steps + 1) % every == 0 if every else last)
 
-    def cadence(self) -> list[Cadence]:
-        """What the watches saw, one event for each gated time scale."""
+    def cadence(self) -> list[events.Cadence]:
+        """Return an event for each gated time scale: the steps at which its values changed."""
         return [
-            Cadence(
+            events.Cadence(
                 **self.place, scale=scale, steps=watch.steps, tensors=len(watch.parameters), observed=watch.observed()
             )
             for scale, watch in self.watches.items()
         ]
 
     def refuse_divergence(self) -> None:
-        """Stop where a loss or a parameter is not finite.
-
-        Raises:
-            DivergenceError: Names phase, task, epoch, batch and rates.
-        """
+        """Raise DivergenceError, with the place and the rates, if a loss or a parameter is not finite."""
         rates = ", ".join(f"{name} {rate:g}" for name, rate in self.rates.items())
         if bad := self.sums.first_not_finite():
             raise DivergenceError(f"{self}, batch {bad[0]}: the loss is {bad[1]} (rates: {rates})")
@@ -122,7 +161,7 @@ class Phase:
             raise DivergenceError(f"{self}, by batch {self.sums.batches}: a parameter is not finite (rates: {rates})")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, for `load_state_dict` of a phase of the same name on the same network."""
+        """Return the whole state, for `load_state_dict` of a phase of the same name on the same network."""
         return {
             "name": self.name,
             "epoch": self.epoch,
@@ -136,7 +175,6 @@ class Phase:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another's state."""
         self.epoch, self.steps = state["epoch"], state["steps"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -146,3 +184,83 @@ class Phase:
             watch.restore(state["watches"][scale])
         self.telemetry.restore(state["telemetry"])
         self.sums = EpochSums.restore(state["sums"], self.device)
+
+
+@dataclass
+class PhaseTrainer:
+    """Trains a phase from where it stands to its end, one step for every batch of `loader`, and reports it."""
+
+    phase: Phase
+    loss: Loss
+    network: SEMAVitNet
+    loader: StreamLoader
+    config: Config
+    hooks: Hooks
+
+    def to_end(self, after_epoch: Callable[[], None]) -> None:
+        """Train the epochs that are left, and call `after_epoch` after each."""
+        while self.phase.epoch < self.phase.epochs:
+            self._train_epoch()
+            self.phase.end_epoch()
+            after_epoch()
+            self.hooks.keep("epoch")
+        for scale, gate in self.phase.gates.items():
+            if gate.pending:
+                kept = " with their gradients" if gate.mode == "accumulate" else ""
+                logger.info("the last %d steps, an unfinished interval of %s, are dropped%s", gate.pending, scale, kept)
+        for event in self.phase.cadence():
+            self.hooks.events(event)
+
+    def _train_epoch(self) -> None:
+        phase, sums = self.phase, self.phase.sums
+        self.network.train(self.loss.trains_network)
+        last = self.loader.batches(self.config.batch_size)
+        what = f"task {phase.task} cycle {phase.cycle} {phase.name} {phase.epoch + 1}/{phase.epochs}"
+        for batch in progress(self.loss.batches(phase.epoch, sums.batches), what, last, done=sums.batches):
+            self._train_batch(batch, sums.batches + 1 == last)
+            if sums.batches % CHECK_EVERY == 0:
+                phase.refuse_divergence()
+            self.hooks.keep("step" if sums.batches < last else "last step")
+        phase.refuse_divergence()
+        if not sums.images:
+            raise DivergenceError(f"{phase}: no batch has a finite loss")
+        self._report_epoch()
+
+    def _train_batch(self, batch: Batch, last: bool) -> None:
+        phase = self.phase
+        records = [(slot.newest.records, slot.newest.records.losses) for slot in self.network.expandable]
+        measures = phase.measures(self.config.telemetry_every, last)
+        if measures:
+            phase.telemetry.arm()
+        loss, hits = self.loss(batch, phase.epoch)
+        # Only with "skip" does the host have to wait for the loss before the step.
+        if self.config.on_nan == "skip" and not bool(loss.isfinite()):
+            return self._skip_batch(float(loss.detach()), records)
+        moves = phase.step(loss)
+        if measures:
+            place = {"task": phase.task, "cycle": phase.cycle, "epoch": phase.epoch, "step": phase.steps}
+            self.hooks.events(events.Telemetry(**place, layers=phase.telemetry.measure()))
+        phase.sums.add(loss, hits, len(batch[0]), moves)
+
+    def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:
+        """Make no step, and take the batch's losses out of the records again."""
+        self.phase.telemetry.disarm()
+        for record, losses in records:
+            record.losses = losses
+        self.phase.sums.skip()
+        logger.warning("%s, batch %d: the loss is %s; skipped (on_nan)", self.phase, self.phase.sums.batches, loss)
+
+    def _report_epoch(self) -> None:
+        phase, sums, func = self.phase, self.phase.sums, self.phase.name == "func"
+        event = events.Epoch(
+            **phase.place,
+            epoch=phase.epoch,
+            loss=float(sums.loss) / sums.images,
+            lr=phase.rates,
+            train_accuracy=100 * float(sums.correct) / sums.images if func else None,
+            moved={scale: sums.moved.get(scale, []) for scale in phase.gates} if func else None,
+            skipped=sums.skipped or None,
+        )
+        self.hooks.events(event)
+        shown = f", train accuracy {event.train_accuracy:.2f}" if event.train_accuracy is not None else ""
+        logger.info("task %d %s epoch %d: loss %.4f%s", phase.task, phase.name, phase.epoch + 1, event.loss, shown)

@@ -1,9 +1,9 @@
-"""What the trainer and the evaluation need of a learner, and what a learner needs of them."""
+"""The interface between a learner and its users, trainer.py and eval.py."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,35 +14,26 @@ Point = Literal["step", "last step", "epoch", "stage", "wait"]
 
 
 class Keeper(Protocol):
-    """Is told where a learner stands, and may then save its state, or stop it by an exception.
+    """Called during training; may save the learner's state, or stop it by an exception.
 
     "step" is after an optimizer step or a scanned batch, "epoch" after an epoch, "stage" between two stages of a task.
-    "last step" is after the last step of an epoch, which is kept as a whole. "wait" is within something that is done
-    anew when a run goes on, such as an evaluation. At these two there is nothing to save.
+    At the other two there is nothing to save: "last step" is after the last step of an epoch, before its report;
+    "wait" is within a part that a resumed run repeats from its start, such as an evaluation.
     """
 
     def __call__(self, point: Point, /) -> None: ...
 
 
-def keep_nothing(point: Point, /) -> None:
-    """Where nobody keeps a learner's state."""
-
-
 @dataclass
 class Hooks:
-    """Whom a learner talks to.
+    """What a learner calls."""
 
-    Attributes:
-        events: Where it reports what happens.
-        keep: Is told where it stands.
-    """
-
-    events: EventSink = field(default=no_events)
-    keep: Keeper = field(default=keep_nothing)
+    events: EventSink = field(default=no_events)  # with every event
+    keep: Keeper = field(default=lambda point: None)  # at every `Point`
 
 
 class Tasks(Protocol):
-    """What a learner asks of a DataManager."""
+    """The part of DataManager that a learner uses."""
 
     def get_task_size(self, task: int) -> int: ...
 
@@ -56,73 +47,33 @@ class Tasks(Protocol):
     ) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What the network said about a test set.
+class Predictions(NamedTuple):
+    """The network's predictions on a test set of n images."""
 
-    Attributes:
-        labels: (n,) true classes.
-        top1: (n,) predicted classes.
-        top5_hits: (n,) whether the true class is among the five (or all, if fewer) highest logits.
-    """
-
-    labels: np.ndarray
-    top1: np.ndarray
-    top5_hits: np.ndarray
+    labels: np.ndarray  # (n,) true classes
+    top1: np.ndarray  # (n,) predicted classes
+    top5_hits: np.ndarray  # (n,) whether the true class is among the five (or all, if fewer) highest logits
 
 
 class TaskLearner(Protocol):
-    """A class-incremental learner, as trainer.py and eval.py use it.
+    """A class-incremental learner, as trainer.py and eval.py use it; `BaseLearner` documents each method."""
 
-    Attributes:
-        hooks: Set by the trainer before anything is learned.
-        cur_task: Number of the current task; -1 before the first.
-        task_sizes: Classes of every task so far.
-    """
-
-    hooks: Hooks
-    cur_task: int
-    task_sizes: list[int]
+    hooks: Hooks  # the trainer sets its members before training
+    cur_task: int  # -1 before the first
+    task_sizes: list[int]  # number of classes of every task so far
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What the run starts from, for environment.json."""
-
-    def incremental_train(self, data_manager: Tasks, /) -> None:
-        """Learn the next task."""
-
-    def continue_training(self, data_manager: Tasks, /) -> None:
-        """Learn what is left of a task in progress, after `restore`."""
-
-    def begin_after(self, task_sizes: list[int], /) -> None:
-        """Count these tasks as learned."""
-
-    def begin_test(self, data_manager: Tasks, /) -> None:
-        """Load the test images of all classes seen."""
-
-    def eval_task(self) -> tuple[dict[str, Any], Predictions]:
-        """Accuracy over all classes seen, and the predictions it was computed from."""
-
-    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
-        """As `eval_task`, with further events, and predictions by what answered (such as branches of the adapters)."""
-
-    def structure(self) -> dict[str, Any]:
-        """Adapters, parameters and cost, for the event of the task and results.json."""
-
-    def after_task(self) -> None:
-        """Count the task's classes as known."""
-
-    def where(self) -> str:
-        """Where in a task the learner stands, for the log."""
-
-    def state(self) -> dict[str, Any]:
-        """Everything the learner is, for `restore`."""
-
-    def restore(self, state: Mapping[str, Any], /) -> None:
-        """Become the learner that gave this state."""
-
-    def save_checkpoint(self, path: Path, meta: Mapping[str, Any], /) -> None:
-        """Write what evaluation needs."""
-
-    def load_checkpoint(self, path: str | Path, /) -> dict[str, Any]:
-        """Load a checkpoint; its metadata."""
+    def provenance(self) -> dict[str, Any]: ...
+    def incremental_train(self, data_manager: Tasks, /) -> None: ...
+    def continue_training(self, data_manager: Tasks, /) -> None: ...
+    def begin_after(self, task_sizes: list[int], /) -> None: ...
+    def begin_test(self, data_manager: Tasks, /) -> None: ...
+    def eval_task(self) -> tuple[dict[str, Any], Predictions]: ...
+    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]: ...
+    def structure(self) -> dict[str, Any]: ...
+    def after_task(self) -> None: ...
+    def where(self) -> str: ...
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any], /) -> None: ...
+    def save_checkpoint(self, path: Path, meta: Mapping[str, Any], /) -> None: ...
+    def load_checkpoint(self, path: str | Path, /) -> dict[str, Any]: ...

@@ -1,13 +1,15 @@
-"""SEMA's learner: when a task's data ask for an adapter, what trains when, and what is frozen after.
+"""SEMA's learner: when a task adds an adapter, what trains when, and what is frozen afterwards.
 
-A task is a walk through stages (`Position`): task 0 is func, rd, end; a later one scans, and either every request for
-an adapter starts a func + rd cycle after which the scan goes on, or nothing asks and only func follows. Each stage does
-its work and names the next: a position, the network and the phase are all there is to a half-finished task.
+A task is a sequence of stages (`Position`). Task 0 is func, rd, end. A later task begins with a scan: every layer that
+asks for an adapter starts a func + rd cycle, after which the scan goes on; if none asks, func alone follows. The
+position, the network and the phase are the whole state of a half-finished task.
 
-Shapes: B batch, S image side, D embedding width, A adapters at a layer, C classes.
+Shapes: B batch, S image side, N tokens, D embedding width, A adapters at a layer, C classes.
 """
 
+import copy
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,22 +18,22 @@ import torch
 from torch import Tensor, nn, optim
 
 from backbone.sema_block import SEMAModules
+from backbone.sema_components import Records
 from models.base import BaseLearner, Setup
 from models.losses import FuncLoss, Loss, RdLoss
-from models.phase import Phase, PhaseName
+from models.phase import Phase, PhaseName, PhaseTrainer
 from models.protocol import Hooks, Predictions
-from models.refill import NO_Z, Refill
-from models.router import mean_weights, router_weights
-from models.training import PhaseTrainer
+from models.reports import mean_weights, router_weights
 from utils.choices import LEARNERS
 from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
+from utils.metrics import count_hits
 from utils.progress import progress
 from utils.runs import events
 from utils.streams import seeded
 from utils.timescales.gate import Gate, check_intervals, steps_of
-from utils.timescales.groups import func_groups, make_optimizer, rd_groups, verify_scales
-from utils.timescales.scales import GATED
+from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_scales
+from utils.timescales.scales import GATED, subsets
 from utils.timescales.telemetry import Telemetry, to_host
 
 logger = logging.getLogger(__name__)
@@ -39,32 +41,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Position:
-    """Where in a task the learner stands.
+    """A position within a task."""
 
-    Attributes:
-        stage: What to do next.
-        cycle: Adapters added in this task so far, which is also the number of the current training cycle.
-        scan: Number of the current scan.
-        batch: Batches of the current scan that were looked at.
-        added: Whether the current scan added an adapter.
-    """
-
-    stage: Literal["scan", "func", "rd", "end", "done"]
-    cycle: int = 0
-    scan: int = 0
-    batch: int = 0
-    added: bool = False
+    stage: Literal["scan", "func", "rd", "end", "done"]  # the next one
+    cycle: int = 0  # number of adapters added in this task so far, and of the training cycle
+    scan: int = 0  # number of the current scan
+    batch: int = 0  # number of batches of it that were scanned
+    added: bool = False  # whether it added an adapter
 
 
 @LEARNERS.register("sema")
 class Learner(BaseLearner):
-    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adapters of any type.
-
-    Args:
-        args: What it is made of; a dictionary of the public implementation's keys will do.
-        network: What learns; None: a new one.
-        hooks: Whom it talks to.
-    """
+    """Self-expansion with modularised adaptation (SEMA, arXiv 2403.18886), with adapters of any type."""
 
     def __init__(
         self, args: Setup | Mapping[str, Any], network: SEMAVitNet | None = None, hooks: Hooks | None = None
@@ -74,10 +62,8 @@ class Learner(BaseLearner):
         self.phase: Phase | None = None
         self.batches: Iterator[Batch] | None = None  # of the scan
 
-    # ---- a task
-
     def begin_task(self) -> None:
-        """Let continual adapters learn again, and measure how far the task is from what they know."""
+        """Let continual adapters learn again, and measure z-scores of the task's images before training."""
         super().begin_task()
         self.position = Position("scan" if self.cur_task else "func")
         for slot in self.network.slots if self.cur_task else ():
@@ -88,18 +74,14 @@ class Learner(BaseLearner):
         self._measure_z("before")
 
     def learn_task(self) -> None:
-        """Walk through the stages of a task, from where the position says to its end.
-
-        Raises:
-            ConfigError: A time scale's interval is larger than the number of steps of a func phase.
-        """
+        """Run the stages of a task from the current position on; ConfigError if an update interval is too long."""
         stages = {"scan": self._scan, "func": self._func, "rd": self._rd, "end": self._end_task}
         while self.position.stage != "done":
             stages[self.position.stage]()
             self.hooks.keep("stage")
 
     def settled_layers(self) -> int:
-        """After task 0 nothing below the first expandable layer learns, unless adapters do so in every task."""
+        """After task 0 nothing below the first expandable layer learns, unless adapters learn in every task."""
         learned = self.cur_task > 0 or self.position.stage == "done"
         return self.config.adapt_start_layer if learned and not self.network.continual else 0
 
@@ -129,20 +111,18 @@ class Learner(BaseLearner):
         )
 
     def _learning(self, role: str) -> list[nn.Parameter]:
-        """What the network itself says is trainable in a role; the audit asks it, not the optimizer's groups."""
+        """The trainable parameters of a role by the network's own account, independent of the optimizer's groups."""
         return [parameter for name, parameter in self.network.roles() if name == role and parameter.requires_grad]
 
     def _init_train(self, name: PhaseName) -> None:
-        """Train one phase, from where it stands, to its end, with an optimizer of its own."""
+        """Train one phase, from where it stands to its end, with its own optimizer."""
         phase = self.phase = self.phase or self._begin_phase(name)
-        loss, loader = self.loss(name), self.train_loader
-        trainer = PhaseTrainer(phase, loss, self.network, loader, self.config, self.hooks, self.report)
+        trainer = PhaseTrainer(phase, self.loss(name), self.network, self.train_loader, self.config, self.hooks)
         trainer.to_end(self._score_if_asked)
-        self.report.end_of_phase(phase)
         self.phase = None
 
     def loss(self, name: PhaseName) -> Loss:
-        """What a phase of the current task minimises."""
+        """Return the loss of a phase of the current task."""
         stream, size = (name, self.cur_task, self.position.cycle), self.config.batch_size
         if name == "func":
             return FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
@@ -152,24 +132,24 @@ class Learner(BaseLearner):
         phase = self.update_optimizer_and_scheduler(name)
         steps = steps_of(len(self.train_loader), self.config.batch_size, phase.epochs)
         check_intervals(self.config, steps, self.cur_task, [scale for scale in GATED if scale.name in phase.gates])
-        self._note_trained(phase)
-        self.report.phase(phase)
+        held, roles = set(phase.parameters), {parameter: role for role, parameter in self.network.roles()}
+        named = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter in held]
+        self.trained |= {name: (roles[parameter], parameter.numel()) for name, parameter in named}
+        branches = self.network.adapter_type.branches
+        if name == "func" and branches and not phase.rates.keys() & set(branches):
+            empty = " and ".join(branches)
+            logger.info("task %d: no adapter trains, %s are empty, the head alone learns", self.cur_task, empty)
+        self.hooks.events(events.Phase(**phase.place, groups=[describe(g) for g in phase.optimizer.param_groups]))
         return phase
-
-    def _note_trained(self, phase: Phase) -> None:
-        """Remember what the optimizer holds, for the account of what this task trained."""
-        held = {id(parameter) for parameter in phase.parameters}
-        roles = {id(parameter): role for role, parameter in self.network.roles()}
-        named = [(name, parameter) for name, parameter in self.network.named_parameters() if id(parameter) in held]
-        self.trained |= {name: (roles[id(parameter)], parameter.numel()) for name, parameter in named}
 
     def _score_if_asked(self) -> None:
         phase, every = self.phase, self.config.eval_every
         if phase is not None and phase.name == "func" and every and phase.epoch % every == 0:
-            self.report.accuracy(phase, self.eval_task()[0])
+            accuracy, _ = self.eval_task()
+            self.hooks.events(events.Evaluation(**phase.place, epoch=phase.epoch - 1, accuracy=accuracy))
 
     def _func(self) -> None:
-        """Train adapters, routers and head; without a new adapter that leaves the head (and what is continual)."""
+        """Train adapters, routers and head; without a new adapter, the head and continual adapters."""
         for slot in self.network.slots:
             slot.begin_func_phase()
         self._init_train("func")
@@ -177,7 +157,7 @@ class Learner(BaseLearner):
         self.position.stage = "rd" if trains_descriptors else "end"
 
     def _rd(self) -> None:
-        """Train the descriptors of the adapters this cycle added, and close the cycle."""
+        """Train the descriptors of the adapters that this cycle added, and end the cycle."""
         self._init_train("rd")
         for slot in self.network.slots:
             slot.end_of_cycle()
@@ -186,7 +166,7 @@ class Learner(BaseLearner):
     # ---- expansion
 
     def _scan(self) -> None:
-        """Look at the task's images, batch after batch, until a layer asks for an adapter or the pass ends."""
+        """Scan the task's images batch by batch until a layer asks for an adapter or the pass ends."""
         for images in self._remaining_images():
             self.position.batch += 1
             slot = self.look(images)
@@ -201,7 +181,7 @@ class Learner(BaseLearner):
             self.position.stage = "end" if self.position.cycle else "func"
 
     def _remaining_images(self) -> Iterator[Tensor]:
-        """The batches this scan has not looked at, (B, 3, S, S) each."""
+        """Yield the images (B, 3, S, S) of the batches that are left of this scan."""
         size, place = self.config.detect_batch_size, self.position
         self.network.eval()
         if self.batches is None:
@@ -213,16 +193,16 @@ class Learner(BaseLearner):
             yield images
 
     def look(self, images: Tensor) -> SEMAModules | None:  # (B, 3, S, S)
-        """Look at a batch of a scan, and report it; the layer that asks for an adapter, if there is one."""
+        """Scan one batch and report it; return the layer that asks for an adapter, if any."""
         return self._first_asking(self.network.token_means(images, layers_of(self.network.expandable)))
 
     def _first_asking(self, means: dict[int, Tensor]) -> SEMAModules | None:
-        """The shallowest layer, not yet expanded in this task, all of whose descriptors find the batch strange."""
+        """Return the shallowest layer, not yet expanded in this task, whose smallest z-score exceeds the threshold."""
         found = {str(slot.layer): slot.z_scores(means[slot.layer]).mean(dim=1) for slot in self.network.expandable}
         z = {layer: values.tolist() for layer, values in to_host([found])[0].items()}
-        threshold = self.config.exp_threshold
+        threshold, place = self.config.exp_threshold, self.position
         asking = [s for s in self.network.expandable if not s.added and min(z[str(s.layer)]) > threshold]
-        place, expands = self.position, asking[0].layer if asking else None
+        expands = asking[0].layer if asking else None
         self.hooks.events(
             events.Scan(
                 task=self.cur_task, scan=place.scan, batch=place.batch, z=z, threshold=threshold, expands=expands
@@ -241,57 +221,66 @@ class Learner(BaseLearner):
     # ---- the end of a task: consolidation
 
     def _end_task(self) -> None:
-        """Consolidate if configured, freeze everything but the head, refill the records consolidation made stale."""
+        """Consolidate if configured, freeze everything but the head, refill the records of changed features."""
         self._measure_z("after")
         if any(slot.consolidates for slot in self.network.slots):
             self._consolidate()
         else:
-            self._close()
+            self._close({})
         self.position.stage = "done"
 
     def _consolidate(self) -> None:
-        """Close every slot, with what that changes: accuracies, outputs, and the z-scores of the task's images."""
+        """Consolidate every layer, and report the change of accuracy, adapter outputs and z-scores."""
         before, whole = self.eval_task()
         self._score_branches("before_consolidation", whole)
         receipts = self._close(self._probe())
         z = self._refill_records()
         receipts = [{**receipt, **z.get((receipt["layer"], receipt["adapter"]), NO_Z)} for receipt in receipts]
-        self.report.consolidation(self.cur_task, receipts, before, self.eval_task()[0])
+        after, _ = self.eval_task()
+        tops = (before["top1"], after["top1"])
+        logger.info("task %d: accuracy %.2f before and %.2f after consolidation", self.cur_task, *tops)
+        self.hooks.events(
+            events.Consolidation(task=self.cur_task, receipts=receipts, accuracy_before=before, accuracy_after=after)
+        )
 
-    def _close(self, probe: Mapping[int, Tensor] | None = None) -> list[dict[str, Any]]:
-        """End the task in every slot, which consolidates; a receipt for each consolidated adapter."""
+    def _close(self, probe: Mapping[int, Tensor]) -> list[dict[str, Any]]:
+        """End the task in every slot; return a receipt for each consolidated adapter."""
         receipts = []
         for slot in self.network.slots:
             with seeded(self.seed, "consolidation", self.cur_task, slot.layer):
-                receipts += slot.end_of_task_training((probe or {}).get(slot.layer), self.cur_task)
+                receipts += slot.end_of_task_training(probe.get(slot.layer), self.cur_task)
         return receipts
 
     def _probe(self) -> dict[int, Tensor]:
-        """One batch of the task as every slot that trained sees it, (B, N, D), before any layer is consolidated."""
+        """Return the inputs (B, N, D) of the slots that trained for one batch, before any layer is consolidated."""
         size = min(self.config.batch_size, len(self.train_loader))
-        batches = self.train_loader.epoch("probe", self.cur_task, batch_size=size, shuffle=True)
-        _, images, _ = next(iter(batches))
+        _, images, _ = next(iter(self.train_loader.epoch("probe", self.cur_task, batch_size=size, shuffle=True)))
         self.network.eval()
         return self.network.slot_inputs(images, layers_of([slot for slot in self.network.slots if slot.trained]))
 
     def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
-        """Take the records of the adapters added in this task anew, from the features as they are now.
+        """Record the losses of this task's new adapters again, on the features after consolidation.
 
-        Returns:
-            By layer and adapter, what that did to the z-scores of the task's training images.
+        Returns statistics of z-scores of the task's images against the old and the new records, by layer and adapter.
         """
         slots = [slot for slot in self.network.expandable if slot.added]
-        refills = [Refill(slot) for slot in slots]
+        stale = [copy.deepcopy(slot.newest.records) for slot in slots]
+        losses: list[list[Tensor]] = [[] for _ in slots]
+        for slot in slots:
+            slot.newest.records.clear()
         for means in self._pass("refill", slots) if slots else ():
-            for refill in refills:
-                refill.observe(means[refill.layer])
-        return {(refill.layer, refill.adapter): refill.z_statistics() for refill in refills}
+            for slot, seen in zip(slots, losses, strict=True):
+                seen.append(slot.newest.observe(means[slot.layer]))
+        return {
+            (slot.layer, slot.num_adapters - 1): z_statistics(torch.cat(seen), old, slot.newest.records)
+            for slot, seen, old in zip(slots, losses, stale, strict=True)
+        }
 
-    # ---- what is measured beside training
+    # ---- measurements beside training
 
     @torch.no_grad()
     def _pass(self, purpose: str, slots: list[SEMAModules]) -> Iterator[dict[int, Tensor]]:
-        """Token means at `slots` over one gradient-free pass of the task's training images."""
+        """Yield the token means (B, D) at `slots` over one pass of the task's training images."""
         self.network.eval()
         size = self.config.detect_batch_size
         batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
@@ -300,7 +289,7 @@ class Learner(BaseLearner):
             self.hooks.keep("wait")
 
     def _measure_z(self, when: Literal["before", "after"]) -> None:
-        """Of continual adapters: how far the task's images are from what older descriptors know."""
+        """Report mean z-scores of the task's images before or after training, if adapters are continual."""
         slots = self.network.expandable
         if not (self.network.continual and self.cur_task):
             return
@@ -309,17 +298,27 @@ class Learner(BaseLearner):
             for slot, total in zip(slots, sums, strict=True):
                 total += slot.z_scores(means[slot.layer]).sum(dim=1)
         z = {str(s.layer): (total / len(self.train_loader)).tolist() for s, total in zip(slots, sums, strict=True)}
-        self.report.mean_z(self.cur_task, when, z)
+        logger.info("task %d: mean z by layer and adapter %s training: %s", self.cur_task, when, z)
+        self.hooks.events(events.MeanZ(task=self.cur_task, when=when, z=z))
 
     def _score_branches(
         self, when: Literal["before_consolidation", "after_task"], whole: Predictions
     ) -> dict[str, Predictions]:
+        """Return predictions by subset of the adapters' branches (see `subsets`), given those of all: `whole`."""
         if not (self.network.adapter_type.branches and self.config.branch_eval):
             return {}
-        return self.report.branches(self.cur_task, when, whole, self.predict, self.task_sizes)
+        started = time.perf_counter()
+        scored: dict[str, Predictions] = {}
+        for name, active in subsets(self.network.adapter_type.branches).items():
+            with self.network.branches(active):
+                scored[name] = self.predict() if scored else whole
+        run = {"seconds": time.perf_counter() - started}
+        hits = {name: count_hits(seen.top1, seen.labels, self.task_sizes)[0] for name, seen in scored.items()}
+        self.hooks.events(events.Branches(task=self.cur_task, when=when, correct=hits, run=run))
+        return scored
 
     def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
-        """`eval_task` with the router's mean weights, and predictions by branches of the adapters."""
+        """Return `eval_task`, and predictions by subset of the adapters' branches; report the router's weights."""
         with router_weights(self.network.expandable) as seen:
             accuracy, predictions = self.eval_task()
         weights = mean_weights(seen, predictions.labels, self.task_sizes)
@@ -329,19 +328,16 @@ class Learner(BaseLearner):
     # ---- the state of a task in progress
 
     def where(self) -> str:
-        """Where in a task the learner stands, for the log."""
         epoch = self.phase.epoch + 1 if self.phase else 1
         return f"task {self.cur_task}: stage {self.position.stage}, epoch {epoch}"
 
     def state(self) -> dict[str, Any]:
-        """As the base's, with what is half done."""
         if self.phase:
             self.phase.refuse_divergence()
         phase = self.phase.state_dict() if self.phase else None
         return {**super().state(), "position": asdict(self.position), "phase": phase}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """As the base's, with the phase in progress."""
         super().restore(state)
         self.position = Position(**state["position"])
         self.batches, self.phase = None, None
@@ -351,5 +347,15 @@ class Learner(BaseLearner):
 
 
 def layers_of(slots: list[SEMAModules]) -> list[int]:
-    """Indices of their blocks."""
+    """Return the indices of their blocks."""
     return [slot.layer for slot in slots]
+
+
+NO_Z = dict.fromkeys(f"z_{statistic}_{when}" for when in ("before", "after") for statistic in ("mean", "std"))
+
+
+def z_statistics(losses: Tensor, before: Records, after: Records) -> dict[str, float]:  # (n,)
+    """Return mean and standard deviation (divided by n) of the z-scores of n losses, against old and new records."""
+    z = {"before": before.z_scores(losses), "after": after.z_scores(losses)}
+    means = {f"z_mean_{when}": float(values.mean()) for when, values in z.items()}
+    return means | {f"z_std_{when}": float(values.std(correction=0)) for when, values in z.items()}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
 
-from models.activations import ActivationCache, on_disk
 from models.base import BaseLearner
+from models.evaluation import ActivationCache, on_disk
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB
 
@@ -72,7 +72,7 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(monkeypatch, caplog):
 
     cache = ActivationCache(1, "disk")
     cache.offer(BOTH, 0, X, LABELS)
-    monkeypatch.setattr("models.activations.os.posix_fallocate", full)
+    monkeypatch.setattr("models.evaluation.os.posix_fallocate", full)
     with caplog.at_level(logging.WARNING):
         cache.offer(BOTH, 1, X, LABELS)
     monkeypatch.undo()

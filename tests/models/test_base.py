@@ -59,7 +59,7 @@ def test_a_learner_takes_a_network_that_it_is_given(config):
     setup = Setup.of(config())
     network = setup.network()
     learner = Learner(setup, network)
-    assert learner.network is learner.evaluator.network is learner.report.network is network
+    assert learner.network is learner.evaluator.network is network
 
 
 def test_a_setup_s_network_comes_from_its_seed(config):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.epoch import EpochSums
+from models.phase import EpochSums
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from learners import LAYERS, STRANGE, learn
 
-from models.router import mean_weights, router_weights
+from models.reports import mean_weights, router_weights
 
 
 @pytest.fixture

@@ -38,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     sys.stdout.write(FORMATS[options.format](comparison))
-    if options.format == "csv":  # which has no place for them
+    if options.format == "csv":  # the other formats contain them
         for line in warnings(comparison):
             print(f"warning: {line}", file=sys.stderr)
     return 0
 
 
 def runs_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser of runs and a baseline, the arguments of `compare`."""
+    """Return a parser of the arguments of `compare`: runs and a baseline."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Runs as groups of one configuration each, what differs between the groups, and how they differ from a baseline."""
+"""Group runs by configuration, and compare the groups with each other and with a baseline."""
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ ABSENT: Any = object()  # stands for the value of a key that a configuration doe
 
 
 def value_text(value: Any, absent: str) -> str:
-    """A configuration's value in one cell."""
+    """Return a value of a configuration as the text of a cell."""
     if value is ABSENT:
         return absent
     return value if isinstance(value, str) else shown(value)
@@ -24,24 +24,18 @@ def value_text(value: Any, absent: str) -> str:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one configuration, each with another seed (or with an unknown one).
+    """Runs of one configuration, each with another seed (or with an unknown one)."""
 
-    Attributes:
-        name: Unlike any other group's.
-        runs: In the order of their seeds.
-    """
-
-    name: str
-    runs: list[Run]
+    name: str  # unique
+    runs: list[Run]  # in the order of their seeds
 
     @property
     def is_log(self) -> bool:
-        """Whether the runs were read from log files."""
         return self.runs[0].is_log
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Every key of the configuration that can change a result, but the seed."""
+        """All keys of the configuration that can change a result, without the seed."""
         return self.runs[0].identity
 
     @property
@@ -55,11 +49,10 @@ class Group:
         return {run.seed: run for run in self.runs if run.seed is not None}
 
     def spread(self, measure: Measure) -> Spread:
-        """Mean and deviation over the runs."""
         return spread([measure.of(run) for run in self.runs])
 
     def minus(self, baseline: "Group", measure: Measure) -> Difference:
-        """The paired difference to another group on the seeds that both have."""
+        """Return the paired difference to another group on the seeds that both have."""
         seeds = sorted(self.by_seed.keys() & baseline.by_seed.keys())
         ours, theirs = ([measure.of(group.by_seed[seed]) for seed in seeds] for group in (self, baseline))
         return difference(ours, theirs)
@@ -67,21 +60,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `tools.compare` says, before it is laid out.
+    """The result of `compare`."""
 
-    Attributes:
-        groups: In the order in which the runs were named.
-        baseline: One of them, or None.
-        left_out: Runs and folders left out, each with the reason.
-    """
-
-    groups: list[Group]
-    baseline: Group | None
-    left_out: list[str]
+    groups: list[Group]  # in the order in which the runs were named
+    baseline: Group | None  # one of the groups
+    left_out: list[str]  # runs and folders, each with the reason
 
     @property
     def runs(self) -> list[tuple[Group, Run]]:
-        """All of them, each with its group."""
+        """All runs, each with its group."""
         return [(group, run) for group in self.groups for run in group.runs]
 
     @property
@@ -91,9 +78,9 @@ class Comparison:
 
     @property
     def differing(self) -> dict[str, list[Any]]:
-        """The keys that differ, each with its value in every group, `ABSENT` where a group does not have it.
+        """The keys that differ, each with its value in every group, or `ABSENT`.
 
-        Logs and run directories have other keys: that none of the one kind has a key is no difference.
+        Logs and run directories have different keys: a key that no group of one kind has does not count as different.
         """
         found = {}
         for key, kinds in self._kinds.items():
@@ -105,13 +92,13 @@ class Comparison:
 
     @property
     def one_sided(self) -> list[str]:
-        """Keys that only logs, or only run directories, have, where both are compared."""
+        """Keys that only logs or only run directories have, if both are compared."""
         all_kinds = {group.is_log for group in self.groups}
         return [key for key, kinds in self._kinds.items() if kinds != all_kinds]
 
     @property
     def _kinds(self) -> dict[str, set[bool]]:
-        """Every key of a configuration, with whether logs (True) or run directories (False) have it."""
+        """The kinds of runs that have a key, by key: True for logs, False for directories."""
         kinds: dict[str, set[bool]] = {}
         for group in self.groups:
             for key in group.identity:
@@ -123,9 +110,8 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Read runs and group them by configuration.
 
     Args:
-        paths: Run directories and log files; folders without a file of a run are left out, as `logs/*` names them too.
-        baseline: The path of a run, or the name of a configuration, that the others are compared with; a path that is
-            not among `paths` is read too.
+        paths: Run directories and log files; other folders, which `logs/*` may name too, are left out.
+        baseline: A run's path (it is read if not in `paths`) or a configuration's name, to compare the others with.
 
     Raises:
         UserError: A run is missing, unfinished or damaged, there is none, or no configuration has the baseline's name.
@@ -141,7 +127,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
 
 
 def _read_all(paths: Iterable[Path]) -> dict[object, Run]:
-    """By what tells runs apart: a log's differ in configuration or seed, a directory holds one."""
+    """Return the runs by path, configuration and seed; a log may hold several."""
     runs: dict[object, Run] = {}
     for path in paths:
         if not path.exists():
@@ -152,7 +138,7 @@ def _read_all(paths: Iterable[Path]) -> dict[object, Run]:
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
-    """The groups, and for each run that repeats a configuration and seed why it is left out."""
+    """Return the groups, and the reason for each run that is left out, as it repeats a configuration and seed."""
     kept: dict[str, list[Run]] = {}
     repeated = []
     for run in runs:
@@ -172,7 +158,7 @@ def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
 
 
 def _baseline(groups: Sequence[Group], name: str, keys: Container[str]) -> Group:
-    """The group of a name, or of the configurations with these keys."""
+    """Return the group of a name, or with one of the configuration keys `keys`."""
     for group in groups:
         if group.name == name or group.runs[0].key in keys:
             return group

@@ -1,7 +1,6 @@
-"""A comparison for programs: JSON with everything, CSV with a row for each configuration.
+"""A comparison as JSON, with everything, and as CSV, with a row for each configuration.
 
-Both hold unrounded values as results.json does: accuracies as fractions from 0 to 1. What is not known is null in JSON
-and empty in CSV.
+Values are unrounded, accuracies are fractions, as in results.json. Unknown values are null in JSON and empty in CSV.
 """
 
 import csv
@@ -19,7 +18,7 @@ from utils.files import plain
 
 
 def as_json(comparison: Comparison) -> str:
-    """Groups with their runs, measures and differences to the baseline; what differs; warnings; legend."""
+    """Return groups with their runs, measures and differences to the baseline; what differs; warnings; legend."""
     names = [group.name for group in comparison.groups]
     values = {
         "baseline": comparison.baseline.name if comparison.baseline else None,
@@ -57,17 +56,14 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _differences(group: Group, comparison: Comparison) -> dict[str, dict[str, float]]:
-    """To the baseline, by measure; none of the baseline itself, nor without one."""
+    """Return the differences to the baseline by measure; none for the baseline itself, or without one."""
     if not comparison.baseline or group is comparison.baseline:
         return {}
     return {measure.key: asdict(group.minus(comparison.baseline, measure)) for measure in MEASURES}
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A row for each configuration: seeds, the keys that differ, mean and deviation, and differences to the baseline.
-
-    Warnings have no place in it.
-    """
+    """Return a row for each configuration: seeds, keys that differ, mean and deviation, differences to the baseline."""
     rows = [_row(group, number, comparison) for number, group in enumerate(comparison.groups)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")

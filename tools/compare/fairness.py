@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a comparison: too few seeds, unpaired ones, unequal conditions."""
+"""Warnings about a comparison: too few seeds, unpaired seeds, unequal conditions."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, groupby
@@ -6,11 +6,11 @@ from itertools import combinations, groupby
 from tools.compare.comparison import Comparison, Group
 from tools.finished.reader import Run
 
-FEW = 3  # seeds; fewer do not give a usable deviation
+FEW = 3  # seeds; with fewer the standard deviation says little
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """All warnings, one sentence each."""
+    """Return all warnings, one sentence each."""
     return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
 
 
@@ -36,13 +36,13 @@ def _unpaired(comparison: Comparison) -> Iterator[str]:
 
 
 def _alone(group: Group, common: Iterable[int]) -> str:
-    """The seeds of a group that are not among the common ones; empty if all are."""
+    """Name the seeds of a group that are not common to both; empty if there are none."""
     seeds = [text for text, run in zip(group.seeds, group.runs, strict=True) if run.seed not in set(common)]
     return f"{', '.join(seeds)} of {group.name}" if seeds else ""
 
 
 def _unequal(comparison: Comparison) -> Iterator[str]:
-    """Conditions that should be the same in all runs and are not."""
+    """Compare conditions that should be the same in all runs."""
     for what, value_of in CONDITIONS.items():
         yield from _disagreement(what, ((value_of(run), group.name) for group, run in comparison.runs))
 
@@ -80,7 +80,7 @@ def _odd_runs(comparison: Comparison) -> Iterator[str]:
 
 
 def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[str]:
-    """One sentence if known values differ: which are those of whom."""
+    """Yield a sentence if known values differ, with the names of their groups."""
     by_value: dict[str, dict[str, None]] = {}
     for value, name in values:
         if value is not None:
@@ -91,14 +91,13 @@ def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[s
 
 
 def _task_sizes(run: Run) -> str | None:
-    """Classes of each task, equal neighbours together: `2 x 10 + 1 x 5`; None where a log does not show them."""
+    """Return the tasks as `2 x 10 + 1 x 5` (number x classes); None if a log does not show them."""
     sizes = run.matrix.task_sizes
     runs = [f"{len(list(equal))} x {size}" for size, equal in groupby(sizes)]
     return " + ".join(runs) if all(sizes) else None
 
 
 def _short(values: object, key: str) -> str | None:
-    """The first digits of a hash."""
     value = values.get(key) if isinstance(values, dict) else None
     return None if value is None else str(value)[:10]
 

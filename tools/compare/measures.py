@@ -1,11 +1,10 @@
-"""What a comparison says about a run: one declaration for each measure, with its formula.
+"""The measures of a run: one declaration for each, with its formula.
 
 Tasks are counted from 0; T is the last one. R[t][i] is the accuracy on task i after learning task t, A_t the accuracy
-over all classes seen after task t (see `utils.metrics`). Values are fractions, numbers or seconds, NaN where a run
-cannot say.
+over all classes seen after task t (see `utils.metrics`). Values are fractions, numbers or seconds, NaN if unknown.
 
-Plasticity and stability are a pair: how well new tasks are still learned once there is something to keep, so without
-task 0, and how much of what was known is kept. Stability is above 1 where old tasks got better.
+Plasticity measures how well tasks after task 0 are learned, stability how much of earlier tasks is kept. Stability is
+above 1 if old tasks got better.
 """
 
 import math
@@ -27,37 +26,29 @@ SYMBOLS = (
 
 @dataclass(frozen=True)
 class Measure:
-    """One number a run.
+    """One number for each run."""
 
-    Attributes:
-        key: Its name in CSV and JSON.
-        title: Its name in tables.
-        unit: A fraction, shown in per cent; a count; or seconds.
-        meaning: For the legend.
-        of: Its value for a run.
-    """
-
-    key: str
-    title: str
-    unit: Literal["%", "count", "s"]
-    meaning: str
-    of: Callable[[Run], float]
+    key: str  # its name in CSV and JSON
+    title: str  # its name in tables
+    unit: Literal["%", "count", "s"]  # "%": a fraction, shown in per cent
+    meaning: str  # for the legend
+    of: Callable[[Run], float]  # its value for a run
 
 
 def plasticity(run: Run) -> float:
-    """P = mean over 1 <= i <= T of R[i][i]; tasks without test images take no part."""
+    """Return the mean over 1 <= i <= T of R[i][i]; tasks without test images are left out."""
     diagonal = np.diag(run.matrix.matrix)[1:]
     tested = [float(value) for value, images in zip(diagonal, run.matrix.count[1:], strict=True) if images]
     return fmean(tested) if tested else math.nan
 
 
 def parameters(run: Run) -> float:
-    """Everything stored after the last task but the backbone."""
+    """Return the number of parameters stored after the last task, without the backbone."""
     return math.nan if run.is_log else float(sum(_stored(run).values()))
 
 
 def adapter_parameters(run: Run) -> float:
-    """The functional adapters' part of `parameters`, whole or by time scale."""
+    """Return the part of `parameters` that is in adapters, on a time scale or not."""
     return math.nan if run.is_log else float(sum(_stored(run).get(role, 0) for role in ("adapter", *NAMES)))
 
 
@@ -67,7 +58,7 @@ def _stored(run: Run) -> dict[str, int]:
 
 
 def adapters(run: Run) -> float:
-    """Adapters of all blocks after the last task."""
+    """Return the number of adapters in all blocks after the last task."""
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
 
 

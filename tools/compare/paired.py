@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
-ROUNDING = 1e-12  # differences that vary by less, relative to the values, vary by the rounding of floats only
+ROUNDING = 1e-12  # relative to the values; smaller variations of a difference are rounding errors
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,14 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and deviation; NaN of nothing, or of anything with NaN in it."""
+    """Return mean and deviation; NaN without values, or if one is NaN."""
     if not values or any(map(math.isnan, values)):
         return Spread(math.nan, math.nan, len(values))
     return Spread(fmean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """`values` minus `baseline`, pair by pair.
-
-    Raises:
-        ValueError: The two are not of the same length.
-    """
+    """Return `values` minus `baseline`, pair by pair; raise ValueError if their lengths differ."""
     gaps = [ours - theirs for ours, theirs in zip(values, baseline, strict=True)]
     mean = spread(gaps).mean
     if math.isnan(mean) or len(gaps) == 1:

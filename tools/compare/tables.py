@@ -1,4 +1,4 @@
-"""A comparison as tables and sentences for people: on a terminal, in Markdown, in LaTeX."""
+"""A comparison as tables and sentences: for a terminal, in Markdown, in LaTeX."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from tools.generated import markdown_table
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header, and rows of as many cells."""
+    """A table with a title; header and rows have the same number of cells."""
 
     title: str
     header: list[str]
@@ -23,14 +23,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """What is laid out: tables, then lists of sentences under a heading each."""
+    """Tables, then lists of sentences by their heading."""
 
     tables: list[Table]
     lists: dict[str, list[str]]
 
 
 def page(comparison: Comparison) -> Page:
-    """The tables and sentences that say what a comparison found."""
+    """Return the tables and sentences of a comparison."""
     lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison))}
     return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
 
@@ -98,7 +98,7 @@ def _difference_cell(difference: Difference, measure: Measure) -> str:
 
 
 def terminal(comparison: Comparison) -> str:
-    """Plain text with aligned columns."""
+    """Return plain text with aligned columns."""
     whole = page(comparison)
     parts = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
     parts += ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in whole.lists.items()]
@@ -113,12 +113,12 @@ def _aligned(table: Table) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Tables of GitHub's Markdown, lists under bold headings."""
+    """Return GitHub's Markdown, with lists under bold headings."""
     return markdown_page(page(comparison))
 
 
 def markdown_page(whole: Page) -> str:
-    """As `markdown`, of what a document wants of it."""
+    """Return Markdown of selected tables and lists."""
     parts = []
     for table in whole.tables:
         header, *rows = ([_markdown(cell) for cell in row] for row in (table.header, *table.rows))
@@ -148,7 +148,7 @@ LATEX = {
 
 
 def latex(comparison: Comparison) -> str:
-    """A tabular for each table; everything else as comments, so that the file can be read in as it is."""
+    """Return a tabular for each table and everything else as comments, so that LaTeX can include the file."""
     whole = page(comparison)
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
     for table in whole.tables:

@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that loads and runs nothing; and its figures as files."""
+"""Write the page of a comparison, one HTML file without scripts or links to other files, and its figures."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def write_report(comparison: Comparison, page: Path, figures: Path | None = None
         atomic_write(page, html.encode(errors="replace"))
         if figures:
             drawings = [drawing for section in sections for drawing in section.drawings]
-            for number, drawing in enumerate(drawings, 1):  # so that no two have one name
+            for number, drawing in enumerate(drawings, 1):  # makes names unique
                 drawing.save(figures / f"{number:02d}-{drawing.name}")
     except OSError as error:
         raise UserError(f"cannot be written: {error}") from None

@@ -1,4 +1,4 @@
-"""The two kinds of chart a report has: lines and heat maps. Both are drawn at any width with text of one size."""
+"""The two kinds of chart of a report, lines and heat maps. The size of text does not depend on the width."""
 
 import math
 from collections.abc import Sequence
@@ -13,24 +13,18 @@ from matplotlib.ticker import MaxNLocator
 from tools.report.drawing import COLUMN, INK, SERIES, styled
 
 LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv<>P"
-MANY = 60  # points of a line beyond which markers only hide it
+MANY = 60  # points of a line; with more, markers would hide it
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; a NaN breaks it.
+    """One line of a chart; a NaN breaks it."""
 
-    Attributes:
-        label: In the legend; None: the line is one more of its style, and is drawn thin.
-        style: Lines of one number look alike.
-        band: Lower and upper edge.
-    """
-
-    label: str | None
+    label: str | None  # None: not in the legend, and drawn thin
     x: Sequence[float]
     y: Sequence[float]
-    style: int = 0
-    band: tuple[Sequence[float], Sequence[float]] | None = None
+    style: int = 0  # lines of one number look alike
+    band: tuple[Sequence[float], Sequence[float]] | None = None  # lower and upper edge
 
 
 def line_chart(
@@ -44,7 +38,7 @@ def line_chart(
     marks: Sequence[tuple[float, float]] = (),
     mark_label: str = "",
 ) -> Figure:
-    """Lines over whole numbers (tasks, batches), dashed ones across at `levels`, and stars at `marks`."""
+    """Draw lines over whole numbers (tasks, batches), dashed lines across at `levels`, and stars at `marks`."""
     with styled():
         figure, axes = _canvas(width, 2.4 + width / 14)
         longest = int(10.5 * width)  # characters of a label, so that it fits
@@ -68,7 +62,7 @@ def line_chart(
 
 
 def _draw(axes: Axes, line: Line, longest: int) -> None:
-    """One line. Matplotlib leaves labels with an underscore at the start out of the legend."""
+    """Draw one line. Matplotlib leaves labels that begin with an underscore out of the legend."""
     text, half = " ".join((line.label or "").split()), longest // 2
     short = text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
     label = "_" if line.label is None else f"\u200b{short}" if short.startswith("_") else short
@@ -89,7 +83,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 def heat_map(
     values: np.ndarray, x_label: str, y_label: str, *, width: float = COLUMN, top: float, digits: int = 0
 ) -> Figure:
-    """Numbers (rows, tasks) as colours from 0 to `top`, and as text where there is room; NaN as nothing."""
+    """Draw numbers (rows, tasks) as colours from 0 to `top`, and as text if there is room; NaN as nothing."""
     count, columns = values.shape
     with styled():
         figure, axes = _canvas(width, min(COLUMN, max(1.5, 0.75 + 0.29 * count)))
@@ -114,6 +108,6 @@ def heat_map(
 
 
 def _ticks(count: int) -> tuple[list[float], list[str]]:
-    """Middles of cells and their numbers, at most 15 of them."""
+    """Return middles and numbers of at most 15 cells."""
     shown = range(0, count, math.ceil(count / 15))
     return [place + 0.5 for place in shown], list(map(str, shown))

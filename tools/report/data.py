@@ -1,4 +1,4 @@
-"""What a report draws, taken from finished runs: accuracies by branch, and what their events say."""
+"""The data of a report, from finished runs: accuracies by branch, and events."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ Quantity = tuple[str, str]  # its key in a telemetry event, and the branch or pa
 
 
 def mean(values: Iterable[float | None]) -> float:
-    """The mean of what is known; NaN of nothing."""
+    """Return the mean of the known values; NaN if there are none."""
     known = [value for value in map(_number, values) if not math.isnan(value)]
     return fmean(known) if known else math.nan
 
@@ -34,26 +34,26 @@ def _number(value: float | None) -> float:
 
 
 def mean_matrix(matrices: Sequence[AccuracyMatrix]) -> np.ndarray:
-    """R in per cent, mean over seeds; of other lengths, the tasks that all have."""
+    """Return R in per cent, mean over seeds, of the tasks that all runs have."""
     size = min(len(matrix.count) for matrix in matrices)
     return 100 * np.mean([matrix.matrix[:size, :size] for matrix in matrices], axis=0)
 
 
 def branches(run: Run) -> dict[str, AccuracyMatrix]:
-    """The accuracy matrix of every choice of branches, all of them first; empty where they were not measured."""
+    """Return the accuracy matrix of every subset of branches, all of them first; empty if none was measured."""
     measured = {name: AccuracyMatrix.from_json(matrix) for name, matrix in run.results.get("branches", {}).items()}
     whole = "+".join(name for name in measured if "+" not in name and name != NEITHER)
     return {whole: run.matrix, **measured} if measured else {}
 
 
 def shared_branches(group: Group) -> dict[str, list[AccuracyMatrix]]:
-    """The choices of branches that every run of a configuration measured, with a matrix a run."""
+    """Return the subsets of branches that every run of a configuration measured, with a matrix for each run."""
     each = [branches(run) for run in group.runs]
     return {name: [found[name] for found in each] for name in each[0] if all(name in found for found in each)}
 
 
 def adapters_per_layer(group: Group) -> np.ndarray | None:
-    """(layers, tasks): adapters in every block after every task, mean over seeds; None without any."""
+    """Return adapters in every block after every task (layers, tasks), mean over seeds; None if unknown."""
     if not all(run.last_task.get("adapters") for run in group.runs):
         return None
     each = [np.array([task["adapters"] for task in run.results["tasks"]], dtype=float).T for run in group.runs]
@@ -65,11 +65,7 @@ def adapters_per_layer(group: Group) -> np.ndarray | None:
 
 
 def _events(run: Run, kind: type[E], convert: Callable[[E], T]) -> list[T]:
-    """The events of one kind, converted; none for a log.
-
-    Raises:
-        RunError: An event is malformed; the message names the run.
-    """
+    """Return the converted events of one kind, none for a log; raise RunError, with the run, if one is malformed."""
     found = iter(()) if run.is_log else events.read_events(run.path / events.FILE, kind)
     try:
         return list(map(convert, found))
@@ -79,25 +75,19 @@ def _events(run: Run, kind: type[E], convert: Callable[[E], T]) -> list[T]:
 
 @dataclass(frozen=True)
 class Reading:
-    """One telemetry event.
-
-    Attributes:
-        task: When it was taken.
-        at: The task plus the share of its measured steps done: 2.5 is halfway through task 2.
-        adapters: Quantities by (layer, adapter).
-    """
+    """One telemetry event."""
 
     task: int
-    at: float
-    adapters: Mapping[tuple[int, int], Mapping[Quantity, float]]
+    at: float  # the task plus the share of its measured steps done: 2.5 is halfway through task 2
+    adapters: Mapping[tuple[int, int], Mapping[Quantity, float]]  # by layer and adapter
 
     def mean(self, quantity: Quantity, layer: int | None = None) -> float:
-        """Over the adapters, or over those of a layer."""
+        """Return the mean over all adapters, or over those of a layer."""
         return mean(values.get(quantity) for (at, _), values in self.adapters.items() if layer in (None, at))
 
 
 def telemetry(run: Run) -> list[Reading]:
-    """The readings in order; steps of a task's func phases count on from phase to phase."""
+    """Return the readings in order; the func phases of a task count their steps together."""
 
     def convert(event: events.Telemetry) -> tuple[int, int, int, dict[tuple[int, int], dict[Quantity, float]]]:
         return int(event.task), int(event.cycle), int(event.step), dict(map(_adapter, event.layers))
@@ -124,7 +114,7 @@ def _adapter(entry: Mapping[str, Any]) -> tuple[tuple[int, int], dict[Quantity, 
 
 
 def cadences(run: Run) -> dict[str, list[events.Cadence]]:
-    """By time scale, its func phases in order."""
+    """Return the cadence events in order, by time scale."""
 
     def convert(event: events.Cadence) -> events.Cadence:
         observed, expected = list(map(int, event.observed)), event.expected and list(map(int, event.expected))
@@ -138,26 +128,16 @@ def cadences(run: Run) -> dict[str, list[events.Cadence]]:
 
 @dataclass(frozen=True)
 class Consolidation:
-    """One consolidation: means over its receipts, of which there is one for each layer and adapter.
-
-    Attributes:
-        task: When it was made.
-        settings: Text by key.
-        drifts: Change of each adapter's output.
-        changes: Before and after, of all that the receipts have: `z_mean`, and a branch's `_norm`.
-        accuracy: Before and after, in per cent.
-    """
+    """One consolidation: means over its receipts, of which there is one for each layer and adapter."""
 
     task: int
     settings: Mapping[str, str]
-    drifts: list[float]
-    changes: Mapping[str, tuple[float, float]]
-    accuracy: tuple[float, float]
+    drifts: list[float]  # change of each adapter's output
+    changes: Mapping[str, tuple[float, float]]  # before and after, by quantity: `z_mean`, and a branch's `_norm`
+    accuracy: tuple[float, float]  # before and after, in per cent
 
     @classmethod
     def of(cls, event: events.Consolidation) -> "Consolidation":
-        """What an event says."""
-
         def edge(what: str, when: str) -> float:
             return mean(receipt.get(f"{what}_{when}") for receipt in event.receipts)
 
@@ -174,27 +154,21 @@ class Consolidation:
 
 
 def consolidations(run: Run) -> list[Consolidation]:
-    """The consolidations in order."""
+    """Return the consolidations in order."""
     return _events(run, events.Consolidation, Consolidation.of)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The batches of all scans of a run, one after another.
+    """The batches of all scans of a run, one after another."""
 
-    Attributes:
-        z: By layer, the smallest z of its adapters at each batch; NaN where the layer was not scanned.
-        thresholds: The different ones.
-        asked: Batch and z at which a layer got an adapter.
-    """
-
-    z: dict[int, list[float]]
-    thresholds: list[float]
-    asked: list[tuple[float, float]]
+    z: dict[int, list[float]]  # by layer, the smallest z of its adapters at each batch; NaN if it was not scanned
+    thresholds: list[float]  # without repetitions
+    asked: list[tuple[float, float]]  # batch and z at which a layer got an adapter
 
 
 def scans(run: Run) -> Scan | None:
-    """The expansion record; None without scans."""
+    """Return the scans of a run; None if there are none."""
 
     def convert(event: events.Scan) -> tuple[float, dict[int, float], float | None]:
         known = {int(layer): [float(z) for z in values if z is not None] for layer, values in event.z.items()}

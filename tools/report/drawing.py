@@ -48,22 +48,15 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart.
+    """A chart."""
 
-    Attributes:
-        name: Of its files: what it shows, then of what.
-        title: One line above it.
-        text: What it shows, for who cannot see it.
-        draw: Makes matplotlib's figure; takes its `width` in inches.
-    """
-
-    name: str
-    title: str
-    text: str
-    draw: Callable[..., Figure]
+    name: str  # of its files
+    title: str  # one line above it
+    text: str  # describes it for readers who cannot see it
+    draw: Callable[..., Figure]  # makes matplotlib's figure; takes its `width` in inches
 
     def svg(self, prefix: str, width: float, style: str) -> str:
-        """An <svg> element: its ids begin with a prefix of its own; width in inches; its class in the style sheet."""
+        """Return an <svg> element of a width in inches; its ids begin with `prefix`, its CSS class is `style`."""
         content = io.StringIO()
         with styled():  # not by savefig, which draws everything twice
             canvas: Any = FigureCanvasSVG(self.draw(width=width))  # matplotlib's print_svg has no types
@@ -72,16 +65,12 @@ class Drawing:
         return _inline(content.getvalue(), prefix, f'class="{style}" role="img" aria-label="{label}"')
 
     def save(self, stem: Path) -> None:
-        """Write STEM.pdf and STEM.png.
-
-        Raises:
-            OSError: A file cannot be written.
-        """
+        """Write STEM.pdf and STEM.png; raise OSError if that fails."""
         atomic_write(stem.with_name(f"{stem.name}.pdf"), self._file("pdf", {"CreationDate": None}, "none"))
         atomic_write(stem.with_name(f"{stem.name}.png"), self.png())
 
     def png(self) -> bytes:
-        """A PNG file on white ground, the same every time."""
+        """Return a PNG file on white ground, always the same bytes."""
         return self._file("png", {"Software": None}, "white")
 
     def _file(self, kind: str, metadata: dict[str, None], ground: str) -> bytes:
@@ -93,14 +82,14 @@ class Drawing:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style of all charts; needed while one is made and while it is written."""
+    """Set the style of all charts, while one is made and while it is written."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         yield
 
 
 def _inline(svg: str, prefix: str, attributes: str) -> str:
-    """The <svg> element alone: ids of its own, colours of the page's, no declared types, namespaces or metadata."""
+    """Return the <svg> element alone, with prefixed ids and the page's colours, without namespaces and metadata."""
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', body))
 

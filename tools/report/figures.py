@@ -1,4 +1,4 @@
-"""The figures of a report: for each, what is drawn of which runs. None or nothing: there is nothing to draw."""
+"""The figures of a report. None, or an empty iterator: there is nothing to draw."""
 
 import math
 import re
@@ -21,7 +21,6 @@ ACCURACY, AFTER, WITHIN = "accuracy (%)", "after learning task", "task, from its
 
 
 def _of(group: Group, title: str, text: str, draw: Callable[..., Figure]) -> Drawing:
-    """A drawing of one configuration."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{title} {group.name}").strip("-")[:80]
     return Drawing(name, f"{group.name}: {title}", text, draw)
 
@@ -34,14 +33,14 @@ def _seeds(group: Group) -> str:
 
 
 def accuracy_curves(groups: Sequence[Group]) -> Drawing:
-    """A_t of every configuration."""
+    """Draw A_t of every configuration."""
     lines = [_band_line(group.name, [run.curve for run in group.runs], number) for number, group in enumerate(groups)]
     text = f"Mean over seeds; the band is one standard deviation to either side. {_last(lines)}"
     return Drawing("accuracy", "Accuracy over all classes seen", text, partial(line_chart, lines, AFTER, ACCURACY))
 
 
 def _band_line(label: str, curves: Sequence[Sequence[float]], style: int) -> Line:
-    """Mean over seeds in per cent, and a band of one standard deviation; over the tasks that all have."""
+    """Return mean and standard deviation over seeds in per cent, over the tasks that all runs have."""
     per_cent = 100 * np.array(list(zip(*curves, strict=False)))
     y, width = per_cent.mean(axis=1), per_cent.std(axis=1, ddof=1) if len(curves) > 1 else None
     band = None if width is None else ((y - width).tolist(), (y + width).tolist())
@@ -53,7 +52,7 @@ def _last(lines: Sequence[Line]) -> str:
 
 
 def matrix(group: Group, title: str, matrices: Sequence[AccuracyMatrix]) -> Drawing | None:
-    """R of a configuration."""
+    """Draw R of a configuration."""
     values = data.mean_matrix(matrices)
     if np.isnan(values).all():
         return None
@@ -63,12 +62,12 @@ def matrix(group: Group, title: str, matrices: Sequence[AccuracyMatrix]) -> Draw
 
 
 def branch_title(name: str) -> str:
-    """What a choice of branches is called: `a + b`, `a only`, `neither branch`."""
+    """Return the title of a subset of branches: `a + b`, `a only`, `neither branch`."""
     return f"{name} branch" if name == NEITHER else name.replace("+", " + ") if "+" in name else f"{name} only"
 
 
 def branches(group: Group) -> Iterator[Drawing | None]:
-    """A_t with each choice of branches, then R with each."""
+    """Draw A_t with each subset of branches, then R with each."""
     found = {branch_title(name): matrices for name, matrices in data.shared_branches(group).items()}
     if found:
         curves = [[matrix.average_accuracies for matrix in matrices] for matrices in found.values()]
@@ -92,7 +91,7 @@ TELEMETRY = {  # by the title: the name of the y axis, its limits, and the keys 
 
 
 def time_scales(group: Group) -> Iterator[Drawing]:
-    """What telemetry says of the branches: means over adapters with a line for each seed, then norms by layer."""
+    """Draw telemetry of the branches: means over adapters with a line for each seed, then norms by layer."""
     measured = [(run, readings) for run in group.runs if (readings := data.telemetry(run))]
     entries = [entry for _, readings in measured for reading in readings for entry in reading.adapters.values()]
     recorded = list(dict.fromkeys(quantity for entry in entries for quantity in entry))
@@ -111,7 +110,7 @@ def time_scales(group: Group) -> Iterator[Drawing]:
 
 
 def _label(quantity: Quantity) -> str:
-    """The branch; for a pair of them, `output: a and b`."""
+    """Return the branch; for a pair of branches `output: a and b`."""
     key, name = quantity
     return f"{key.removesuffix('_cosine')}: {name.replace('+', ' and ')}" if key.endswith("_cosine") else name
 
@@ -119,7 +118,7 @@ def _label(quantity: Quantity) -> str:
 def _over_tasks(
     label: str | None, readings: Sequence[Reading], quantity: Quantity, style: int, layer: int | None = None
 ) -> Line:
-    """A line with a gap between tasks, as each task may train other adapters."""
+    """Return a line with a gap between tasks, as each task may train other adapters."""
     points: list[tuple[float, float]] = []
     for number, reading in enumerate(readings):
         if number and readings[number - 1].task != reading.task:
@@ -145,7 +144,7 @@ def _norm_by_layer(group: Group, run: Run, readings: Sequence[Reading], branch: 
 
 
 def drift(groups: Sequence[Group]) -> Drawing | None:
-    """How far consolidation moved the adapters' outputs."""
+    """Draw the change of the adapters' outputs by consolidation."""
     lines = []
     for style, group in enumerate(groups):
         for number, made in enumerate(made for made in map(data.consolidations, group.runs) if made):
@@ -157,7 +156,7 @@ def drift(groups: Sequence[Group]) -> Drawing | None:
 
 
 def expansion(group: Group, run: Run, scan: Scan) -> Drawing:
-    """The z of every scanned layer against the threshold."""
+    """Draw the z of every scanned layer, with the threshold."""
     count = len(next(iter(scan.z.values()), []))
     lines = [Line(f"layer {layer}", range(1, count + 1), z, style) for style, (layer, z) in enumerate(scan.z.items())]
     axes = "scanned batch, counted through all tasks", "smallest z of the layer"
@@ -168,7 +167,7 @@ def expansion(group: Group, run: Run, scan: Scan) -> Drawing:
 
 
 def adapters(group: Group) -> Drawing | None:
-    """Adapters in every block after every task."""
+    """Draw the number of adapters in every block after every task."""
     counts = data.adapters_per_layer(group)
     if counts is None:
         return None

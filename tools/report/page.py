@@ -1,4 +1,4 @@
-"""What a report's page is made of: sections with sentences, tables and drawings. `page.html.j2` lays them out."""
+"""The parts of a report: sections with sentences, tables and drawings. `page.html.j2` lays them out."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,17 @@ ROW = 13.0  # inches: a chart that has a wide page to itself
 
 @dataclass(frozen=True)
 class Part:
-    """Sentences, tables or drawings under a heading; without a title there is no heading.
-
-    Attributes:
-        alarming: Whether the sentences are warnings.
-        folded: Whether the reader has to open it.
-    """
+    """Sentences, tables or drawings under a heading; without a title there is no heading."""
 
     title: str = ""
     lines: Sequence[str] = ()
     tables: Sequence[Table] = ()
     drawings: Sequence[Drawing] = ()
-    alarming: bool = False
-    folded: bool = False
+    alarming: bool = False  # whether the sentences are warnings
+    folded: bool = False  # whether the reader has to open it
 
     def figures(self, prefix: str) -> Iterator[tuple[Drawing, int, list[str]]]:
-        """Each drawing, how many share its row of a wide page (all rows are full), and its SVGs by page width."""
+        """Yield each drawing, the number in its row of a wide page (all rows are full), and its SVGs by page width."""
         count = len(self.drawings)
         pairs = 2 * (-count % 3)  # drawings in rows of two; the others are in rows of three
         for number, drawing in enumerate(self.drawings):
@@ -37,14 +32,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands under it; `key` is its anchor, `intro` says how to read it or why there is nothing."""
+    """A heading with its parts."""
 
-    key: str
+    key: str  # the anchor
     title: str
-    intro: str
+    intro: str  # how to read it, or why it is empty
     parts: Sequence[Part] = ()
 
     @property
     def drawings(self) -> list[Drawing]:
-        """All of them, in order."""
         return [drawing for part in self.parts for drawing in part.drawings]

@@ -1,4 +1,4 @@
-"""The sections of a report, in the order in which they are read. One without data says what it would need."""
+"""The sections of a report, in order. A section without data says what is missing."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,13 +22,13 @@ def _named(group: Group, run: Run) -> str:
 
 
 def _drawn(title: str, drawings: Iterable[Drawing | None]) -> list[Part]:
-    """The drawings that there are under one heading; no heading without any."""
+    """Put the drawings under one heading; without any there is none."""
     found = [drawing for drawing in drawings if drawing]
     return [Part(title, drawings=found)] if found else []
 
 
 def summary(comparison: Comparison) -> Section:
-    """What `tools.compare` says, but for the configurations and the legend."""
+    """Return the tables of `tools.compare`, without the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
     parts = [Part("Warnings", alarms, alarming=True)] if alarms else []
@@ -37,14 +37,14 @@ def summary(comparison: Comparison) -> Section:
 
 
 def accuracy(comparison: Comparison) -> Section:
-    """The curves of all configurations."""
+    """Return the accuracy curves of all configurations."""
     intro = "Accuracy on the test images of all classes seen, after every task: mean over seeds, and a band of one "
     intro += "standard deviation to either side where there are several."
     return Section("accuracy", "Accuracy curves", intro, _drawn("", [figures.accuracy_curves(comparison.groups)]))
 
 
 def matrices(comparison: Comparison) -> Section:
-    """R of every configuration, and of its branches."""
+    """Return R of every configuration, and of its branches."""
     whole = [figures.matrix(g, "accuracy matrix", [run.matrix for run in g.runs]) for g in comparison.groups]
     parts = _drawn("Whole networks", whole)
     parts += [part for g in comparison.groups for part in _drawn(f"Branches of {g.name}", figures.branches(g))]
@@ -55,7 +55,7 @@ def matrices(comparison: Comparison) -> Section:
 
 
 def time_scales(comparison: Comparison) -> Section:
-    """Norms, contribution and agreement of the branches."""
+    """Return norms, contribution and agreement of the branches."""
     parts = [part for group in comparison.groups for part in _drawn(group.name, figures.time_scales(group))]
     intro = "How large the branches are, how much they change, what share of the adapters' output they have, and "
     intro += "whether they agree, at every telemetry reading."
@@ -68,7 +68,7 @@ def time_scales(comparison: Comparison) -> Section:
 
 
 def cadence(comparison: Comparison) -> Section:
-    """Expected and observed updates of the gated time scales."""
+    """Return expected and observed updates of the gated time scales."""
     found = [(_named(*of), scale, rows) for of in comparison.runs for scale, rows in cadences(of[1]).items()]
     if not found:
         return Section("cadence", "Cadence", f"No run has cadence events; {RECORDED}.")
@@ -98,7 +98,7 @@ def _phase_row(row: events.Cadence) -> list[str]:
 
 
 def progression(steps: Sequence[int]) -> str:
-    """Step numbers in few words: `5, 10, ..., 60 (12)`."""
+    """Return step numbers in short form: `5, 10, ..., 60 (12)`."""
     gaps = {after - before for before, after in pairwise(steps)}
     if len(steps) > 4 and len(gaps) == 1:
         return f"{steps[0]}, {steps[1]}, ..., {steps[-1]} ({len(steps)})"
@@ -110,7 +110,7 @@ def progression(steps: Sequence[int]) -> str:
 
 
 def consolidation(comparison: Comparison) -> Section:
-    """Drift and receipts."""
+    """Return drift and receipts of the consolidations."""
     parts = _drawn("", [figures.drift(comparison.groups)])
     intro = "No run has consolidation events: no adapter was consolidated (nested_lora_use_consolidation)."
     if parts:
@@ -142,7 +142,7 @@ def _decimal(value: float) -> str:
 
 
 def expansion(comparison: Comparison) -> Section:
-    """When layers asked for adapters, and how many they have."""
+    """Return when layers asked for adapters, and how many they have."""
     timelines = [figures.expansion(*of, scan) for of in comparison.runs if (scan := scans(of[1]))]
     parts = _drawn("z-scores in the scans", timelines)
     parts += _drawn("Adapters per layer", map(figures.adapters, comparison.groups))
@@ -156,7 +156,7 @@ def expansion(comparison: Comparison) -> Section:
 
 
 def configurations(comparison: Comparison) -> Section:
-    """The keys that differ."""
+    """Return the keys that differ."""
     tables = [table for table in tables_and_lists(comparison).tables if table.header[0] == "key"]
     parts = [Part(tables=[table]) for table in tables if table.rows]
     intro = "Keys that can change a result and are not the same in all configurations."
@@ -166,7 +166,7 @@ def configurations(comparison: Comparison) -> Section:
 
 
 def runs(comparison: Comparison) -> Section:
-    """Where the numbers come from."""
+    """Return the runs with their environment, and the legend."""
     header = ["run", "path", "commit", "device", "backbone", "command"]
     table = Table("Runs", header, [_run_row(*of) for of in comparison.runs])
     parts = [Part(tables=[table]), Part("Legend", tables_and_lists(comparison).lists.get("Legend", []))]

@@ -1,4 +1,4 @@
-"""The slow gate: it holds the parameters of a time scale still between the steps at which they move."""
+"""The slow gate: it keeps the parameters of a time scale still between the steps at which they move."""
 
 import math
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from utils.timescales.scales import GATED, TimeScale
 
 
 class Gate:
-    """Decides, before each optimizer step of a func phase, what happens to the gradients of one time scale.
+    """Prepares the gradients of one time scale before each optimizer step of a func phase.
 
-    Steps count from 1; with interval k the scale moves at k, 2k, ... (0 counts as 1). "skip" gives the other steps no
-    gradient at all: without one, neither momentum nor weight decay moves a parameter. "accumulate" also keeps those
-    gradients, and the update uses the interval's mean. "zero_grad" zeroes the gradient and lets the optimizer step.
+    Steps count from 1; with interval k the scale moves at k, 2k, ... (0 counts as 1). "skip" removes the gradients at
+    the other steps: without one, neither momentum nor weight decay moves a parameter. "accumulate" does so too, and the
+    update uses the interval's mean gradient. "zero_grad" zeroes the gradients and lets the optimizer step.
 
     Args:
         parameters: Those of the scale.
@@ -33,39 +33,22 @@ class Gate:
 
     @property
     def pending(self) -> int:
-        """Steps of the interval that is not finished."""
+        """Number of steps in the unfinished interval."""
         return self.steps % self.interval
 
-    @property
-    def updates(self) -> int:
-        """How often the scale has moved."""
-        return self.steps // self.interval if self.parameters else 0
-
     def before_step(self) -> bool:
-        """Count one step and prepare the scale's gradients for it; whether it moves at this step."""
+        """Count one step and prepare the gradients for it; return whether the scale moves at this step."""
         self.steps += 1
         moves = self.pending == 0
         if self.mode == "accumulate":
             self._accumulate(moves)
         elif not moves:
-            self._withhold()
+            for parameter in self.parameters:
+                if self.mode == "zero_grad" and parameter.grad is not None:
+                    parameter.grad.zero_()
+                else:
+                    parameter.grad = None
         return moves and bool(self.parameters)
-
-    def state(self) -> dict[str, Any]:
-        """Steps counted and gradients gathered, for `restore`."""
-        return {"steps": self.steps, "sums": self.sums}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from another gate's state."""
-        self.steps = state["steps"]
-        self.sums = [total.to(parameter) for total, parameter in zip(state["sums"], self.parameters, strict=False)]
-
-    def _withhold(self) -> None:
-        for parameter in self.parameters:
-            if self.mode == "zero_grad" and parameter.grad is not None:
-                parameter.grad.zero_()
-            else:
-                parameter.grad = None
 
     def _accumulate(self, moves: bool) -> None:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
@@ -75,24 +58,22 @@ class Gate:
         if moves:
             self.sums = []
 
+    def state(self) -> dict[str, Any]:
+        """Return the steps counted and the gradients accumulated, for `restore`."""
+        return {"steps": self.steps, "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.sums = [total.to(parameter) for total, parameter in zip(state["sums"], self.parameters, strict=False)]
+
 
 def steps_of(images: int, batch_size: int, epochs: int) -> int:
-    """Optimizer steps of a phase."""
+    """Return the number of optimizer steps of a phase."""
     return epochs * math.ceil(images / batch_size)
 
 
 def check_intervals(config: Any, steps: int, task: int, scales: Iterable[TimeScale] = GATED) -> None:
-    """Refuse an interval that would never let its scale move.
-
-    Args:
-        config: Gives the intervals.
-        steps: Optimizer steps of a func phase.
-        task: Number of the task, for the message.
-        scales: Those that train in it.
-
-    Raises:
-        ConfigError: An interval is larger than the number of steps.
-    """
+    """Raise ConfigError if a scale's interval is longer than the func phase of a task: it would never move."""
     for scale in scales:
         if scale.interval(config) > steps:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which parameter learns how fast: the optimizer's groups, one for each time scale, and one for all the rest."""
+"""The optimizer's parameter groups: one for each time scale, and one for all other parameters."""
 
 import logging
 from collections import Counter, defaultdict
@@ -18,10 +18,9 @@ GROUP_OF = {**{name: name for name in NAMES}, "adapter": OTHER, "router": OTHER,
 
 
 def func_groups(roles: Iterable[Role], config: Any) -> list[Group]:
-    """The groups of a func phase: every time scale, then the rest, of what is trainable now; empty ones included.
+    """Return the groups of a func phase: a group for each time scale, then the rest; groups may be empty.
 
-    Raises:
-        KeyError: A module declares a role that has no group.
+    Only trainable parameters are taken. A role without a group raises KeyError.
     """
     members = _members(roles)
     groups = [{"name": scale.name, "params": members[scale.name], "lr": scale.rate(config)} for scale in SCALES]
@@ -29,7 +28,7 @@ def func_groups(roles: Iterable[Role], config: Any) -> list[Group]:
 
 
 def rd_groups(roles: Iterable[Role], config: Any) -> list[Group]:
-    """The one group of an rd phase: the descriptors in training."""
+    """Return the only group of an rd phase: the descriptors in training."""
     return [{"name": DESCRIPTOR, "params": _members(roles)[DESCRIPTOR], "lr": config.rd_lr}]
 
 
@@ -43,10 +42,10 @@ def _members(roles: Iterable[Role]) -> dict[str, list[nn.Parameter]]:
 
 
 def make_optimizer(groups: list[Group], config: Any) -> optim.Optimizer:
-    """SGD with momentum 0.9, or AdamW for "adam"; groups without parameters are logged and left out.
+    """Make SGD with momentum 0.9, or AdamW for "adam". Groups without parameters are logged and left out.
 
-    Fused, one kernel for a group: on a CPU too a step takes a quarter to a half of the time that torch's default there
-    takes, a loop over tensors. Fused SGD needs the first gradients of a group in one step; the slow gate keeps to that.
+    Both are fused: a step takes a quarter to a half of the time of torch's default on a CPU. Fused SGD needs the first
+    gradients of a group in one step, which the slow gate provides.
     """
     for group in groups:
         logger.info("group %(name)s: lr %(lr)g, %(tensors)d tensors, %(parameters)d parameters", describe(group))
@@ -56,13 +55,13 @@ def make_optimizer(groups: list[Group], config: Any) -> optim.Optimizer:
 
 
 def describe(group: Group) -> dict[str, Any]:
-    """Name, rate and size of a group as it is held."""
+    """Return name, learning rate and size of a group."""
     sizes = [parameter.numel() for parameter in group["params"]]
     return {"name": group["name"], "lr": group["lr"], "tensors": len(sizes), "parameters": sum(sizes)}
 
 
 def count_parameters(roles: Iterable[Role]) -> dict[str, int]:
-    """Exact numbers of parameters by role, frozen ones included."""
+    """Return exact numbers of parameters by role, frozen ones included."""
     counts: Counter[str] = Counter()
     for role, parameter in roles:
         counts[role] += parameter.numel()
@@ -70,15 +69,7 @@ def count_parameters(roles: Iterable[Role]) -> dict[str, int]:
 
 
 def verify_scales(groups: Iterable[Group], branches: Iterable[str]) -> None:
-    """Refuse a func phase in which some branches of the adapters train and others do not.
-
-    Args:
-        groups: As `func_groups` gives them.
-        branches: Those that the adapter type declares.
-
-    Raises:
-        RuntimeError: Names the branches and the groups that have parameters.
-    """
+    """Raise RuntimeError if some branches that the adapter type declares have parameters in the groups and some not."""
     declared, filled = set(branches), {group["name"] for group in groups if group["params"]} & set(NAMES)
     if filled and filled != declared:
         raise RuntimeError(

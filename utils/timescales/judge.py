@@ -1,6 +1,6 @@
-"""The judging half of the cadence audit: whether each time scale moved when the run's configuration says.
+"""The checking half of the cadence audit: did each time scale move when the configuration says?
 
-What was observed comes from `utils.timescales.watch`. Imports no torch, so that a finished run can be judged again.
+`utils.timescales.watch` observes. Imports no torch, so that finished runs can be checked again.
 """
 
 from dataclasses import replace
@@ -12,50 +12,25 @@ from utils.timescales.scales import SCALES, TimeScale, rates
 
 
 def expected_steps(scale: TimeScale, config: Any, steps: int) -> list[int] | None:
-    """The steps at which a scale is to move: k, 2k, ...; None for "zero_grad", which promises no stillness.
-
-    Args:
-        scale: The time scale.
-        config: What the run was started with.
-        steps: Optimizer steps of the func phase.
-    """
+    """Return the steps k, 2k, ... of a func phase at which a scale must move; None for "zero_grad": any."""
     if scale.update(config) == "zero_grad":
         return None
     return list(range(scale.interval(config), steps + 1, scale.interval(config)))
 
 
 def scale_of(name: str | None) -> TimeScale:
-    """The scale of a cadence event; runs of earlier versions, which name none, audited the slowest.
-
-    Raises:
-        KeyError: There is no such scale.
-    """
+    """Return the scale of a cadence event, or raise KeyError. Runs of earlier versions name none: the slowest."""
     return {scale.name: scale for scale in SCALES}[name or SCALES[0].name]
 
 
 def judge(event: Cadence, config: Any) -> Cadence:
-    """A cadence event with what was expected and the verdict.
-
-    Args:
-        event: What was observed in a func phase.
-        config: What the run was started with; has the keys as attributes.
-
-    Raises:
-        KeyError: The event is of a scale that is not declared.
-    """
+    """Return a cadence event with the steps expected by the run's configuration, and whether it passed."""
     expected = expected_steps(scale_of(event.scale), config, event.steps)
     return replace(event, expected=expected, passed=expected is None or event.observed == expected)
 
 
 def refuse_failed(event: Cadence) -> None:
-    """Stop a run whose cadence is not the configured one.
-
-    Args:
-        event: Judged.
-
-    Raises:
-        AuditError: Names phase, numbers of updates, and the first step at which they part.
-    """
+    """Raise AuditError, with phase, numbers of updates and first wrong step, if a judged event has not passed."""
     expected, observed = event.expected, event.observed
     if event.passed or expected is None:
         return

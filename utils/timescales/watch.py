@@ -1,7 +1,7 @@
-"""The observing half of the cadence audit: when slow moved, read off its values.
+"""The observing half of the cadence audit: the steps at which the values of a time scale change.
 
-It knows neither the gate nor the configuration; the judging half (`utils.timescales.judge`) knows only the
-configuration the run was started with. So an error between them, wherever it is, shows.
+It knows neither gate nor configuration, and `utils.timescales.judge` knows only the run's configuration, so that an
+error anywhere between the two is found.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class CadenceWatch:
-    """Notes after which optimizer steps the values of some parameters differ, bitwise, from those before.
+    """Notes after which optimizer steps the values of some parameters have changed, bitwise.
 
-    Nothing is transferred to the host until `observed` is asked.
+    Nothing is transferred to the host until `observed` or `moved` is called.
 
     Args:
-        parameters: Those that are watched; none of them may grow while they are.
+        parameters: Must keep their shapes.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -25,7 +25,7 @@ class CadenceWatch:
         self._last = self._values() if self.parameters else torch.empty(0)
 
     def after_step(self) -> None:
-        """Look at the values after an optimizer step."""
+        """Compare the values with those after the step before."""
         if not self.parameters:
             return
         now = self._values()
@@ -34,24 +34,20 @@ class CadenceWatch:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps looked at."""
+        """Number of optimizer steps watched."""
         return len(self._changes)
 
+    def moved(self) -> list[bool]:
+        """Return for each step watched whether a value changed; for `restore`."""
+        return torch.stack(self._changes).tolist() if self._changes else []
+
     def observed(self) -> list[int]:
-        """The steps, counted from 1, at which a value changed."""
+        """Return the steps, counted from 1, at which a value changed."""
         return [step for step, moved in enumerate(self.moved(), start=1) if moved]
 
     def restore(self, moved: Iterable[bool]) -> None:
-        """Go on after the steps that another watch of the same parameters looked at; their values are what it left.
-
-        Args:
-            moved: For each of those steps whether a value changed.
-        """
+        """Continue after the steps of another watch, whose last values are the parameters' values now."""
         self._changes = [torch.tensor(change, device=self._last.device) for change in moved]
-
-    def moved(self) -> list[bool]:
-        """For each step looked at, whether a value changed."""
-        return torch.stack(self._changes).tolist() if self._changes else []
 
     @torch.no_grad()
     def _values(self) -> Tensor:

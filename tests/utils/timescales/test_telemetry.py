@@ -196,7 +196,12 @@ def test_opposite_and_equal_branches_have_cosines_of_minus_and_plus_one() -> Non
 
 def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_good() -> None:
     config = EasyDict(
-        d_model=D, nested_lora_rank=R, nested_lora_consolidation_mode="function", nested_lora_fast_reset="reinit"
+        d_model=D,
+        nested_lora_rank=R,
+        nested_lora_lifetime="expansion",
+        nested_lora_use_consolidation=True,
+        nested_lora_consolidation_mode="function",
+        nested_lora_fast_reset="reinit",
     )
     nested, h = NestedLoRAAdapter(config, "0.0").double(), batch()
     train(nested, h, 3)
