@@ -130,7 +130,8 @@ def test_a_name_of_the_project_s_own_cannot_be_taken_before_its_module_is_import
 def test_a_plug_in_adds_a_choice_and_is_on_record_with_its_hash(write: Callable[..., Path]) -> None:
     path = write(MINE.format(name="mine"))
     plugin = load_plugin(path)
-    assert plugin == Plugin("mine.py", hashlib.sha256(path.read_bytes()).hexdigest(), {"ffn_adapter_type": ["mine"]})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert plugin == Plugin(path.resolve(), "mine.py", sha256, {"ffn_adapter_type": ["mine"]})
     assert PLUGINS[-1] == plugin
     assert "mine" in ADAPTERS.names()
     assert ADAPTERS["mine"].kind == "mine"
