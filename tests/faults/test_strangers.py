@@ -144,7 +144,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "more tasks": (lambda meta: {**meta, "task_sizes": [1, 1, 1]}, "of other tasks or test images"),
     "nothing": (
         lambda meta: {"config": meta["config"]},
-        "does not say its task_sizes, class_order, accuracy, backbone",
+        "has no task_sizes, class_order, accuracy, backbone",
     ),
 }
 

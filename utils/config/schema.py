@@ -83,9 +83,7 @@ class Config(BaseModel):
     increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
     on_bad_image: Literal["error", "skip"] = _data(
-        "error",
-        "what to do with files that cannot be read as images; error: stop and name them; skip: leave them out, after "
-        "a first pass that decodes every image",
+        "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
     num_workers: int = _data(
         2, "processes that load images; 0: load in the main process", ge=0, le=1024, changes_results=False
@@ -127,8 +125,7 @@ class Config(BaseModel):
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
     on_nan: Literal["stop", "skip"] = _training(
         "stop",
-        "what to do when a loss is NaN or infinite; stop: end the run and keep its last good state; skip: leave out "
-        "the batch (every step then waits for its loss)",
+        "a loss that is NaN or infinite; stop: end the run and keep its last state; skip: leave out the batch (slower)",
         changes_results=False,  # a run that finishes under both had no such loss
     )
 
@@ -158,13 +155,10 @@ class Config(BaseModel):
         "slow, exactly (slow's rank grows by fast's rank)",
     )
     nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _nested(
-        "zero",
-        "fast after consolidation; zero: all weights zero; reinit: a new down-projection, and zero output; keep: "
-        "unchanged",
+        "zero", "fast after consolidation; zero: all zero; reinit: new down-projection, zero output; keep: unchanged"
     )
     nested_lora_lifetime: Literal["expansion", "continual"] = _nested(
-        "expansion",
-        "expansion: an adapter is frozen after the task that added it; continual: every task trains all adapters",
+        "expansion", "expansion: an adapter is trained in the task that adds it; continual: in every task from then on"
     )
 
     precision: Literal["fp32", "bf16"] = _speed(
@@ -182,9 +176,7 @@ class Config(BaseModel):
         False, "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); changes rounding"
     )
     grad_checkpointing: bool = _speed(
-        False,
-        "save GPU memory: recompute the frozen parts of the blocks in the backward pass instead of storing them",
-        changes_results=False,
+        False, "save GPU memory: recompute the frozen blocks in the backward pass", changes_results=False
     )
     augment_on: Literal["host", "device"] = _speed(
         "host",
@@ -206,9 +198,7 @@ class Config(BaseModel):
         changes_results=False,
     )
     eval_cache_on: Literal["memory", "disk"] = _speed(
-        "memory",
-        "where these activations are kept; disk: in the system's temporary folder (TMPDIR)",
-        changes_results=False,
+        "memory", "where to keep these activations; disk: the temporary folder (TMPDIR)", changes_results=False
     )
     eval_cache_bf16: bool = _speed(
         False, "keep these activations in bfloat16: half the size, but a few predictions may differ"
@@ -220,9 +210,7 @@ class Config(BaseModel):
         0, "CPU threads of the main process; 0: torch's choice, slow if other processes need the cores", ge=0, le=1024
     )
     deterministic: bool = _run(
-        False,
-        "use only deterministic algorithms on a GPU, which is slower; an operation without one ends the run (runs on "
-        "the CPU are always deterministic)",
+        False, "on a GPU, use only deterministic algorithms, which are slower; an operation without one ends the run"
     )
     eval_batch_size: int = _run(128, "images in an evaluation batch", ge=1, changes_results=True)
     branch_eval: bool = _run(

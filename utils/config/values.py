@@ -17,9 +17,10 @@ LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some plac
 WIDEST = 8192  # inner width of an adapter or a descriptor; more than any ViT has
 NOT_FOR_TIMM = {  # arguments that would load other weights than those named, or write outside the run directory
     "pretrained": "the key pretrained of the configuration",
-    "checkpoint_path": "the key backbone_checkpoint of the configuration",
-    "pretrained_cfg": "the key backbone_checkpoint of the configuration",
-    "pretrained_cfg_overlay": "the key backbone_checkpoint of the configuration",
+    **dict.fromkeys(
+        ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
+        "the key backbone_checkpoint of the configuration",
+    ),
     "cache_dir": "the environment variable HF_HOME",
 }
 

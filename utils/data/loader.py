@@ -72,7 +72,7 @@ class StreamLoader:
         workers: Worker processes; they start with the first pass and run until `close`. 0: load in this process.
         device: Device of the batches.
         seed: First name of every random stream.
-        way: How images get to the device.
+        way: See `Way`.
     """
 
     def __init__(self, dataset: Images, workers: int, device: torch.device, seed: int, way: Way = READY) -> None:

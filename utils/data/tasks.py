@@ -24,10 +24,7 @@ class DataManager:
 
     Args:
         data: The data set.
-        shuffle: Whether to draw the class order from `seed`; otherwise it is the stored one.
-        seed: Seed of the class order, 0 to 2**32 - 1.
-        init_cls: Classes of the first task.
-        increment: Classes of each later task.
+        shuffle: Whether to draw the class order from `seed` (0 to 2**32 - 1); otherwise it is the stored one.
         max_tasks: Stop after this many tasks; None: all.
 
     Raises:
@@ -115,13 +112,13 @@ class Stored(Protocol):
 
 
 class TaskImages(Dataset[tuple[int, Any, int]]):
-    """A data set of (index, image, new label), where images are opened when they are requested.
+    """A data set of (index, image, new label).
 
     Args:
         images: Stored images, shared with other tasks.
         rows: (n,) the rows of `images` that belong to this data set.
         labels: (n,) their new labels.
-        look: Turns a stored image into (3, S, S) or a `Part`.
+        look: Opens and transforms a stored image when it is requested.
     """
 
     def __init__(
