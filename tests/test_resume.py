@@ -178,7 +178,7 @@ def test_no_seed_is_begun_after_a_run_was_asked_to_stop(
 
     monkeypatch.setattr(RunLog, method, asked)
     config = configuration(images, tmp_path / "cut", seed=[4, 5], auto_resume=True, max_tasks=1)
-    with pytest.raises(StoppedError, match=rf"(?s){says}.*for the other seeds, .*--auto_resume"):
+    with pytest.raises(StoppedError, match=rf"(?s){says}.*to train the other seeds, repeat .*--auto_resume"):
         trainer.train(config, "tiny")
     assert [path.name[-2:] for path in (tmp_path / "cut").iterdir()] == ["s4"]
     trainer.train(config, "tiny")
