@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: the same network, the same metrics, the same table as the trainer's."""
+"""Evaluate a checkpoint with the network, metrics and table of the trainer."""
 
 import logging
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Score a checkpoint on the test images of all classes it has seen.
+    """Evaluate a checkpoint on the test images of all its classes.
 
     Returns:
-        Accuracy, and what follows from the accuracy matrix, whose last row was measured anew; a checkpoint of the
-        public implementation carries no earlier rows.
+        Accuracy and the measures of the accuracy matrix, whose last row is new. The earlier rows are those of the
+        checkpoint; one of the public implementation has none.
 
     Raises:
-        UserError: Device, data, backbone or checkpoint do not work out.
+        UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
-    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation to keep anything for
+    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
     meta = learner.load_checkpoint(str(config.checkpt_path))
     if meta:
@@ -42,19 +42,15 @@ def evaluate(config: Config) -> dict[str, Any]:
     try:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
     except ValueError as error:
-        raise CheckpointError(f"the checkpoint's accuracies are of other tasks or test images: {error}") from None
+        raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
     print(format_table(matrix))
     return {"accuracy": accuracy, **matrix.summary()}
 
 
 def refuse_other_tasks(meta: Mapping[str, Any], tasks: DataManager) -> None:
-    """Refuse a checkpoint that does not say what it was trained on, or was trained on something else.
-
-    Raises:
-        CheckpointError: What is missing or differs.
-    """
+    """Raise CheckpointError if the checkpoint was trained on other tasks, or does not say on which."""
     if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
-        raise CheckpointError(f"the checkpoint does not say its {', '.join(missing)}, as one of a run does")
+        raise CheckpointError(f"the checkpoint has no {', '.join(missing)}, which a checkpoint of a run has")
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
             "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"

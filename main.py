@@ -5,8 +5,8 @@
     python main.py --resume logs/RUN
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
-Exit codes: 0 done, 1 a file could not be written or read, 2 something for the user to put right,
-3 the run's own audit failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
+Exit codes: 0 done, 1 a file could not be written or read, 2 an error that the user can correct,
+3 the audit of the run failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
 import sys
@@ -20,17 +20,14 @@ from utils.config.schema import Config
 from utils.errors import AuditError, DivergenceError, StoppedError, UserError
 
 AFTER_DIVERGENCE = (
-    "what was saved before is kept. Begin anew with lower rates, or go on with --auto_resume and --on_nan skip, which "
-    "leaves out batches whose loss is not finite"
+    "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
+    "skip, which leaves out batches whose loss is not finite"
 )
-
-AFTER_A_FAILED_FILE = (
-    "what the run had written is still there; once that is put right, the same command with --auto_resume goes on"
-)
+AFTER_A_FAILED_FILE = "the run's files are kept; correct this, then continue with the same command and --auto_resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (None: the process's own) and return its exit code."""
+    """Run the command line `argv` (None: that of the process) and return its exit code."""
     try:
         argv = sys.argv[1:] if argv is None else argv
         for plugin in plugins(argv):
@@ -38,12 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, flags = parse(argv)
         config = read_config(path, flags)
         run(config, path.stem if path else config.dataset)
-    except UserError as error:
+    except (UserError, AuditError) as error:
         print(error, file=sys.stderr)
-        return 2
-    except AuditError as error:
-        print(error, file=sys.stderr)
-        return 3
+        return 2 if isinstance(error, UserError) else 3
     except DivergenceError as error:
         print(f"{error}; {AFTER_DIVERGENCE}", file=sys.stderr)
         return 4
@@ -60,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
-    """The configuration of flags and file, or of the run to go on with, or of the checkpoint to evaluate.
+    """Return the configuration: flags over the file, or else over the run to resume or the checkpoint to evaluate.
 
     Raises:
-        UserError: file, run directory, checkpoint or flags are wrong.
+        UserError: File, run directory, checkpoint or flags are wrong.
     """
     begun = flags.get("resume")
     if path is None and isinstance(begun, str):
@@ -79,7 +73,7 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
 
 
 def run(config: Config, name: str) -> None:
-    """Train or evaluate. torch is imported only here: `--help` and errors of the configuration answer at once."""
+    """Train or evaluate. torch is imported only here, so that `--help` and configuration errors are quick."""
     if config.eval:
         from eval import evaluate
 

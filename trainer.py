@@ -1,4 +1,4 @@
-"""One training run per seed: data, learner, tasks, evaluation, files. The only file that knows the order of a run."""
+"""Train one run per seed. This is the only module that knows the order of a run."""
 
 import logging
 import shlex
@@ -31,19 +31,15 @@ from utils.timescales.scales import GATED
 
 logger = logging.getLogger(__name__)
 
-WITH_THE_OTHERS = "for the other seeds as well, give the same command again with --auto_resume"
+OTHER_SEEDS = "to train the other seeds, repeat the command with --auto_resume"
 
 
 def train(config: Config, name: str) -> None:
-    """Train every seed of a configuration, each in a run directory of its own.
-
-    Args:
-        config: Validated.
-        name: The configuration's name, which begins the directories' names.
+    """Train every seed of a configuration, each in its own run directory, whose name begins with `name`.
 
     Raises:
-        UserError: Device, data, backbone or output directory do not work out; before any training.
-        StoppedError: The process was asked to stop; the run's state is saved.
+        UserError: Device, data, backbone or output directory are missing or invalid; before any training.
+        StoppedError: The process was asked to stop, and the run's state is saved.
     """
     require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
@@ -54,15 +50,18 @@ def train(config: Config, name: str) -> None:
         try:
             asked = train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
         except StoppedError as stopped:
-            raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{WITH_THE_OTHERS}") from None
+            raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{OTHER_SEEDS}") from None
         if asked is not None and not last:
-            raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{WITH_THE_OTHERS}")
+            raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{OTHER_SEEDS}")
 
 
 def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> Signals | None:
-    """Train one seed and write its run directory; the signal that asked to stop when there was nothing left to do."""
+    """Train one seed; return the signal, if any, that asked to stop after the last step."""
     tasks = make_tasks(config, data)
-    check_steps(config, tasks)
+    branches = ADAPTERS[config.ffn_adapter_type].branches
+    for task in range(tasks.nb_tasks):  # refuse an interval that is longer than a func phase before anything trains
+        steps = steps_of(tasks.train_images(task), config.batch_size, config.func_epoch)
+        check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
     hooks = Hooks()
     learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), hooks)
     with RunLog.opened(plan) as log, stop_requests() as request:
@@ -79,14 +78,14 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
 
 
 def plugins_on_record() -> dict[str, Any]:
-    """The user's own files that this process has loaded, for a run's files; empty without any."""
+    """Return the plug-ins of this process for the files of a run; empty if there are none."""
     return {"plugins": [plugin.record() for plugin in PLUGINS]} if PLUGINS else {}
 
 
 def audited(record: EventSink, config: Config) -> EventSink:
-    """Where a run's events go: on record, the cadence of every time scale judged by the run's configuration.
+    """Record events, and compare the cadence of every time scale with the configuration of the run.
 
-    The learner's own copy of the configuration is not asked: a key that does not reach it is one of the faults sought.
+    The learner's own copy of the configuration is not used, as it could differ.
     """
 
     def sink(event: Event) -> None:
@@ -101,7 +100,7 @@ def audited(record: EventSink, config: Config) -> EventSink:
 
 
 def make_tasks(config: Config, data: ImageData) -> DataManager:
-    """The configuration's sequence of tasks over a data set."""
+    """Return the tasks of a configuration."""
     return DataManager(
         data,
         shuffle=config.shuffle,
@@ -112,20 +111,8 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
     )
 
 
-def check_steps(config: Config, tasks: DataManager) -> None:
-    """Refuse, before anything trains, an interval of a time scale that is longer than some task's func phase.
-
-    Raises:
-        ConfigError: Names the interval, the task and its number of steps.
-    """
-    branches = ADAPTERS[config.ffn_adapter_type].branches
-    for task in range(tasks.nb_tasks):
-        steps = steps_of(tasks.train_images(task), config.batch_size, config.func_epoch)
-        check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
-
-
 class Run:
-    """A run in progress: what is measured after every task, and the state from which it can go on."""
+    """A run in progress: the results of its tasks, and the state from which it can continue."""
 
     def __init__(
         self, config: Config, tasks: DataManager, learner: TaskLearner, log: RunLog, request: StopRequest
@@ -136,12 +123,12 @@ class Run:
         self.per_task: list[dict[str, Any]] = []
         self.clock = RunClock()
         self.states = SavedStates(log.path / STATES)
-        how = f"go on with: python main.py --resume {shlex.quote(str(log.path))}"
+        how = f"continue with: python main.py --resume {shlex.quote(str(log.path))}"
         self.keep = StateKeeper(config.checkpoint_every, self._save, request, how)
         learner.hooks.keep = self.keep
 
     def to_end(self) -> dict[str, Any]:
-        """Learn all tasks that are not learned yet; what results.json holds."""
+        """Learn all remaining tasks, and return the content of results.json."""
         while (task := len(self.per_task)) < self.tasks.nb_tasks:
             if self.learner.cur_task < task:
                 self.learner.incremental_train(self.tasks)
@@ -151,15 +138,19 @@ class Run:
             self.clock.end_task()
             self.keep("task")
         logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
+        measured = self._measured()
+        accuracy = measured.pop("accuracy")
+        return {"accuracy": accuracy, **self.matrix.summary(), **measured, "run": self.clock.report()}
+
+    def _measured(self) -> dict[str, Any]:
         return {
             "accuracy": self.matrix.to_json(),
-            **self.matrix.summary(),
             "tasks": self.per_task,
             "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
-            "run": self.clock.report(),
         }
 
     def _account_for(self, task: int) -> None:
+        """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
         accuracy, predictions, branches = self.learner.report_task()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
         for name, alone in branches.items():
@@ -169,71 +160,52 @@ class Run:
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
-        self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", self._meta())
+        meta = {
+            "config": self.config.model_dump(mode="json"),
+            "class_order": self.tasks.class_order,
+            "accuracy": self.matrix.to_json(),
+            **plugins_on_record(),
+        }
+        self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", meta)
         self.learner.after_task()
-        logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], _sizes(state))
+        adapters, counts = "-".join(map(str, state["adapters"])), state["parameters"]
+        sizes = f"adapters per block {adapters}, {counts['total'] - counts['backbone']} parameters"
+        logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], sizes)
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
 
-    # ---- the state between two processes
-
     def resume(self) -> bool:
-        """Go on from the newest saved state that is whole; whether there was one.
+        """Restore the newest state that can be used; return whether there was one.
 
         Raises:
-            StateError: There are states, and none of them can be used.
+            StateError: There are states, but none can be used.
         """
         state = self.states.newest(self._check)
-        if state is not None:
-            self._restore(state)
-        elif self.states:
-            raise StateError(f"{self.states.folder}: no state can be used; --overwrite begins the run anew")
-        return state is not None
+        if state is None:
+            if self.states:
+                raise StateError(f"{self.states.folder}: no state can be used; --overwrite starts the run again")
+            return False
+        self.learner.restore(state["learner"])  # first, as it may raise, and then nothing may have changed
+        self.log.forget_events_after(state["events"])
+        self.matrix = AccuracyMatrix.from_json(state["accuracy"])
+        self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
+        self.per_task = state["tasks"]
+        self.clock = RunClock.restore(state["clock"])
+        logger.info("continues in %s", self.learner.where())
+        return True
 
     @property
     def _name(self) -> str:
-        """What tells the run from every other, wherever its directory is."""
+        """Identifies the run independently of its directory."""
         return f"{result_hash(self.config)}-s{self.config.seed[0]}"
 
     def _check(self, state: dict[str, Any]) -> None:
         if state["run"] != self._name:
             raise StateError(f"of another run, {state['run']}, where this one is {self._name}")
         if state["events"] > self.log.events_written():
-            raise StateError("of a time whose events the metrics have lost")
+            raise StateError("its events are missing from the metrics")
 
     def _save(self) -> None:
-        self.states.save(
-            {
-                "run": self._name,
-                "learner": self.learner.state(),
-                "accuracy": self.matrix.to_json(),
-                "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
-                "tasks": self.per_task,
-                "clock": self.clock.state(),
-                "events": self.log.events_written(),
-            }
-        )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.learner.restore(state["learner"])  # first: it may refuse, and then nothing is to be changed
-        self.log.forget_events_after(state["events"])
-        self.matrix = AccuracyMatrix.from_json(state["accuracy"])
-        self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
-        self.per_task = state["tasks"]
-        self.clock = RunClock.restore(state["clock"])
-        logger.info("goes on in %s", self.learner.where())
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "class_order": self.tasks.class_order,
-            "accuracy": self.matrix.to_json(),
-            **plugins_on_record(),
-        }
-
-
-def _sizes(state: dict[str, Any]) -> str:
-    counts = state["parameters"]
-    return (
-        f"adapters per block {'-'.join(map(str, state['adapters']))}, {counts['total'] - counts['backbone']} parameters"
-    )
+        events = self.log.events_written()
+        state = {"run": self._name, "learner": self.learner.state(), "clock": self.clock.state(), "events": events}
+        self.states.save({**state, **self._measured()})

@@ -73,7 +73,7 @@ class Victim:
         if process.wait() == 0:
             return False
         assert process.code == -signal.SIGKILL, f"exit code {process.code}\n{process.errors}"
-        starting = resumes and "goes on in task" not in process.errors
+        starting = resumes and "continues in task" not in process.errors
         self.kills.append(Kill(self.kind, seconds, group, *found_at(self.run.path, starting)))
         return not self._finished
 

@@ -161,7 +161,7 @@ def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
 
 
 @pytest.mark.usefixtures("handlers_kept")
-@pytest.mark.parametrize(("method", "says"), [("event", "nothing is lost"), ("results", "seed 4 is finished")])
+@pytest.mark.parametrize(("method", "says"), [("event", "the state is saved"), ("results", "seed 4 is finished")])
 def test_no_seed_is_begun_after_a_run_was_asked_to_stop(
     images: Path,  # noqa: F811
     tmp_path: Path,
@@ -178,7 +178,7 @@ def test_no_seed_is_begun_after_a_run_was_asked_to_stop(
 
     monkeypatch.setattr(RunLog, method, asked)
     config = configuration(images, tmp_path / "cut", seed=[4, 5], auto_resume=True, max_tasks=1)
-    with pytest.raises(StoppedError, match=rf"(?s){says}.*for the other seeds as well, .*--auto_resume"):
+    with pytest.raises(StoppedError, match=rf"(?s){says}.*to train the other seeds, repeat .*--auto_resume"):
         trainer.train(config, "tiny")
     assert [path.name[-2:] for path in (tmp_path / "cut").iterdir()] == ["s4"]
     trainer.train(config, "tiny")
@@ -222,7 +222,7 @@ def test_with_no_whole_state_the_run_is_neither_begun_anew_nor_lost(
     for state in states(begun):
         state.write_bytes(state.read_bytes()[:-1])
     before = {file: file.read_bytes() for file in begun.rglob("*") if file.is_file() and file.name != "log.txt"}
-    with pytest.raises(StateError, match=r"resume: no state can be used; --overwrite begins the run anew"):
+    with pytest.raises(StateError, match=r"resume: no state can be used; --overwrite starts the run again"):
         trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
     after = {file: file.read_bytes() for file in begun.rglob("*") if file.is_file() and file.name != "log.txt"}
     assert after.keys() == before.keys()
@@ -238,7 +238,7 @@ def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_
     metrics = begun / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-1])
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
-    assert "of a time whose events the metrics have lost; using the state before it" in (begun / "log.txt").read_text()
+    assert "its events are missing from the metrics; using the state before it" in (begun / "log.txt").read_text()
     assert events(begun) == events(expected())
 
 

@@ -1,4 +1,4 @@
-"""What a configuration chooses by name, and the user's own files that add to it. Imports no torch by itself."""
+"""Names that a configuration can choose from, and plug-ins that add names. This module imports no torch."""
 
 import hashlib
 import importlib.util
@@ -20,13 +20,13 @@ REGISTRIES = {registry.key: registry for registry in (ADAPTERS, LEARNERS)}
 
 @dataclass(frozen=True)
 class Plugin:
-    """A user's own file.
+    """A Python file of the user.
 
     Attributes:
-        path: Where it lies, absolute; not on record.
-        file: Its name without the folder.
-        sha256: Of its content, hex.
-        adds: What it has registered: by configuration key, the names.
+        path: Absolute path, which is not recorded.
+        file: File name without folder.
+        sha256: Hash of the content, hex.
+        adds: Registered names by configuration key.
     """
 
     path: Path
@@ -35,18 +35,18 @@ class Plugin:
     adds: dict[str, list[str]]
 
     def record(self) -> dict[str, object]:
-        """What a run's files state of it."""
+        """Return the entry for the files of a run."""
         return {"file": self.file, "sha256": self.sha256, "adds": self.adds}
 
 
-PLUGINS: list[Plugin] = []  # those of this process
+PLUGINS: list[Plugin] = []  # loaded in this process
 
 
 def load_plugin(path: Path) -> Plugin:
-    """Run a user's own Python file, which registers adapter types or learners.
+    """Execute a Python file of the user that registers adapter types or learners.
 
     Raises:
-        UserError: It is not there, fails, or registers nothing.
+        UserError: The file is missing, fails, or registers nothing.
     """
     if not path.is_file():
         raise UserError(f"--plugin {path}: no such file")
@@ -62,31 +62,29 @@ def load_plugin(path: Path) -> Plugin:
     adds = {key: names for key, registry in REGISTRIES.items() if (names := registry.names_of(file))}
     if not adds:
         raise UserError(f"--plugin {path}: registers nothing; see docs/extending.md")
-    plugin = Plugin(path.resolve(), path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
+    plugin = Plugin(file, path.name, hashlib.sha256(path.read_bytes()).hexdigest(), adds)
     if plugin not in PLUGINS:
         PLUGINS.append(plugin)
     return plugin
 
 
 def require_plugins(recorded: object, source: str, *, unchanged: bool) -> None:
-    """Check that this process has loaded the plug-ins that a run was made with.
+    """Check that the plug-ins of a run or checkpoint are loaded.
 
     Args:
-        recorded: What the run's environment.json or a checkpoint states under `plugins`; None: there were none.
-        source: What messages call the run or checkpoint.
-        unchanged: Whether another content than then is an error; otherwise it is a warning.
+        recorded: `plugins` in the run's environment.json or in a checkpoint; None: no plug-ins.
+        source: Name of the run or checkpoint in messages.
+        unchanged: Whether a plug-in with another content is an error; otherwise it is a warning.
 
     Raises:
-        UserError: Names the file that is missing or has changed.
+        UserError: A file is not loaded, or has changed.
     """
     loaded = {plugin.file: plugin.sha256 for plugin in PLUGINS}
     for entry in recorded if isinstance(recorded, list) else []:
         file, sha256 = (str(entry.get(key)) for key in ("file", "sha256")) if isinstance(entry, dict) else ("?", "?")
         if file not in loaded:
-            raise UserError(
-                f"{source} was made with the plug-in {shown(file)} (SHA-256 {sha256[:16]}); name that file with "
-                f"--plugin {file}"
-            )
+            made = f"{source} was made with the plug-in {shown(file)} (SHA-256 {sha256[:16]})"
+            raise UserError(f"{made}; name that file with --plugin {file}")
         if loaded[file] != sha256:
             problem = f"--plugin {file}: its content has changed since {source} was made with it"
             if unchanged:

@@ -1,6 +1,6 @@
-"""The data sets: one entry each. `utils.data.sources` reads them; the key `dataset` takes its choices from here.
+"""The data sets, one entry for each. The key `dataset` takes its choices from here, `utils.data.sources` reads them.
 
-A data set in the layout `{train,test}/<class>/<image>` needs an entry and nothing else.
+A data set in the layout `{train,test}/<class>/<image>` needs only an entry.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ REVISITING = "the archive of that name under Dataset at https://github.com/zhoud
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies, how it is read, and where it comes from.
+    """Location, format and origin of a data set.
 
     Attributes:
-        reader: Which function of `utils.data.sources` reads it.
-        folder: Its path under `data_root`; empty: `data_root` itself, which then says which images are used.
-        layout: What is to lie under `data_root`.
-        origin: Where to get it.
-        nb_classes: Number of its classes; None: any.
+        reader: The reader in `utils.data.sources`.
+        folder: Folder under `data_root`; empty: `data_root` itself, which then determines the images.
+        layout: Expected files under `data_root`.
+        origin: Where to get the data set.
+        nb_classes: Number of classes; None: any.
     """
 
     reader: Literal["folders", "cifar100", "npz"]
@@ -29,7 +29,7 @@ class Source:
 
 
 def benchmark(folder: str, nb_classes: int) -> Source:
-    """A published benchmark of class folders."""
+    """Return the entry of a published benchmark with one folder for each class."""
     layout = f"{folder}/{{train,test}}/<class>/<image>, {nb_classes} classes"
     return Source("folders", folder, layout, REVISITING, nb_classes)
 
@@ -54,7 +54,7 @@ DATASETS = {
         "npz",
         "",
         "NAME.npz, or data_root is the file itself; in it uint8 images x_train, x_test of shape (N, H, W) or "
-        "(N, H, W, 3), whole numbers y_train, y_test of shape (N,), and if you like class_names",
+        "(N, H, W, 3), integers y_train, y_test of shape (N,), and optionally class_names",
         "your own arrays, written by numpy.savez",
     ),
 }

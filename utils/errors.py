@@ -1,37 +1,32 @@
-"""What goes wrong by the user's hand, as against what goes wrong by ours."""
+"""The exceptions of this project. Errors that a user can correct are told apart from faults of the program."""
 
 
 class UserError(Exception):
-    """Something the user can put right: the command line prints the message without a traceback, and exits with 2."""
+    """An error that the user can correct. The command line prints it without a traceback and exits with code 2."""
 
 
 class ConfigError(UserError, ValueError):
-    """The configuration is wrong. One line for each problem: key, value, where it came from, what was expected."""
+    """The configuration is invalid. The message has one line for each problem."""
 
 
 class DataError(UserError):
-    """A data set or an image is not there, not complete or not readable."""
+    """A data set or an image is missing, incomplete or unreadable."""
 
 
 class RunError(UserError):
-    """A run that is not there, not finished or damaged; the message names the file."""
+    """A run is missing, unfinished or damaged."""
 
 
 class AuditError(RuntimeError):
-    """The run did not do what its configuration says: an error of ours, which makes its numbers worthless."""
+    """The run did not do what its configuration says, so its results are invalid."""
 
 
 class DivergenceError(RuntimeError):
-    """A loss or a parameter is no finite number any more: further training would be worthless."""
+    """A loss or a parameter is NaN or infinite."""
 
 
 class StoppedError(Exception):
-    """The process was asked to stop, and the run's state was saved.
-
-    Args:
-        signal: Its number.
-        message: Where the run stands and how it goes on.
-    """
+    """The process was asked to stop by `signal`, and the run's state was saved."""
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)

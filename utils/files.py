@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the JSON that goes into them."""
+"""Write files completely or not at all, and convert values to strict JSON."""
 
 import json
 import math
@@ -10,16 +10,16 @@ from typing import Any
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step, making its folder if need be.
+    """Replace `path` by `content` in one step; create its folder if necessary.
 
-    The bytes go to a hidden file beside it, are flushed to the disk, and take its name only then: whoever reads `path`,
-    even after a power cut, finds the old content or the new.
+    The bytes are written to a hidden file beside it and flushed to the disk before the file is renamed. A reader finds
+    the old or the new content, even after a power failure.
 
     Raises:
-        OSError: The disk is full, the folder cannot be written to; `path` is as it was.
+        OSError: The file cannot be written; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process number keeps two writers of one file apart; no mkstemp, whose files only their owner can read.
+    # The process number separates two writers of one file; mkstemp would make the file readable only by its owner.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path), temporary.open("wb") as file:
@@ -30,12 +30,17 @@ def atomic_write(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if hasattr(os, "O_DIRECTORY"):  # flush the new name, too; Windows cannot open folders
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error say which file it is about: when a write fails, the system does not."""
+    """Add the file's name to an OSError without one, as the system does not name a file when a write fails."""
     try:
         yield
     except OSError as error:
@@ -45,11 +50,11 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, most_bytes: int, errors: str = "strict") -> str:
-    """The text of a file, a byte order mark left out.
+    """Read UTF-8 text without its byte order mark.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger than `most_bytes`, of which no more are read, or no UTF-8.
+        OSError: The file cannot be read.
+        ValueError: It has more than `most_bytes`, or is not UTF-8.
     """
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
@@ -58,20 +63,9 @@ def read_text(path: Path, most_bytes: int, errors: str = "strict") -> str:
     return content.decode("utf-8-sig", errors)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name as lasting as the bytes, where folders can be opened (not on Windows)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def plain(value: Any) -> Any:
-    """The value as strict JSON can hold it: tensors and arrays as lists, NaN and infinities as None."""
-    if hasattr(value, "tolist"):  # numpy's and torch's arrays and scalars, without importing either
+    """Convert to strict JSON: tensors and arrays to lists, NaN and infinities to None."""
+    if hasattr(value, "tolist"):  # arrays and scalars of numpy and torch, without importing either
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -83,20 +77,11 @@ def plain(value: Any) -> Any:
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """One line of JSON, with its line end.
-
-    Raises:
-        TypeError: A value is nothing JSON knows.
-    """
+    """Return one line of JSON, or raise TypeError if a value cannot be JSON."""
     return json.dumps(plain(values), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an indented JSON file atomically.
-
-    Raises:
-        OSError: As `atomic_write`.
-        TypeError: A value is nothing JSON knows.
-    """
+    """Write indented JSON atomically; raise OSError as `atomic_write`, or TypeError if a value cannot be JSON."""
     text = json.dumps(plain(values), allow_nan=False, ensure_ascii=False, indent=2)
     atomic_write(path, f"{text}\n".encode())

@@ -1,4 +1,4 @@
-"""JSON of whoever wrote it: read as it was meant, or refused with the place of the fault."""
+"""Read untrusted JSON, and say where it is wrong."""
 
 import json
 from collections import Counter
@@ -12,18 +12,18 @@ from utils.errors import ConfigError
 from utils.files import read_text
 from utils.text import did_you_mean, shown, shown_key
 
-MOST_BYTES = 2**26  # a thousand times what any of our files holds
-DEEPEST = 100  # lists and objects within each other; what works on values may call itself for each
+MOST_BYTES = 2**26  # a thousand times the size of our files
+DEEPEST = 100  # nested lists and objects; code that handles values may be recursive
 
 
 def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
-    """Read the JSON object in a file.
+    """Read a file with one JSON object.
 
     Returns:
-        The object, and the keys that it or an object within it holds more than once (Python would keep the last).
+        The object, and the keys that occur more than once in one object (Python keeps the last value).
 
     Raises:
-        ConfigError: no such file, not readable, not JSON, or not an object.
+        ConfigError: The file is missing, unreadable, or not a JSON object.
     """
     repeated: list[str] = []
 
@@ -34,7 +34,9 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
     try:
         values = parse(read_text(path, MOST_BYTES), note_repeated)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_files_like(path)}") from None
+        found = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.json")), count=3)
+        hint = found if path.parent.is_dir() else f" (and no folder {path.parent})"
+        raise ConfigError(f"{path}: no such file{hint}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except (OSError, ValueError) as error:
@@ -45,11 +47,10 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
 
 
 def parse(text: str, pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None) -> Any:
-    """The value that a text stands for.
+    """Parse JSON.
 
     Raises:
-        JSONDecodeError: It stands for none.
-        ValueError: It is nested too deeply, or a number in it is too long.
+        ValueError: It is invalid (JSONDecodeError), nested too deeply, or a number in it is too long.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs_hook)
@@ -67,18 +68,11 @@ def _inside(value: object) -> list[object]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
-def _files_like(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f" (and no folder {path.parent})"
-    return did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.json")), count=3)
-
-
 def faults(error: ValidationError) -> str:
-    """What is wrong with values from a file, on one line; the first three faults."""
-    return "; ".join(map(_fault, error.errors()[:3]))
-
-
-def _fault(item: Any) -> str:
-    place = shown_key(".".join(map(str, item["loc"])))
-    given = "" if item["type"] == "missing" else f" = {shown(item['input'])}"
-    return f"{place}{given}: {item['msg'].removeprefix('Value error, ').lower()}"
+    """Return the first three problems of values from a file, on one line."""
+    lines = []
+    for item in error.errors()[:3]:
+        place = shown_key(".".join(map(str, item["loc"])))
+        given = "" if item["type"] == "missing" else f" = {shown(item['input'])}"
+        lines.append(f"{place}{given}: {item['msg'].removeprefix('Value error, ').lower()}")
+    return "; ".join(lines)

@@ -1,4 +1,4 @@
-"""Sizes of memory: the unit of bounds, and how much a file may claim before it is believed."""
+"""The unit of memory limits, and the memory of this machine."""
 
 import os
 
@@ -6,5 +6,5 @@ GIB = 2**30
 
 
 def memory() -> int:
-    """The machine's memory, bytes: what needs more cannot be meant."""
+    """Return the memory of this machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

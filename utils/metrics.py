@@ -1,42 +1,39 @@
-"""From predictions to the accuracy matrix, and from the matrix to averages, forgetting and backward transfer.
+"""Accuracy matrix of a run, and the averages, forgetting and backward transfer computed from it.
 
 Tasks are counted from 0; T is the last task learned. `R[t][i]` is the accuracy on the test images of task i after
-learning task t, a fraction from 0 to 1, unrounded; NaN where it is not defined (i > t, a row never measured, a task
-without test images). Only `grouped_accuracy` and `format_table`, which are for reading, speak in rounded per cent.
+learning task t, a fraction from 0 to 1, not rounded. It is NaN where it is not defined: for i > t, for a row that was
+not measured, and for a task without test images. Only `grouped_accuracy` and `format_table` return rounded per cent.
+
+`predictions` and `labels` are classes, (n,); `sizes` is the number of classes of every task so far.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import gt
 from statistics import fmean
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-MOST_TASKS = 2000  # the matrix of that many takes 32 MB; a file of a few bytes a task can claim any number
+from utils.json_file import faults
+
+MOST_TASKS = 2000  # a matrix of that size takes 32 MB; a small file could claim any number
 
 
 def group_labels(sizes: Sequence[int]) -> list[str]:
-    """First and last class of every task, in the order of the tasks: `00-09`, `10-19`, ..., `100-104`, `105-105`."""
+    """Return the first and last class of every task: `00-09`, `10-19`, ..., `100-104`, `105-105`."""
     ends = accumulate(sizes)
     return [f"{end - size:02d}-{end - 1:02d}" for size, end in zip(sizes, ends, strict=True)]
 
 
 def grouped_accuracy(predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int], known: int) -> dict[str, float]:
-    """Accuracy in per cent, to two decimals, under SEMA's keys: `total`, one group of classes a task, `old`, `new`.
+    """Return the accuracy in per cent with two decimals: `total`, one group of classes per task, `old` and `new`.
 
-    Args:
-        predictions: (n,) predicted classes.
-        labels: (n,) true classes.
-        sizes: Classes of every task so far.
-        known: Classes before the current task; `old` are those below it.
-
-    Returns:
-        NaN for a group without images; but `old` is 0 in the first task, as the public implementation prints it.
-
-    Raises:
-        ValueError: As `count_hits`.
+    `old` are the classes below `known`. The accuracy of a group without images is NaN, except that `old` is 0 in the
+    first task, as in the public implementation.
     """
     correct, count = count_hits(predictions, labels, sizes)
     old, old_count = count_hits(predictions[labels < known], labels[labels < known], sizes)
@@ -50,12 +47,7 @@ def grouped_accuracy(predictions: np.ndarray, labels: np.ndarray, sizes: Sequenc
 
 
 def count_hits(predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Correct predictions and test images of every task.
-
-    Args:
-        predictions: (n,) predicted classes.
-        labels: (n,) true classes.
-        sizes: Classes of every task so far.
+    """Return the number of correct predictions and of test images for every task.
 
     Raises:
         ValueError: The lengths differ, or a label belongs to none of these tasks.
@@ -75,15 +67,15 @@ def _per_cent(hits: int, images: int) -> float:
 
 @dataclass
 class AccuracyMatrix:
-    """Raw counts of a run, one row a task learned, and what follows from them.
+    """Counts of correct predictions, one row for each task learned, and the measures computed from them.
 
-    A task without test images takes part in no mean. A row that was never measured (a checkpoint may carry only its
-    own) makes everything that needs it NaN.
+    Tasks without test images are left out of all means. Measures that need a row that was not measured are NaN (a
+    checkpoint may have only its own row).
 
     Attributes:
         task_sizes: Classes of every task.
         count: Test images of every task.
-        correct: `correct[t][i]`, i <= t: right answers on task i after learning task t; None for a row never measured.
+        correct: `correct[t][i]`, i <= t: correct predictions on task i after learning task t; None: row not measured.
     """
 
     task_sizes: list[int] = field(default_factory=list)
@@ -91,16 +83,10 @@ class AccuracyMatrix:
     correct: list[list[int] | None] = field(default_factory=list)
 
     def add_row(self, predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int]) -> None:
-        """Add the row of task `len(sizes) - 1`; rows left out before it count as never measured.
-
-        Args:
-            predictions: (n,) predicted classes of the test images of all tasks so far.
-            labels: (n,) their true classes.
-            sizes: Classes of every task so far.
+        """Add the row of task `len(sizes) - 1`. Missing rows before it count as not measured.
 
         Raises:
-            ValueError: The row is there already, earlier tasks' classes or test images are not those of the row before,
-                or as `count_hits`.
+            ValueError: The row exists, or classes or test images of earlier tasks differ from those of the row before.
         """
         row = len(sizes) - 1
         if row < len(self.correct):
@@ -113,7 +99,7 @@ class AccuracyMatrix:
         self.correct += [None] * (row - len(self.correct)) + [correct]
 
     def without_last(self) -> Self:
-        """A copy as it was before the last task was learned."""
+        """Return a copy without the last row and task."""
         return type(self)(self.task_sizes[:-1], self.count[:-1], self.correct[:-1])
 
     @property
@@ -121,12 +107,11 @@ class AccuracyMatrix:
         """R, (T + 1, T + 1)."""
         values = np.full((len(self.count), len(self.count)), np.nan)
         for t, row in enumerate(self.correct):
-            for i, hits in enumerate(row or ()):
-                values[t, i] = _fraction(hits, self.count[i])
+            values[t, : len(row or ())] = [_fraction(*pair) for pair in zip(row or (), self.count, strict=False)]
         return values
 
     def average_accuracy(self, t: int) -> float:
-        """A_t: accuracy over the test images of all classes seen after task t. Every image weighs the same."""
+        """Return A_t: the accuracy over all test images of tasks 0 to t after learning task t."""
         row = self.correct[t]
         return math.nan if row is None else _fraction(sum(row), sum(self.count[: t + 1]))
 
@@ -147,35 +132,30 @@ class AccuracyMatrix:
 
     @property
     def forgetting(self) -> float:
-        """F = mean over i < T of (max over t in [i, T - 1] of R[t][i]) - R[T][i].
+        """F = mean over i < T of (max over t in [i, T - 1] of R[t][i]) - R[T][i] (arXiv 1801.10112).
 
-        Every task counts the same. The maximum leaves the last row out, so F is negative where tasks got better to the
-        end (arXiv 1801.10112). NaN after the first task.
+        F is negative if tasks improve in the last row, which the maximum leaves out. NaN after the first task.
         """
         values, last = self.matrix, len(self.correct) - 1
-        return _mean(float(values[i:last, i].max() - values[last, i]) for i in self._earlier())
+        return _mean(float(values[i:last, i].max() - values[last, i]) for i in self._tested() if i < last)
 
     @property
     def bwt(self) -> float:
         """Backward transfer: mean over i < T of R[T][i] - R[i][i] (arXiv 1706.08840). NaN after the first task."""
         values = self.matrix
-        return _mean(float(values[-1, i] - values[i, i]) for i in self._earlier())
+        return _mean(float(values[-1, i] - values[i, i]) for i in self._tested() if i < len(values) - 1)
 
     @property
     def learning_accuracy(self) -> float:
-        """Mean over i of R[i][i]: how well tasks were known when just learned (arXiv 1810.11910)."""
+        """Mean over i of R[i][i], the accuracy on each task right after learning it (arXiv 1810.11910)."""
         values = self.matrix
         return _mean(float(values[i, i]) for i in self._tested())
 
     def _tested(self) -> list[int]:
         return [i for i, images in enumerate(self.count) if images]
 
-    def _earlier(self) -> list[int]:
-        """Tasks before the last that have test images."""
-        return [i for i in self._tested() if i < len(self.count) - 1]
-
     def summary(self) -> dict[str, Any]:
-        """All that follows from the matrix, as fractions: R's last row, the curve A_t, one number for each measure."""
+        """Return R's last row, the curve A_t, and every measure, as fractions."""
         return {
             "task_accuracy": self.matrix[-1:].flatten().tolist(),
             "average_accuracy": self.average_accuracies,
@@ -187,45 +167,35 @@ class AccuracyMatrix:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The raw counts, as `from_json` reads them."""
+        """Return the counts, as `from_json` reads them."""
         return {"task_sizes": list(self.task_sizes), "count": list(self.count), "correct": [*self.correct]}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote.
+    def from_json(cls, values: Any) -> Self:
+        """Read what `to_json` returned.
 
         Raises:
-            ValueError: The values are no accuracy matrix; the message says what is wrong.
+            ValueError: The values are not an accuracy matrix.
         """
-        if not isinstance(values, Mapping) or not all(isinstance(values.get(key), list) for key in _KEYS):
-            raise ValueError(f"an accuracy matrix has lists under {', '.join(_KEYS)}")
-        sizes, count, correct = (values[key] for key in _KEYS)
-        if not len(sizes) == len(count) == len(correct):
-            raise ValueError(
-                f"{len(sizes)} task sizes, {len(count)} counts, {len(correct)} rows; expected as many of each"
-            )
-        if len(sizes) > MOST_TASKS:
-            raise ValueError(f"{len(sizes)} tasks; expected at most {MOST_TASKS}")
-        if not all(_is_int(size) and size >= 1 for size in sizes) or not all(_is_int(n) and n >= 0 for n in count):
-            raise ValueError("task sizes are integers >= 1, counts integers >= 0")
-        for t, row in enumerate(correct):
-            if row is not None and not _is_row(row, count[: t + 1]):
+        try:
+            counts = _Counts.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(f"not an accuracy matrix: {faults(error)}") from None
+        matrix = cls(counts.task_sizes, counts.count, counts.correct)
+        lengths = len(matrix.task_sizes), len(matrix.count), len(matrix.correct)
+        if len(set(lengths)) > 1:
+            raise ValueError("{} task sizes, {} counts, {} rows; expected as many of each".format(*lengths))
+        for t, row in enumerate(matrix.correct):
+            if row is not None and (len(row) != t + 1 or any(map(gt, row, matrix.count))):
                 raise ValueError(f"row {t} of correct must be null or hold {t + 1} integers, none above its count")
-        return cls(list(sizes), list(count), [row if row is None else list(row) for row in correct])
+        return matrix
 
 
-_KEYS = ("task_sizes", "count", "correct")
-
-
-def _is_int(value: object) -> bool:
-    """Whether it is an integer, and one that can count something."""
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-
-
-def _is_row(row: object, count: list[int]) -> bool:
-    if not isinstance(row, list) or len(row) != len(count):
-        return False
-    return all(_is_int(hits) and 0 <= hits <= images for hits, images in zip(row, count, strict=True))
+class _Counts(BaseModel):
+    model_config = ConfigDict(strict=True)
+    task_sizes: Annotated[list[Annotated[int, Field(ge=1, lt=2**53)]], Field(max_length=MOST_TASKS)]
+    count: list[Annotated[int, Field(ge=0, lt=2**53)]]
+    correct: list[list[Annotated[int, Field(ge=0)]] | None]
 
 
 def _fraction(hits: int, images: int) -> float:
@@ -233,13 +203,13 @@ def _fraction(hits: int, images: int) -> float:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean, the same whatever the order; NaN of nothing."""
+    """Return the mean, independent of the order; NaN if there are no values."""
     listed = list(values)
     return fmean(listed) if listed else math.nan
 
 
 def format_table(matrix: AccuracyMatrix) -> str:
-    """R in per cent as plain text: a line for each task learned, a column for each task, then A_t; measures below."""
+    """Return R in per cent as a text table: a line per task learned, a column per task, A_t, and the measures."""
     header = ["after task", *group_labels(matrix.task_sizes), "all"]
     rows = [
         [str(t), *(_cell(value) for value in row[: t + 1]), *[""] * (len(row) - t - 1), _cell(average)]

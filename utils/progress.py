@@ -10,16 +10,9 @@ T = TypeVar("T")
 
 
 def progress(iterable: Iterable[T], what: str, total: int, done: int = 0) -> Iterable[T]:
-    """Iterate under a progress bar on a terminal, and silently elsewhere.
-
-    Args:
-        iterable: Left open when the loop is left early.
-        what: Text before the bar.
-        total: Steps in all.
-        done: Steps made before this loop.
-    """
+    """Iterate, on a terminal with a bar that has the text `what` and begins at step `done` of `total`."""
     if not sys.stderr.isatty():
-        return iterable  # a disabled tqdm would not do: it closes the generator under a loop that is left early
+        return iterable  # even a disabled tqdm would close a generator when the loop ends early
     return _with_bar(iterable, tqdm(desc=what, total=total, initial=done, leave=False, dynamic_ncols=True))
 
 

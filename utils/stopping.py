@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 from utils.errors import StoppedError
 
@@ -18,7 +17,7 @@ class StopRequest:
     """Whether the process was asked to stop.
 
     Attributes:
-        signal: The signal that asked; None so far.
+        signal: The first signal; None: none so far.
     """
 
     def __init__(self) -> None:
@@ -26,35 +25,31 @@ class StopRequest:
         self._ending = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal. A second one ends the process at once, as an exception might wait for a hanging worker."""
         if self.signal is None:
             self.signal = signal.Signals(number)
             _say(f"{self.signal.name}: stopping at the next step; once more stops at once")
         elif not self._ending:
             self._ending = True
             _say(f"{signal.Signals(number).name} again: ended at once; what was saved is still there")
-            _end_at_once(128 + number)
+            try:
+                for child in multiprocessing.active_children():  # they would print an error otherwise
+                    child.kill()
+            finally:
+                os._exit(128 + number)
 
 
 def _say(text: str) -> None:
-    """Write a line on the console, past every buffer: a handler may come while the log is being written."""
+    """Write to stderr without Python's buffers, which may be in use when a signal arrives."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 
 
-def _end_at_once(code: int) -> NoReturn:
-    """End as a killed process does, after which a run can go on; an exception might wait for a worker that hangs."""
-    try:
-        for child in multiprocessing.active_children():  # which would complain of it on the console
-            child.kill()
-    finally:
-        os._exit(code)
-
-
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take note of Ctrl-C and SIGTERM instead of ending at once; outside the main thread, which gets none, nothing.
+    """Note Ctrl-C and SIGTERM instead of ending at once; outside the main thread, which gets no signals, do nothing.
 
-    After a first one the process is to end, so that to the second, whenever it comes, the answer stays the same.
+    After a first signal the handlers stay, so that a second one ends the process whenever it comes.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -64,30 +59,30 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items() if request.signal is None else ():
-            signal.signal(number, handler)
+        if request.signal is None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class StateKeeper:
-    """Saves a run's state where the configuration says, and where the process was asked to stop, which it then does.
-
-    What a run does between two points where it can be saved is either a training step or a scanned batch, which change
-    it, or something that a run that goes on does anew, such as an evaluation.
+    """Saves a run's state as configured, and when the process is asked to stop.
 
     Args:
         every: The key checkpoint_every.
         save: Saves the state.
         request: Whether the process was asked to stop.
-        how_to_go_on: For the message to whoever asked.
+        how_to_go_on: How to continue the run, for the message when it stops.
     """
 
     def __init__(self, every: int, save: Callable[[], None], request: StopRequest, how_to_go_on: str) -> None:
         self._every, self._save, self._request, self._how = every, save, request, how_to_go_on
         self._epochs = 0
-        self._saved = False  # whether what is on disk is what there is
+        self._saved = False  # whether nothing has changed since the state was saved
 
     def __call__(self, point: str) -> None:
-        """Note that the run is at a point; see `models.base.Keeper`, whose points these are, with "task" after a task.
+        """Note that the run has reached a point: "task" after a task, or one of `models.protocol.Keeper`.
+
+        At "wait" the state is that of the previous point, as in an evaluation, which a continued run repeats.
 
         Raises:
             StoppedError: The process was asked to stop, and the state is saved.
@@ -99,7 +94,7 @@ class StateKeeper:
             if self._saved:
                 self._save()
         if asked is not None and self._saved:
-            raise StoppedError(asked, f"stopped by {asked.name}, nothing is lost; {self._how}")
+            raise StoppedError(asked, f"stopped by {asked.name}, the state is saved; {self._how}")
 
     def _is_due(self, point: str) -> bool:
         if point == "epoch":

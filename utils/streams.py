@@ -1,6 +1,6 @@
-"""Every random number comes from a named stream: the run's seed, a purpose, and a place such as task, epoch or image.
+"""Random numbers come from named streams: the run's seed, a purpose, and a place such as task, epoch or image.
 
-A stream depends on its name alone: on nothing that was drawn, evaluated or loaded before, and not on the process.
+A stream depends only on its name, not on earlier draws or on the process.
 """
 
 import hashlib
@@ -12,21 +12,21 @@ import torch
 
 
 def derive(*names: int | str) -> int:
-    """A 63-bit seed: the first bits of BLAKE2b over the names, on every machine the same. 1 and "1" are two names."""
+    """Return a 63-bit seed, the first bits of BLAKE2b over the names. 1 and "1" are different names."""
     text = json.dumps(names, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*names: int | str) -> torch.Generator:
-    """A CPU generator of its own at the beginning of the named stream (torch seeds it from the low 32 bits)."""
+    """Return a new CPU generator for the named stream (torch uses the low 32 bits of the seed)."""
     return torch.Generator().manual_seed(derive(*names))
 
 
 @contextmanager
 def seeded(*names: int | str) -> Iterator[None]:
-    """Let torch's global CPU generator draw from the named stream inside, and go on as if nothing had happened outside.
+    """Let torch's global CPU generator draw from the named stream inside, and restore its state afterwards.
 
-    Generators of other devices are left alone, which torch.manual_seed would not do.
+    Unlike torch.manual_seed, this leaves the generators of other devices unchanged.
     """
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(derive(*names))

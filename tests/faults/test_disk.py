@@ -67,7 +67,7 @@ def test_a_file_that_cannot_grow_ends_the_run_which_goes_on_with_more_room(
     run = shop.make("limited", keys)
     code, message = ended(run.start("--auto_resume", before=LIMITED.format(limit(run, whole(**keys)))))
     assert code == 1
-    named = f"File too large: '{re.escape(str(run.path))}/{file}'; what the run had written is still there"
+    named = f"File too large: '{re.escape(str(run.path))}/{file}'; the run's files are kept"
     assert re.search(named, message)
     assert_goes_on(run, whole(**keys))
     observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
@@ -144,7 +144,7 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_it_is_cleared(
     owner, _, name = function.rpartition(".")
     code, message = ended(run.start(before=FILLED.format(owner=owner, name=name, call=call, ballast=str(ballast))))
     assert code == 1
-    assert message.startswith(f"[Errno 28] No space left on device: '{run.path / file}'; what the run had written")
+    assert message.startswith(f"[Errno 28] No space left on device: '{run.path / file}'; the run's files are kept")
     ballast.unlink()
     assert_goes_on(run, whole(**keys))
     observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")

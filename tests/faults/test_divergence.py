@@ -34,7 +34,7 @@ def test_divergence_ends_the_run_and_the_state_before_is_kept(shop: Workshop, en
     code, message = ended(run.resume("--on_nan", "skip"))
     assert code == 4
     assert message.startswith(
-        "task 0 cycle 0 rd phase, epoch 2: no batch has a finite loss; what was saved before is kept"
+        "task 0 cycle 0 rd phase, epoch 2: no batch has a finite loss; the last saved state is kept"
     )
     observe(
         times=2, seen="exit code 4, with phase, task, epoch, batch and rates; the state of the phase before is kept"

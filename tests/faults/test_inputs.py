@@ -81,7 +81,7 @@ def test_a_pipe(call, images):
     os.mkfifo(images / "train" / "d" / "3.png")
     code, message = call(images)
     assert code == 2
-    assert "3.png: not a readable image: it is no file" in message
+    assert "3.png: not a readable image: it is not a regular file" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -118,7 +118,7 @@ def test_a_run_that_skips_bad_images_is_the_run_without_them(call, images, caplo
     assert call(images, "skipped", on_bad_image="skip", num_workers=workers)[0] == 0
     assert [caplog.text.count(f"{path}: not a readable image: ") for path in bad] == [1, 1, 1]
     (log,) = (images.parent / "skipped").glob("*/log.txt")
-    assert "18 training and 7 test images; left out, as they cannot be read, 3: " in log.read_text()
+    assert "18 training and 7 test images; 3 unreadable files left out: " in log.read_text()
     for path in bad:
         path.unlink()
     assert call(images, "without")[0] == 0
@@ -171,7 +171,7 @@ def test_a_zip_bomb(call, tmp_path, monkeypatch):
     assert path.stat().st_size < 30_000
     monkeypatch.setattr(npz, "memory", lambda: 10**7)
     code, message = call(path, dataset="npz")
-    assert (code, "bytes, more than the memory here, 10,000,000" in message) == (2, True)
+    assert (code, "bytes, more than the 10,000,000 of this machine" in message) == (2, True)
 
 
 @fault("a truncated file of arrays", "an .npz cut to half its length")

@@ -48,7 +48,7 @@ def test_without_a_whole_state_nothing_is_removed(shop: Workshop, ended: Ended, 
     before = contents(run.path)
     for go_on in (run.resume, lambda: run.start("--auto_resume")):
         code, message = ended(go_on())
-        assert (code, message) == (2, f"{run.path}/resume: no state can be used; --overwrite begins the run anew")
+        assert (code, message) == (2, f"{run.path}/resume: no state can be used; --overwrite starts the run again")
     assert contents(run.path) == before
     observe(times=2, seen="exit code 2 and what to do; nothing is removed or changed")
 

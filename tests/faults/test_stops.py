@@ -49,7 +49,7 @@ def test_a_run_asked_to_stop_finishes_its_step_and_repeats_none(
     assert process.workers() == []
     code, message = ended(process)
     assert code == 128 + number
-    assert message == f"stopped by {number.name}, nothing is lost; go on with: python main.py --resume {run.path}"
+    assert message == f"stopped by {number.name}, the state is saved; continue with: python main.py --resume {run.path}"
     finish(run.resume(before=counted))
     assert differences(run.path, whole(**KEYS)) == []
     assert epochs_repeated(run.path) == 0

@@ -144,7 +144,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "more tasks": (lambda meta: {**meta, "task_sizes": [1, 1, 1]}, "of other tasks or test images"),
     "nothing": (
         lambda meta: {"config": meta["config"]},
-        "does not say its task_sizes, class_order, accuracy, backbone",
+        "has no task_sizes, class_order, accuracy, backbone",
     ),
 }
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_whose_network_no_memory_holds(checkpoint, refused):
 def test_a_checkpoint_that_would_write_elsewhere(checkpoint, refused):
     kwargs = {**KEYS["backbone_kwargs"], "cache_dir": "/etc"}
     with_meta(checkpoint, lambda meta: {**meta, "config": {**meta["config"], "backbone_kwargs": kwargs}})
-    assert "cache_dir is not passed on to timm from here" in refused(checkpoint)
+    assert "cache_dir is not passed on to timm; use" in refused(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["..json", "....json", "a\nb.json", "~.json", "-.json", "%2e%2e.json"])

@@ -64,7 +64,7 @@ def test_a_state_is_saved_every_so_many_epochs_between_stages_and_after_tasks(ev
 @pytest.mark.parametrize(("asked", "ends"), [(0, 0), (1, 1), (2, 3), (3, 3), (8, 8), (14, 14), (16, 16)])
 def test_a_run_that_is_asked_to_stop_does_so_where_nothing_is_lost(asked, ends):
     passed: list[int] = []
-    with pytest.raises(StoppedError, match="stopped by SIGTERM, nothing is lost; go on") as stop:
+    with pytest.raises(StoppedError, match="stopped by SIGTERM, the state is saved; go on") as stop:
         saved(1, TASK, stop_at=asked, passed=passed)
     assert (len(passed), stop.value.signal) == (ends, signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: every key, how files and flags become one configuration, and what identifies it."""
+"""The configuration of a run: its keys, files and flags, and its hash."""
 
 from utils.config.load import load as load
 from utils.config.load import resolve as resolve

@@ -1,4 +1,4 @@
-"""`python -m utils.config --schema` prints the JSON schema, by which editors complete and check configuration files."""
+"""`python -m utils.config --schema` prints the JSON schema with which editors check configuration files."""
 
 import json
 import sys

@@ -1,10 +1,11 @@
-"""The command line: `--config FILE` and one flag for every key of the configuration.
+"""The command line: `--config FILE`, and one flag for every key of the configuration.
 
-Here a text only becomes a value of its key's type; `utils.config.load` judges it together with the values of the file,
-so that one message lists every problem. This module never imports torch.
+Flags are only converted to the type of their key here. `utils.config.load` validates them together with the file, so
+that one message lists every problem. This module never imports torch.
 """
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,12 @@ from utils.text import shown
 
 DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
 USAGE = "main.py --config FILE [--key value ...]"
-CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags beat the file, the file beats the defaults"
+CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags override the file, the file the defaults"
 PLUGIN_MEANING = (
-    "your own Python file, which registers adapter types or learners (docs/extending.md); it is run, so it can be "
-    "named here only, never in a configuration or a checkpoint; several may be given"
+    "a Python file of your own that registers adapter types or learners (docs/extending.md); it is executed, so it can "
+    "be given only here, not in a configuration or a checkpoint; may be given several times"
 )
-SEVERAL = ("seed", "device")  # flags of more than one value; several devices are for config to refuse
+SEVERAL = ("seed", "device")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FROM_TEXT: dict[str, Callable[[str], object]] = {
     "boolean": lambda text: TRUTH[text.lower()],
@@ -35,12 +36,12 @@ METAVARS = {"boolean": "{true,false}", "integer": "INT", "number": "FLOAT", "obj
 
 
 class CommandLine(NamedTuple):
-    """What the command line says.
+    """The parsed command line.
 
     Attributes:
-        path: The file named by `--config`.
-        flags: The keys the user gave and no others. A text that does not fit its key's type stays a text, and a flag
-            that is no key is kept: `utils.config.load` names both, with all other problems.
+        path: The file given by `--config`.
+        flags: The given keys only. Values that do not fit their key's type stay text, and unknown flags are kept:
+            `utils.config.load` reports them.
     """
 
     path: Path | None
@@ -48,7 +49,7 @@ class CommandLine(NamedTuple):
 
 
 def plugins(argv: Sequence[str]) -> list[Path]:
-    """The files named by `--plugin`, which add choices to other flags and so must be loaded before `parse`."""
+    """Return the files given by `--plugin`. They add choices to other flags, so load them before `parse`."""
     parser = argparse.ArgumentParser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", type=Path, default=[])
     found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
@@ -56,47 +57,42 @@ def plugins(argv: Sequence[str]) -> list[Path]:
 
 
 def parse(argv: Sequence[str]) -> CommandLine:
-    """Read the command line. `--help` ends the process with code 0, a flag without its value with code 2.
+    """Parse the command line. `--help` exits with code 0, a flag without its value with code 2.
 
     Args:
-        argv: Arguments without the program's name. In flags hyphens may stand for underscores; of a flag given twice
-            the last counts.
+        argv: Arguments without the program's name. Flags may have hyphens instead of underscores. If a flag is given
+            twice, the last one counts.
 
     Raises:
         ConfigError: An argument belongs to no flag.
     """
-    known, rest = _parser().parse_known_args(_underscored(argv))
-    given = vars(known)
-    path, _ = given.pop("config", None), given.pop("plugin", None)
-    return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="main.py",
-        usage=USAGE,
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
+        prog="main.py", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_MEANING)
     parser.add_argument("--plugin", action="append", type=Path, metavar="FILE", help=PLUGIN_MEANING)
     groups: dict[str, Any] = {}
     for key, schema in schemas().items():
-        group = groups.setdefault(schema["group"], None) or parser.add_argument_group(schema["group"])
-        groups[schema["group"]] = group
-        _add(group, key, schema)
-    return parser
+        name = schema["group"]
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        _add(groups[name], key, schema)
+    known, rest = parser.parse_known_args(_underscored(argv))
+    given = vars(known)
+    path, _ = given.pop("config", None), given.pop("plugin", None)
+    return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
 
 
 def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
-    """One flag, with its line of `--help`: meaning, what is expected, default."""
+    """Add a flag, with meaning, expected values and default in its help."""
     named, type_ = choices(schema), _type(schema)
     hint = [describe(schema)] if "expected" in schema or type_ in ("integer", "number") else []
-    hint.append(f"default: {_plain(schema['default'])}" if "default" in schema else "required")
-    # `--eval` alone is `--eval true`; an empty list of seeds is for the configuration to refuse
+    default = schema.get("default")
+    plain = default if isinstance(default, str) else shown(default)
+    hint.append(f"default: {plain}" if "default" in schema else "required")
     number: dict[str, Any] = {"nargs": "*"} if key in SEVERAL else {}
-    number |= {"nargs": "?", "const": "true"} if type_ == "boolean" else {}
+    if type_ == "boolean":  # `--eval` alone is `--eval true`
+        number = {"nargs": "?", "const": "true"}
     group.add_argument(
         f"--{key}",
         metavar=f"{{{','.join(named)}}}" if named else METAVARS[type_],
@@ -106,20 +102,12 @@ def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
 
 
 def _underscored(argv: Sequence[str]) -> list[str]:
-    """The same arguments, flags with underscores."""
-    full: list[str] = []
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        full.append(f"--{name[2:].replace('-', '_')}{equals}{value}" if argument.startswith("--") else argument)
-    return full
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else shown(value)
+    """Return the arguments with underscores instead of hyphens in the names of flags."""
+    return [re.sub("^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in argv]
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """JSON type of a key; the first where there are several, as in "an integer or null"."""
+    """Return the JSON type of a key; the first one of several, as in "integer or null"."""
     return str(schema.get("anyOf", [schema])[0]["type"])
 
 
@@ -135,11 +123,7 @@ def _value(key: str, text: str | list[str]) -> object:
 
 
 def _unknown(rest: Sequence[str]) -> dict[str, object]:
-    """Flags that are no keys, each with the text that follows it.
-
-    Raises:
-        ConfigError: A text follows no flag.
-    """
+    """Return the flags that are no keys, each with the text that follows it."""
     flags: dict[str, object] = {}
     last: str | None = None
     for argument in rest:

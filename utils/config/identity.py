@@ -1,4 +1,4 @@
-"""Which keys of a configuration can change a result, and the digits by which equal computations are known."""
+"""Which keys of a configuration can change a result, and the hash over these keys."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from utils.datasets import DATASETS
 
 
 def counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration that can change a result, each with its value, defaults filled in.
+    """Return the keys that can change a result, with defaults filled in.
 
-    The seed, which a run states beside its configuration, does not count. `data_root` counts where it alone says which
-    images are used. A key this version does not know counts.
+    The seed is not counted, as runs state it separately. `data_root` is counted if it alone determines the images. Keys
+    that this version does not know are counted.
     """
     known = schemas()
     kept = {key: value for key, value in values.items() if known.get(key, {}).get("changes_results", True)}
@@ -24,10 +24,10 @@ def counted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counted_digest(values: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits over the keys that `counted` keeps, so that equal digits mean equal computations.
+    """Return 8 hexadecimal digits over the keys of `counted`.
 
-    BLAKE2b of the canonical JSON (sorted keys, no spaces) of those that are not at their default: a version with one
-    more key, whose default is what was done before, gives an old configuration its old digits.
+    This is BLAKE2b of the canonical JSON (sorted keys, no spaces) of the keys that differ from their default. A new key
+    whose default keeps the old behaviour therefore does not change the hash of old configurations.
     """
     usual = defaults()
     kept = {key: value for key, value in counted(values).items() if key not in usual or usual[key] != value}
@@ -36,5 +36,5 @@ def counted_digest(values: Mapping[str, Any]) -> str:
 
 
 def result_hash(config: Config) -> str:
-    """The hash in a run directory's name: `counted_digest` of its configuration."""
+    """Return the hash in the name of a run directory."""
     return counted_digest(config.model_dump(mode="json"))

@@ -1,22 +1,15 @@
-"""Every key of a run: type, default, bound, meaning, and the checks between keys.
+"""The configuration keys: type, default, bounds and meaning of each, and the checks between keys.
 
-A run is described by one flat JSON file (`exps/*.json`) with SEMA's own keys, those of Nested LoRA and a few of ours.
-Flags of the command line beat the file, and the file beats the defaults declared here; all is merged first and
-validated once, so that one `ConfigError` lists every problem. This module never imports torch: a slip of the pen is
-answered at once.
+A run is described by one flat JSON file (`exps/*.json`) with SEMA's keys, those of Nested LoRA and a few more. Flags
+override the file, and the file the defaults. The merged result is validated once, see `utils.config.load`. This module
+never imports torch, so that configuration errors are reported at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from utils.choices import ADAPTERS
 from utils.config.values import (
@@ -35,8 +28,6 @@ from utils.config.values import (
     Seeds,
     Text,
 )
-from utils.errors import ConfigError as ConfigError
-from utils.errors import UserError as UserError
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
 
@@ -47,12 +38,12 @@ def _key(
     """Declare one key.
 
     Args:
-        group: heading in `--help`.
+        group: Heading in `--help`.
         default: `...` makes the key required.
-        meaning: one line for `--help`, the JSON schema and the reader.
-        changes_results: whether runs that differ in this key alone may end differently.
-        expected: what a valid value is, in words; None: as type and bounds say.
-        bounds: pydantic's (ge, gt, le, min_length).
+        meaning: Description in `--help`, the JSON schema and docs/keys.md.
+        changes_results: Whether runs that differ only in this key can have different results.
+        expected: Description of valid values; None: made from type and bounds.
+        bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results}
     if expected is not None:
@@ -68,195 +59,179 @@ _expansion = partial(_key, "Expansion")
 _nested = partial(_key, "Nested LoRA")
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
-_unused = partial(_key, "Without effect", meaning="accepted because SEMA's files hold it", changes_results=False)
+_unused = partial(_key, "Without effect", meaning="accepted because SEMA's files have it", changes_results=False)
 
 
 class Config(BaseModel):
-    """One run, complete and checked. `Config(...)` raises pydantic's ValidationError; `load` words it for users."""
+    """The validated configuration of a run. `Config(...)` raises pydantic's ValidationError, `load` a ConfigError."""
 
-    # a bound on the length, even 0, makes pydantic refuse texts that are no Unicode and could never be written out
+    # with a minimum length, even 0, pydantic refuses text that is not valid Unicode and could not be written to a file
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=0)
 
     dataset: Dataset = _data(..., "name of the data set")
     data_root: Text = _data(
         "data",
-        "folder of the data sets; for imagefolder the folder with train/ and test/, for npz the file or its folder"
-        f"; the environment variable {DATA_ROOT_VARIABLE} beats the file, the flag beats both",
+        "folder of the data sets; for imagefolder the folder with train/ and test/, for npz the file or its folder; "
+        f"the environment variable {DATA_ROOT_VARIABLE} overrides the file, the flag overrides both",
         changes_results=False,
     )
-    shuffle: bool = _data(True, "draw the class order from the seed; false: classes in stored order")
+    shuffle: bool = _data(True, "shuffle the classes with the seed; false: keep the stored order")
     class_order_seed: Seed | None = _data(
-        None, "seed of the class order, to keep the order while `seed` changes; null: the run's seed"
+        None, "seed of the class order, to keep the order for several values of `seed`; null: use `seed`"
     )
     init_cls: int = _data(10, "classes in the first task", ge=1)
-    increment: int = _data(10, "classes in each later task; the last takes what remains", ge=1)
-    max_tasks: int | None = _data(None, "stop after this many tasks; null: all", ge=1)
+    increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1)
+    max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
     on_bad_image: Literal["error", "skip"] = _data(
-        "error",
-        "a file that cannot be read as an image: error stops and names it; skip names it, leaves it out and goes on "
-        "with the others, for which every image is decoded once before anything trains",
+        "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
-    num_workers: int = _data(2, "processes that load images; 0: the main process", ge=0, le=1024, changes_results=False)
+    num_workers: int = _data(
+        2, "processes that load images; 0: load in the main process", ge=0, le=1024, changes_results=False
+    )
 
-    model_name: ModelName = _model("sema", "learner")
+    model_name: ModelName = _model("sema", "name of the learner")
     backbone_type: Text = _model(
         "pretrained_vit_b16_224_adapter",
-        "one of SEMA's names, pretrained_vit_b16_224_adapter or "
-        "pretrained_vit_b16_224_in21k_adapter, or <name of a timm VisionTransformer>_adapter",
+        "pretrained_vit_b16_224_adapter or pretrained_vit_b16_224_in21k_adapter, as in SEMA, or the name of any "
+        "VisionTransformer of timm followed by _adapter",
     )
     pretrained: bool = _model(
-        True, "download timm's weights, unless backbone_checkpoint is given; false: random weights"
+        True, "download timm's weights, unless backbone_checkpoint is given; false: use random weights"
     )
     backbone_checkpoint: Text | None = _model(
-        None,
-        "file with the backbone's weights under timm's names (safetensors or torch), instead of a download",
+        None, "file with the backbone's weights in timm's format (safetensors or torch), used instead of a download"
     )
     backbone_kwargs: BackboneKwargs = _model(
-        {}, "further arguments of timm.create_model (image size, depth, width)", expected=A_JSON_OBJECT
+        {}, "further arguments of timm.create_model, such as image size, depth and width", expected=A_JSON_OBJECT
     )
     normalize: bool = _model(
-        False, "normalise images by the mean and std of the weights; false, as SEMA: values in [0, 1]"
+        False, "normalise images with the mean and std of the weights; false: keep values in [0, 1], as in SEMA"
     )
 
-    ffn_adapter_type: AdapterType = _adapter("adaptmlp", "adapter in every slot")
+    ffn_adapter_type: AdapterType = _adapter("adaptmlp", "type of the adapters")
     ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
 
-    func_epoch: int = _training(5, "epochs of a func phase (adapters, router, head)", ge=1)
-    rd_epoch: int = _training(20, "epochs of an rd phase (representation descriptors)", ge=0)
-    batch_size: int = _training(32, "images in a training step", ge=1)
-    optimizer: Literal["sgd", "adam"] = _training("sgd", "SGD with momentum 0.9, or AdamW")
-    init_lr: float = _training(0.005, "learning rate of the func phase; with nested_lora that of router and head", gt=0)
+    func_epoch: int = _training(5, "epochs of a func phase, which trains adapters, router and head", ge=1)
+    rd_epoch: int = _training(20, "epochs of an rd phase, which trains representation descriptors", ge=0)
+    batch_size: int = _training(32, "images in a training batch", ge=1)
+    optimizer: Literal["sgd", "adam"] = _training("sgd", "sgd: SGD with momentum 0.9; adam: AdamW")
+    init_lr: float = _training(
+        0.005, "learning rate of the func phase; with nested_lora, of router and head only", gt=0
+    )
     rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0)
-    min_lr: float = _training(0.0, "floor of the cosine schedules", ge=0)
+    min_lr: float = _training(0.0, "final learning rate of the cosine schedules", ge=0)
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
-
     on_nan: Literal["stop", "skip"] = _training(
         "stop",
-        "what a loss that is NaN or infinite does; stop: it ends the run, the last good state kept; skip: the batch is "
-        "left out (to know that, every step waits for its loss)",
-        changes_results=False,  # in runs that come to their end under both, no loss was such
+        "a loss that is NaN or infinite; stop: end the run and keep its last state; skip: leave out the batch (slower)",
+        changes_results=False,  # a run that finishes under both had no such loss
     )
 
     exp_threshold: float = _expansion(
-        2.0, "a layer asks for an adapter when the batch's mean z-score is above this", ge=0
+        2.0, "a layer requests an adapter when the mean z-score of a batch is above this value", ge=0
     )
     detect_batch_size: int = _expansion(128, "images in a batch of the scan", ge=1)
     rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1, le=WIDEST)
-    buffer_size: int = _expansion(500, "reconstruction losses a descriptor remembers; z-scores need 3", ge=3)
+    buffer_size: int = _expansion(500, "reconstruction losses that a descriptor stores; z-scores need at least 3", ge=3)
 
-    nested_lora_rank: int = _nested(16, "bottleneck of each of slow and fast", ge=1, le=WIDEST)
+    nested_lora_rank: int = _nested(16, "bottleneck of slow, and of fast", ge=1, le=WIDEST)
     nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
     nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
     nested_lora_update_interval_slow: int = _nested(
-        1, "slow moves on every k-th optimizer step of a func phase; 0 and 1: on every step", ge=0
+        1, "update slow at every k-th optimizer step of a func phase; 0 and 1: at every step", ge=0
     )
     nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _nested(
         "skip",
-        "skip: slow does not move between updates; accumulate: as skip, and an update uses the mean gradient of its "
-        "interval; zero_grad: the gradient is zeroed and the optimizer steps anyway (momentum and decay move slow)",
+        "skip: slow does not change between updates; accumulate: as skip, but an update uses the mean gradient of its "
+        "interval; zero_grad: its gradient is zero between updates, but momentum and weight decay still change slow",
     )
-    nested_lora_use_consolidation: bool = _nested(False, "consolidate fast into slow at the end of a task")
-    nested_lora_consolidation_alpha: float = _nested(0.1, "share of fast that goes into slow", ge=0, le=1)
+    nested_lora_use_consolidation: bool = _nested(False, "consolidate fast into slow at the end of each task")
+    nested_lora_consolidation_alpha: float = _nested(0.1, "fraction of fast that is added to slow", ge=0, le=1)
     nested_lora_consolidation_mode: Literal["weights", "function"] = _nested(
         "weights",
-        "weights: slow's tensors += alpha * fast's; function: slow's output += alpha * fast's, exactly "
-        "(slow's rank grows by fast's)",
+        "weights: add alpha times fast's tensors to those of slow; function: add alpha times fast's output to that of "
+        "slow, exactly (slow's rank grows by fast's rank)",
     )
     nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _nested(
-        "zero",
-        "fast after consolidation: all zero; reinit: zero output, fresh down-projection; keep: as it is",
+        "zero", "fast after consolidation; zero: all zero; reinit: new down-projection, zero output; keep: unchanged"
     )
     nested_lora_lifetime: Literal["expansion", "continual"] = _nested(
-        "expansion",
-        "expansion: an adapter is frozen after the task that added it; continual: every task trains all",
+        "expansion", "expansion: an adapter is trained in the task that adds it; continual: in every task from then on"
     )
 
     precision: Literal["fp32", "bf16"] = _speed(
         "fp32",
-        "fp32: everything in float32; bf16: the matrix products in bfloat16, while weights, losses, records, routers, "
-        "descriptors and head stay float32",
+        "fp32: everything in float32; bf16: matrix products in bfloat16; weights, losses, records, routers, "
+        "descriptors and head stay in float32",
     )
     rd_views: int = _speed(
         0,
-        "views of every image that the descriptors' epochs see, in turn: those of the first epochs, whose token means "
-        "are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
+        "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
+        "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
     )
     compile: bool = _speed(
-        False,
-        "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); rounding differs",
+        False, "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); changes rounding"
     )
     grad_checkpointing: bool = _speed(
-        False,
-        "for a small GPU: compute the frozen parts of the blocks again in the backward pass instead of keeping them",
-        changes_results=False,
+        False, "save GPU memory: recompute the frozen blocks in the backward pass", changes_results=False
     )
     augment_on: Literal["host", "device"] = _speed(
         "host",
-        "where training images are resized; host: one by one, where they are loaded; device: a batch at once, from "
-        "the same random parts, without the host's rounding to 8 bits (a value differs by 1/255 at most)",
+        "where training images are resized; host: one by one, where they are loaded; device: as a batch, from the same "
+        "random parts, without rounding to 8 bits (values differ by at most 1/255)",
     )
     image_cache_gib: float = _speed(
         2.0,
-        "GiB for the pixels of the current task's training images, decoded once from their files; those that find no "
-        "room are decoded whenever they are loaded; 0: all are (the pixels of cifar224 and npz are in memory anyway)",
+        "GiB for decoded training images of the current task; files that do not fit are decoded each time they are "
+        "loaded; 0: no cache (cifar224 and npz are in memory anyway)",
         ge=0,
         changes_results=False,
     )
     eval_cache_gib: float = _speed(
         4.0,
-        "GiB for test images half way through the network, from task 0 on: later evaluations run the layers from "
-        "adapt_start_layer on alone; 0: nothing is kept",
+        "GiB for the activations of test images before adapt_start_layer; later evaluations then compute only the "
+        "layers from there on; 0: no cache",
         ge=0,
         changes_results=False,
     )
     eval_cache_on: Literal["memory", "disk"] = _speed(
-        "memory",
-        "where they are kept; disk: in the system's temporary folder, which TMPDIR names",
-        changes_results=False,
+        "memory", "where to keep these activations; disk: the temporary folder (TMPDIR)", changes_results=False
     )
     eval_cache_bf16: bool = _speed(
-        False,
-        "keep them in bfloat16: half the room, and accuracies that can differ in rare images",
-        changes_results=True,
+        False, "keep these activations in bfloat16: half the size, but a few predictions may differ"
     )
 
-    seed: Seeds = _run([1993], "one run for each seed", expected=SEEDS, min_length=1)
-    device: Device = _run("auto", "where to compute; auto: a GPU if there is one", expected=A_DEVICE)
+    seed: Seeds = _run([1993], "seed of the run; several seeds: one run for each", expected=SEEDS, min_length=1)
+    device: Device = _run("auto", "device of the run; auto: a GPU if there is one", expected=A_DEVICE)
     num_threads: int = _run(
-        0,
-        "CPU threads of the main process; 0: torch's choice, which suffers when other processes want the cores",
-        ge=0,
-        le=1024,
+        0, "CPU threads of the main process; 0: torch's choice, slow if other processes need the cores", ge=0, le=1024
     )
     deterministic: bool = _run(
-        False,
-        "on a GPU use only algorithms that give the same bits every time, at some cost in speed; an operation without "
-        "one ends the run (on the CPU runs repeat bit by bit without it)",
+        False, "on a GPU, use only deterministic algorithms, which are slower; an operation without one ends the run"
     )
-    eval_batch_size: int = _run(128, "images in a batch of evaluation", ge=1, changes_results=True)
+    eval_batch_size: int = _run(128, "images in an evaluation batch", ge=1, changes_results=True)
     branch_eval: bool = _run(
-        True, "with nested_lora: after every task score slow + fast, slow only, fast only and neither"
+        True, "with nested_lora: after each task, also evaluate slow + fast, slow only, fast only and neither"
     )
     telemetry_every: int = _run(
-        0, "with nested_lora: measure the branches at every so many steps of a func phase; 0: once an epoch", ge=0
+        0, "with nested_lora: measure the branches every this many steps of a func phase; 0: once per epoch", ge=0
     )
-    eval_every: int = _run(0, "score the test set every so many epochs of training; 0: never", ge=0)
+    eval_every: int = _run(0, "evaluate the test set every this many epochs of training; 0: never", ge=0)
     checkpoint_every: int = _run(
-        1, "save the run's state every so many epochs, and between phases; 0: after each task", ge=0
+        1, "save the run's state every this many epochs, and between phases; 0: only after each task", ge=0
     )
-    resume: Text | None = _run(None, "run directory of an unfinished run to go on with")
+    resume: Text | None = _run(None, "directory of an unfinished run to continue")
     auto_resume: bool = _run(
-        False,
-        "go on with the newest unfinished run of this configuration and seed, if there is one; leave finished ones",
+        False, "continue the newest unfinished run of this configuration and seed, if there is one; skip finished runs"
     )
-    tensorboard: bool = _run(False, "write TensorBoard files into the run's directory; needs the package tensorboard")
+    tensorboard: bool = _run(False, "write TensorBoard files to the run directory; needs the package tensorboard")
     wandb: Text | None = _run(
-        None, "project of Weights & Biases to show the run in, with TensorBoard files; needs tensorboard and wandb"
+        None, "Weights & Biases project of the run; also writes TensorBoard files; needs tensorboard and wandb"
     )
-    output_dir: Text = _run("logs", "folder that holds a directory for each run")
+    output_dir: Text = _run("logs", "folder of the run directories")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")
     checkpt_path: Text | None = _run(None, "checkpoint to evaluate")
@@ -276,53 +251,45 @@ class Config(BaseModel):
 
 
 class Check(NamedTuple):
-    """A condition between keys, skipped while one of them is itself invalid."""
+    """A condition between keys. It is skipped if one of the keys is invalid itself."""
 
     keys: tuple[str, ...]
     holds: Callable[..., bool]
     reason: str
 
 
-def _floor_check(rate: str) -> Check:
-    return Check(("min_lr", rate), lambda floor, lr: floor <= lr, f"the cosine's floor min_lr would raise {rate}")
-
-
-def _branch_floor_check(rate: str) -> Check:
-    """The rates of time scales act with adapters that have branches; to know that, the adapter's file is imported."""
-    keys = ("min_lr", rate, "ffn_adapter_type")
-    return Check(keys, lambda floor, lr, kind: floor <= lr or not ADAPTERS[kind].branches, _floor_check(rate).reason)
-
-
-def _size_check(key: str) -> Check:
-    """Not in the schema, as nobody means such numbers and every line of `--help` would speak of them."""
-    reason = f"expected at most {LARGEST}"
-    return Check((key,), lambda value: not isinstance(value, int) or value <= LARGEST, reason)
-
-
+TOO_HIGH = "min_lr, the end of the cosine schedule, would raise {}".format
 CHECKS = (
     Check(
         ("adapt_start_layer", "adapt_end_layer"),
         lambda start, end: start <= end,
         "the first expandable layer lies behind the last; expected adapt_start_layer <= adapt_end_layer",
     ),
-    _floor_check("init_lr"),
-    _floor_check("rd_lr"),
-    _branch_floor_check("nested_lora_lr_fast"),
-    _branch_floor_check("nested_lora_lr_slow"),
+    *(Check(("min_lr", rate), lambda floor, lr: floor <= lr, TOO_HIGH(rate)) for rate in ("init_lr", "rd_lr")),
+    *(  # used only by adapters with branches
+        Check(
+            ("min_lr", rate, "ffn_adapter_type"),
+            lambda floor, lr, kind: floor <= lr or not ADAPTERS[kind].branches,
+            TOO_HIGH(rate),
+        )
+        for rate in ("nested_lora_lr_fast", "nested_lora_lr_slow")
+    ),
     Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
 )
 
 
 def broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
-    """The checks between keys that do not hold, of those whose keys are all among `values`."""
-    yield from (check for key, value in values.items() if not (check := _size_check(key)).holds(value))
+    """Yield the checks that fail, among those whose keys are all in `values`."""
+    for key, value in values.items():
+        if isinstance(value, int) and value > LARGEST:  # not a bound of the keys, to keep `--help` short
+            yield Check((key,), lambda _: False, f"expected at most {LARGEST}")
     for check in CHECKS:
         if values.keys() >= set(check.keys) and not check.holds(*(values[key] for key in check.keys)):
             yield check
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON schema of every key, by name, in the order of declaration; with the names that can be chosen now."""
+    """Return the JSON schema of every key in the order of declaration, with the current choices."""
     properties = {key: dict(schema) for key, schema in _declared().items()}
     for key, names in CHOICES.items():
         properties[key]["enum"] = names()
@@ -336,6 +303,6 @@ def _declared() -> dict[str, dict[str, Any]]:
 
 
 def defaults() -> dict[str, object]:
-    """The default of every key that has one: all but `dataset`. Fresh objects at every call."""
+    """Return the default of every key but `dataset`, which has none. The values are new objects at every call."""
     fields = Config.model_fields.items()
     return {name: field.get_default() for name, field in fields if not field.is_required()}

@@ -1,24 +1,25 @@
-"""`python -m utils.data NAME --data_root DIR` downloads cifar224, and says of every data set whether it is complete."""
+"""`python -m utils.data NAME --data_root DIR` checks that a data set is complete; it downloads cifar224 if needed."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from torchvision.datasets import CIFAR100
 
-from utils.data.sources import ON_BAD_IMAGE, load_dataset
+from utils.data.sources import OnBadImage, load_dataset
 from utils.datasets import DATASETS
 from utils.errors import DataError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Download a data set if that can be done, check it, and say how large it is; the process's exit code."""
+    """Check a data set and print its size. cifar224 is downloaded first if it is missing."""
     parser = argparse.ArgumentParser(prog="python -m utils.data", description=main.__doc__)
     parser.add_argument("name", choices=DATASETS)
     parser.add_argument("--data_root", type=Path, default=Path("data"))
-    meaning = "skip: decode every image and name those that cannot be read; error: look at their first bytes"
-    parser.add_argument("--on_bad_image", choices=ON_BAD_IMAGE, default="error", help=meaning)
+    meaning = "error: check only the header of every image; skip: decode every image and list those that cannot be read"
+    parser.add_argument("--on_bad_image", choices=get_args(OnBadImage), default="error", help=meaning)
     given = parser.parse_args(arguments)
     try:
         if given.name == "cifar224":

@@ -1,7 +1,4 @@
-"""Image files decoded once, for as long as a task trains on them.
-
-Shapes: n files, H height, W width.
-"""
+"""Image files that are decoded once and kept in memory while a task trains on them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +12,12 @@ from utils.memory import GIB
 
 
 class DecodedImages:
-    """Files in their order, the first of them decoded: as many as there is room for, the others whenever asked for.
+    """Files of which the first ones are decoded, as many as fit into `limit_gib`.
 
-    All pixels lie in one tensor, filled before any process that loads is started: a forked one shares its memory, any
-    other gets it as torch sends tensors, which shares it too, and it goes back to the system as a whole.
-
-    Args:
-        files: What to decode.
-        limit_gib: Bound on the decoded pixels, GiB.
+    All pixels are in one tensor that is filled before workers start, so that the workers share its memory.
 
     Raises:
-        DataError: One of the first files is not a readable image; the message names it.
+        DataError: A file is not a readable image.
     """
 
     def __init__(self, files: Sequence[Path], limit_gib: float) -> None:
@@ -40,7 +32,7 @@ class DecodedImages:
         return len(self._files)
 
     def __getitem__(self, row: int) -> Path | np.ndarray:
-        """The pixels (H, W, 3) of a file that was decoded, or else the file."""
+        """Return the pixels (height, width, 3) if the file is decoded, otherwise its path."""
         return self._place(row) if row < self.kept else self._files[row]
 
     def _decode(self, row: int) -> None:

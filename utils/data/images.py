@@ -1,4 +1,4 @@
-"""From a stored image to what a network sees.
+"""Opening images, and the transforms of training and testing.
 
 Shapes: H height, W width, S image side.
 """
@@ -29,19 +29,19 @@ from utils.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]  # RGB -> (3, S, S)
 
-# What a file may be, whatever its name says. PIL knows more; EPS, for one, it hands to an interpreter of programs.
+# Formats that are accepted, whatever a file's name says. PIL knows more, such as EPS, for which it runs Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 2**26  # 8192 x 8192; as PIL keeps them 268 MB. A few bytes of a file can claim any number
+MOST_PIXELS = 2**26  # 8192 x 8192, 268 MB in PIL; a header of a few bytes can claim any size
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network wants to see.
+    """The input of a network.
 
     Attributes:
         size: Side S in pixels.
-        mean: Of each channel, on the scale 0 to 1; None, as in SEMA: values stay in [0, 1].
-        std: Of each channel, given with the mean.
+        mean: Mean of each channel, on the scale 0 to 1; None: images are not normalised, as in SEMA.
+        std: Standard deviation of each channel, given with the mean.
     """
 
     size: int
@@ -50,7 +50,7 @@ class InputSpec:
 
 
 class View(NamedTuple):
-    """What an augmentation takes of an image: a part of it, in pixels, and whether to mirror that."""
+    """A part of an image, in pixels, and whether to mirror it."""
 
     top: int
     left: int
@@ -60,35 +60,36 @@ class View(NamedTuple):
 
 
 def draw_view(height: int, width: int) -> View:
-    """SEMA's augmentation: a random part of the image, 5 % to all of it, and a coin toss for its mirror image.
+    """Draw SEMA's augmentation: a random part of 5 % to 100 % of the image, mirrored with probability 1/2.
 
-    Drawn from torch's global CPU generator as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
+    It makes the same draws from torch's global CPU generator as torchvision's RandomResizedCrop and
+    RandomHorizontalFlip.
     """
-    nothing = torch.empty(0, height, width)  # torchvision asks an image for its size alone
+    nothing = torch.empty(0, height, width)  # only its size is used
     top, left, height, width = RandomResizedCrop.get_params(nothing, [0.05, 1.0], [3 / 4, 4 / 3])
     return View(top, left, height, width, mirrored=bool(torch.rand(1) < 0.5))
 
 
 @dataclass(frozen=True)
 class RandomView:
-    """A view of an image, drawn anew every time and resized by PIL."""
+    """A random view of an image, resized by PIL."""
 
     size: int
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The view, (S, S)."""
+        """Return the view, (S, S)."""
         *part, mirrored = draw_view(image.height, image.width)
         view = resized_crop(image, *part, [self.size, self.size], InterpolationMode.BILINEAR)
         return hflip(view) if mirrored else view
 
 
 def train_transform(spec: InputSpec) -> Transform:
-    """A random view of the image."""
+    """Return the transform of training: a random view."""
     return Compose([RandomView(spec.size), *_to_tensor(spec)])
 
 
 def test_transform(spec: InputSpec) -> Transform:
-    """The middle of the image: its shorter side becomes 256 / 224 of the network's."""
+    """Return the transform of testing: the shorter side is resized to 256 / 224 of S, and the centre is cropped."""
     resize = Resize(int(spec.size * 256 / 224), InterpolationMode.BICUBIC)
     return Compose([resize, CenterCrop(spec.size), *_to_tensor(spec)])
 
@@ -98,39 +99,35 @@ def _to_tensor(spec: InputSpec) -> list[Callable[..., Tensor]]:
 
 
 def open_image(image: Path | np.ndarray) -> Image.Image:
-    """An image in RGB, whatever it was, as torchvision's loader and SEMA take it.
+    """Open an image in RGB, as torchvision's loader and SEMA do.
 
-    Transparency is dropped, of an animation the first frame counts, and a camera's note on which side is up (EXIF) is
-    not acted on.
+    Transparency is dropped, an animation gives its first frame, and the EXIF orientation is ignored.
 
     Args:
         image: A file, or uint8 pixels (H, W) or (H, W, 3).
 
     Raises:
-        DataError: The file cannot be read as an image, or claims more than `MOST_PIXELS`; the message names it.
+        DataError: The file cannot be read as an image, or has more than `MOST_PIXELS`.
     """
     if isinstance(image, np.ndarray):
         whole = Image.fromarray(image)
-        return whole if whole.mode == "RGB" else whole.convert("RGB")  # which would copy the one that is RGB
+        return whole if whole.mode == "RGB" else whole.convert("RGB")  # convert copies even if it is RGB
     with _opened(image) as opened:
         return _rgb(opened)
 
 
 def open_pixels(image: Path | np.ndarray) -> np.ndarray:
-    """The pixels of `open_image`, uint8 (H, W, 3); of an array that has them, a view."""
+    """Return the pixels of `open_image`, uint8 (H, W, 3); for an array of that shape without a copy."""
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return image
     return np.asarray(open_image(image))
 
 
 def check_header(path: Path) -> tuple[int, int]:
-    """Look at the first bytes of a file, which say what it is and how large, without decoding it.
-
-    Returns:
-        Height and width.
+    """Return the height and width of an image file from its header, without decoding it.
 
     Raises:
-        DataError: As `open_image`, as far as these bytes tell.
+        DataError: The header shows that `open_image` would fail.
     """
     with _opened(path) as opened:
         return opened.height, opened.width
@@ -138,38 +135,29 @@ def check_header(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """A file of pixels still to be decoded; whatever goes wrong meanwhile is a DataError that names it."""
+    """Open a file without decoding it; errors in the `with` block become a DataError with the file's name."""
     try:
-        _refuse_no_content(path)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for its writer
+            raise ValueError("it is not a regular file")
+        if found.st_size == 0:
+            raise ValueError("it is empty")
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels; expected at most {MOST_PIXELS:,} in all")
             yield opened
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a readable image: its content is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # a damaged file can raise nearly anything in PIL's decoders
+    except Exception as error:  # PIL's decoders raise nearly anything on damaged files
         raise DataError(f"{path}: not a readable image: {error}") from error
-
-
-def _refuse_no_content(path: Path) -> None:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no file")  # to read a pipe would be to wait for its writer
-    if found.st_size == 0:
-        raise ValueError("it is empty")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image).convert("RGB")
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits and no fixed range; save it with 8 or 16 bits")
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))  # PIL would make every value above 255 white
     if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # the direct way gives the same and warns
+        image = image.convert("RGBA")  # converting to RGB directly gives the same result with a warning
     return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The upper halves of 16-bit pixels; PIL would make everything above 255 white."""
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("its pixels have more than 16 bits and no fixed range; save it with 8 or 16 bits")
-    return Image.fromarray((pixels >> 8).astype(np.uint8))

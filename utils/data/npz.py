@@ -1,10 +1,9 @@
-"""Images and labels in one .npz file, checked before anything uses them.
+"""Images and labels in one .npz file, checked when it is read.
 
 Shapes: N images, H height, W width, C classes.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -15,7 +14,6 @@ from utils.errors import DataError
 from utils.memory import memory
 from utils.text import did_you_mean
 
-SPLITS = ("train", "test")
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 NAMES = (*ARRAYS, "class_names")
 ENDING = ".npy"
@@ -23,56 +21,45 @@ HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read and check the arrays of a file, without unpickling anything.
+    """Read the arrays of a file without unpickling anything.
 
     Returns:
-        x_train, x_test: uint8 (N, H, W) or (N, H, W, 3). y_train, y_test: whole numbers (N,) in [0, C).
-        class_names: text (C,); the labels as text if the file holds none.
+        x_train, x_test: uint8 (N, H, W) or (N, H, W, 3). y_train, y_test: integers (N,) in [0, C).
+        class_names: text (C,); "0", "1", ... if the file has none.
 
     Raises:
-        DataError: Names the file, the array and what was expected of it.
+        DataError: The file is damaged, or an array is missing or not as expected.
     """
     try:
-        arrays = _load(path)
-        for split in SPLITS:
-            _check_images(f"x_{split}", arrays[f"x_{split}"])
-            _check_labels(f"y_{split}", arrays[f"y_{split}"], len(arrays[f"x_{split}"]))
-        arrays.setdefault("class_names", _numbers(arrays["y_train"]))
-        _check_classes(arrays)
+        with ZipFile(path) as archive:
+            arrays = _load(archive)
+        _check(arrays)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error.__cause__
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # zip, zlib and numpy raise many kinds of errors on damaged files
+        raise DataError(f"{path}: not a readable .npz file: {error}") from error
     return arrays
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with ZipFile(path) as archive:
-            stored = [name.removesuffix(ENDING) for name in archive.namelist() if name.endswith(ENDING)]
-            _check_names(stored)
-            wanted = [name for name in NAMES if name in stored]
-            _check_sizes(archive, wanted)
-            return {name: _read(archive, name) for name in wanted}
-    except DataError:
-        raise
-    except Exception as error:  # a damaged archive fails in zip, zlib or array headers, each with exceptions of its own
-        raise DataError(f"not a readable .npz file: {error}") from error
-
-
-def _check_names(stored: Sequence[str]) -> None:
+def _load(archive: ZipFile) -> dict[str, np.ndarray]:
+    stored = [name.removesuffix(ENDING) for name in archive.namelist() if name.endswith(ENDING)]
     for name in ARRAYS:
         if name not in stored:
-            raise DataError(f"no array {name}; it holds {', '.join(stored) or 'nothing'}{did_you_mean(name, stored)}")
-
-
-def _check_sizes(archive: ZipFile, names: Iterable[str]) -> None:
-    """Refuse what a few bytes can claim, before memory is taken for it: sizes that are not there, or a thousandfold."""
-    needed = sum(_checked_size(archive, name) for name in names)
+            found = ", ".join(stored) or "nothing"
+            raise DataError(f"no array {name}; it holds {found}{did_you_mean(name, stored)}")
+    wanted = [name for name in NAMES if name in stored]
+    needed = sum(_checked_size(archive, name) for name in wanted)
     if needed > memory():
-        raise DataError(f"its arrays would take {needed:,} bytes, more than the memory here, {memory():,}")
+        raise DataError(f"its arrays would take {needed:,} bytes, more than the {memory():,} of this machine's memory")
+    arrays: dict[str, np.ndarray] = {}
+    for name in wanted:
+        with archive.open(name + ENDING) as file:
+            arrays[name] = npy.read_array(file, allow_pickle=False)
+    return arrays
 
 
 def _checked_size(archive: ZipFile, name: str) -> int:
-    """Bytes that an array takes, once its own header and the archive's directory agree about them."""
+    """Return the bytes of an array, after checking its own header against the size in the archive."""
     with archive.open(name + ENDING) as file:
         shape, _, dtype = HEADERS[npy.read_magic(file)](file)
         held = archive.getinfo(name + ENDING).file_size - file.tell()
@@ -82,47 +69,31 @@ def _checked_size(archive: ZipFile, name: str) -> int:
     return held
 
 
-def _read(archive: ZipFile, name: str) -> np.ndarray:
-    with archive.open(name + ENDING) as file:
-        array: np.ndarray = npy.read_array(file, allow_pickle=False)
-    return array
-
-
-def _check_images(name: str, images: np.ndarray) -> None:
-    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[3:] not in ((), (3,)) or images.size == 0:
-        expected = "uint8 of shape (N, H, W) or (N, H, W, 3), none of them 0"
-        raise DataError(f"{name} is {_shown(images)}, expected {expected}")
-
-
-def _check_labels(name: str, labels: np.ndarray, images: int) -> None:
-    if labels.dtype.kind not in "iu" or labels.shape != (images,):
-        raise DataError(f"{name} is {_shown(labels)}, expected whole numbers of shape ({images},), one for each image")
-
-
-def _check_classes(arrays: Mapping[str, np.ndarray]) -> None:
-    names = arrays["class_names"]
+def _check(arrays: dict[str, np.ndarray]) -> None:
+    for name in ARRAYS:
+        array, split = arrays[name], name[2:]
+        if name.startswith("x"):
+            bad = array.dtype != np.uint8 or array.ndim < 3 or array.shape[3:] not in ((), (3,)) or array.size == 0
+            expected = "uint8 of shape (N, H, W) or (N, H, W, 3), none of them 0"
+        else:
+            images = len(arrays[f"x_{split}"])
+            bad = array.dtype.kind not in "iu" or array.shape != (images,)
+            expected = f"integers of shape ({images},), one for each image"
+        if bad:
+            raise _unexpected(name, array, expected)
+    names = arrays.setdefault("class_names", np.arange(len(np.unique(arrays["y_train"]))).astype(str))
     if names.dtype.kind != "U" or names.ndim != 1:
-        raise DataError(f"class_names is {_shown(names)}, expected text of shape (C,)")
-    if not _is_unicode(names):
-        raise DataError("class_names holds what is no Unicode text, and could never be written into a log")
-    for split in SPLITS:
-        low, high = arrays[f"y_{split}"].min(), arrays[f"y_{split}"].max()
+        raise _unexpected("class_names", names, "text of shape (C,)")
+    try:
+        "".join(names.tolist()).encode()
+    except (UnicodeEncodeError, SystemError):  # half a surrogate pair, or a number beyond all characters
+        raise DataError("class_names holds text that is not valid Unicode") from None
+    for name in ("y_train", "y_test"):
+        low, high = arrays[name].min(), arrays[name].max()
         if low < 0 or high >= len(names):
             expected = f"0 to {len(names) - 1}, as there are {len(names)} classes"
-            raise DataError(f"y_{split} holds labels from {low} to {high}, expected {expected}")
+            raise DataError(f"{name} holds labels from {low} to {high}, expected {expected}")
 
 
-def _is_unicode(names: np.ndarray) -> bool:
-    try:
-        return all(name.encode() is not None for name in names.tolist())
-    except (UnicodeEncodeError, SystemError):  # half a surrogate pair; a number beyond all characters
-        return False
-
-
-def _numbers(labels: np.ndarray) -> np.ndarray:
-    """Names of classes that have none: as many as there are different training labels."""
-    return np.arange(len(np.unique(labels))).astype(str)
-
-
-def _shown(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {array.shape}"
+def _unexpected(name: str, array: np.ndarray, expected: str) -> DataError:
+    return DataError(f"{name} is {array.dtype} of shape {array.shape}, expected {expected}")

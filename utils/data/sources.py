@@ -1,10 +1,10 @@
-"""Data sets read from their files, or refused with what was expected and where to get it.
+"""Read a data set from its files, or explain what is missing and where to get it.
 
 Shapes: N images, H height, W width.
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,20 +13,17 @@ import numpy as np
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.data.images import InputSpec as InputSpec
-from utils.data.images import open_image
-from utils.data.images import test_transform as test_transform
-from utils.data.images import train_transform as train_transform
+from utils.data.images import check_header, open_image
 from utils.data.npz import read_arrays
-from utils.data.readable import refuse_unreadable, unreadable
+from utils.data.readable import unreadable
 from utils.datasets import DATASETS, Source
-from utils.errors import DataError as DataError
+from utils.errors import DataError
 from utils.text import did_you_mean, writable
 
 logger = logging.getLogger(__name__)
 
 OnBadImage = Literal["error", "skip"]
-NAMES_SHOWN = 8  # names that a message lists before it says how many more there are
+NAMES_SHOWN = 8  # names in a message before "and n more"
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,32 @@ class Split:
 
     Attributes:
         images: Files, or uint8 pixels (N, H, W) or (N, H, W, 3).
-        labels: (N,) int64, numbers of the stored classes.
+        labels: (N,) int64 stored labels.
     """
 
     images: Sequence[Path] | np.ndarray
     labels: np.ndarray
 
+    @property
+    def files(self) -> list[Path]:
+        """The images if they are files; otherwise an empty list."""
+        return [] if isinstance(self.images, np.ndarray) else list(self.images)
+
+    def without(self, bad: set[Path]) -> "Split":
+        """Return the split without some of its files."""
+        if not bad:
+            return self
+        kept = [row for row, file in enumerate(self.images) if file not in bad]
+        return Split([self.images[row] for row in kept], self.labels[kept])
+
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set as it is stored, its classes in stored order.
+    """A data set as it is stored.
 
     Attributes:
-        left_out: Files that are none of its images, as they cannot be read.
+        class_names: Names in the order of the stored labels.
+        left_out: Files that cannot be read and were left out.
     """
 
     train: Split
@@ -62,93 +72,65 @@ class ImageData:
 
     @property
     def summary(self) -> str:
-        """How large it is, and by name what was left out."""
+        """The numbers of classes and images, and the files that were left out."""
         train, test = len(self.train.labels), len(self.test.labels)
         size = f"{self.nb_classes} classes, {train} training and {test} test images"
         names = writable(", ".join(map(str, self.left_out)))
-        return f"{size}; left out, as they cannot be read, {len(self.left_out)}: {names}" if names else size
+        return f"{size}; {len(self.left_out)} unreadable files left out: {names}" if names else size
 
 
 def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:
-    """Read a data set's labels, and its pixels if they are stored as arrays.
+    """Read a data set's labels and the paths of its images, or its pixels if they are stored as arrays.
 
     Args:
-        name: Which one.
-        data_root: Where data sets lie.
-        on_bad_image: "error" refuses a data set with a file that is no image by its first bytes; one that turns out to
-            be damaged behind them is an error where it is loaded. "skip" decodes every file, which takes as long as an
-            epoch's loading, and leaves out those that cannot be read: whatever follows knows the others alone.
+        name: Key of `DATASETS`.
+        data_root: Folder of the data sets.
+        on_bad_image: "error" checks the header of every file and refuses the data set if one is not an image; a file
+            damaged behind its header raises when it is loaded. "skip" decodes every file and leaves out those that
+            cannot be read.
 
     Raises:
-        DataError: It is not there or not complete; the message names the path, the layout and where to get it. Or a
-            file is no image; the message names it.
+        DataError: The data set is missing or incomplete, or a file is not an image.
     """
     source = DATASETS[name]
     path = data_root / source.folder
     try:
-        data = ON_BAD_IMAGE[on_bad_image](READERS[source.reader](path, source))
+        data = READERS[source.reader](path, source)
+        files = data.train.files + data.test.files
+        bad = unreadable(files, check_header if on_bad_image == "error" else open_image)
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
+    if bad and on_bad_image == "error":
+        more = [f"and {len(bad) - NAMES_SHOWN} more files"] if len(bad) > NAMES_SHOWN else []
+        hint = "repair or remove these files, or set on_bad_image to skip to leave them out"
+        raise DataError("\n".join([*list(bad.values())[:NAMES_SHOWN], *more, hint]))
+    for problem in bad.values():
+        logger.warning("%s; left out", problem)
+    splits = {half: getattr(data, half).without(set(bad)) for half in ("train", "test")}
+    data = replace(data, **splits, left_out=tuple(bad))
     _check_classes(data, path, source)
     logger.info("data set %s in %s: %s", name, path, data.summary)
     return data
 
 
-def _files(data: ImageData) -> list[Path]:
-    return [
-        file for split in (data.train, data.test) if not isinstance(split.images, np.ndarray) for file in split.images
-    ]
-
-
-def _refuse_bad(data: ImageData) -> ImageData:
-    """The data set itself, unless the first bytes of a file tell that it is no image."""
-    refuse_unreadable(_files(data))
-    return data
-
-
-def _without_bad(data: ImageData) -> ImageData:
-    """The data set without the files that cannot be decoded, each named in a warning."""
-    bad = unreadable(_files(data), open_image)
-    for problem in bad.values():
-        logger.warning("%s; left out", problem)
-    train, test = (_without(split, bad) for split in (data.train, data.test))
-    return replace(data, train=train, test=test, left_out=tuple(bad))
-
-
-def _without(split: Split, bad: Collection[Path]) -> Split:
-    if isinstance(split.images, np.ndarray):
-        return split
-    kept = [row for row, file in enumerate(split.images) if file not in bad]
-    return Split([split.images[row] for row in kept], split.labels[kept])
-
-
-ON_BAD_IMAGE: dict[OnBadImage, Callable[[ImageData], ImageData]] = {"error": _refuse_bad, "skip": _without_bad}
-
-
 def _check_classes(data: ImageData, path: Path, source: Source) -> None:
-    """Refuse a wrong number of classes or one that cannot be learnt; warn of one that cannot be tested."""
+    """Refuse a wrong number of classes and classes without training images; warn of classes without test images."""
     if source.nb_classes not in (None, data.nb_classes):
         raise _incomplete(f"{path}: {data.nb_classes} classes instead of {source.nb_classes}", source)
-    if untaught := _classes_without_images(data.train, data.class_names):
-        raise _incomplete(f"{path}: no training image of {_listed(untaught)}", source)
-    if untested := _classes_without_images(data.test, data.class_names):
-        logger.warning("%s: no test image of %s", path, _listed(untested))
-
-
-def _classes_without_images(split: Split, names: Sequence[str]) -> list[str]:
-    return [names[label] for label in np.setdiff1d(np.arange(len(names)), split.labels)]
+    if untaught := np.setdiff1d(np.arange(data.nb_classes), data.train.labels).tolist():
+        names = _listed([data.class_names[label] for label in untaught])
+        raise _incomplete(f"{path}: no training image of {names}", source)
+    if untested := np.setdiff1d(np.arange(data.nb_classes), data.test.labels).tolist():
+        logger.warning("%s: no test image of %s", path, _listed([data.class_names[label] for label in untested]))
 
 
 def _read_folders(path: Path, source: Source) -> ImageData:
-    train, test = _class_folders(path / "train", source), _class_folders(path / "test", source)
+    train, test = (_class_folders(path / half, source) for half in ("train", "test"))
     if train != test:
-        only = [f"only in {split}: {_listed(sorted(names))}" for split, names in _differences(train, test) if names]
+        differences = {"train": set(train) - set(test), "test": set(test) - set(train)}
+        only = [f"only in {half}: {_listed(sorted(names))}" for half, names in differences.items() if names]
         raise _incomplete(f"{path}: train and test hold different classes; {'; '.join(only)}", source)
     return ImageData(_list_images(path / "train", train), _list_images(path / "test", train), tuple(train))
-
-
-def _differences(train: list[str], test: list[str]) -> list[tuple[str, set[str]]]:
-    return [("train", set(train) - set(test)), ("test", set(test) - set(train))]
 
 
 def _class_folders(path: Path, source: Source) -> list[str]:
@@ -166,31 +148,30 @@ def _list_images(path: Path, names: Sequence[str]) -> Split:
     ignored: list[str] = []
     for label, name in enumerate(names):
         for entry in sorted(path.joinpath(name).iterdir()):
-            if entry.name.startswith("."):
-                continue
-            if entry.suffix.lower() in IMG_EXTENSIONS:
+            if entry.suffix.lower() in IMG_EXTENSIONS and not entry.name.startswith("."):
                 files.append(entry)
                 labels.append(label)
-            else:
+            elif not entry.name.startswith("."):
                 ignored.append(f"{name}/{entry.name}")
     if ignored:
-        logger.warning("%s: ignored, for their names do not end like an image's: %s", path, _listed(ignored))
+        logger.warning("%s: files without the ending of an image ignored: %s", path, _listed(ignored))
     return Split(files, np.array(labels, dtype=np.int64))
 
 
 def _read_cifar100(path: Path, source: Source) -> ImageData:
-    """CIFAR-100's files are pickles; torchvision unpickles none that has not the MD5 of the published one.
+    """Read CIFAR-100's pickles. torchvision unpickles a file only if its MD5 is that of the published one.
 
-    That keeps strangers' files out: nobody can make another file of a given MD5, only two of their own with the same.
+    MD5 suffices here: an attacker would need a second preimage, which is not known to be feasible.
     """
     if not path.is_dir():
         raise _missing(path, source)
     try:
         train, test = CIFAR100(path.parent, train=True), CIFAR100(path.parent, train=False)
-    except RuntimeError as error:  # torchvision's word for files that are missing or do not have their checksum
+    except RuntimeError as error:  # a file is missing, or its checksum is wrong
         raise _incomplete(f"{path}: a file in it is missing or damaged", source) from error
-    labels = [np.array(half.targets, dtype=np.int64) for half in (train, test)]
-    return ImageData(Split(train.data, labels[0]), Split(test.data, labels[1]), tuple(train.classes))
+    names = tuple(train.classes)
+    train, test = (Split(half.data, np.array(half.targets, dtype=np.int64)) for half in (train, test))
+    return ImageData(train, test, names)
 
 
 def _read_npz(path: Path, source: Source) -> ImageData:
@@ -201,13 +182,12 @@ def _read_npz(path: Path, source: Source) -> ImageData:
         found = _listed([file.name for file in files]) or "none"
         raise _incomplete(f"{path}: expected one .npz file in this folder, found {found}", source)
     arrays = read_arrays(files[0])
-    train = Split(arrays["x_train"], arrays["y_train"].astype(np.int64))
-    test = Split(arrays["x_test"], arrays["y_test"].astype(np.int64))
+    train, test = (Split(arrays[f"x_{half}"], arrays[f"y_{half}"].astype(np.int64)) for half in ("train", "test"))
     return ImageData(train, test, tuple(arrays["class_names"].tolist()))
 
 
 def _missing(path: Path, source: Source) -> DataError:
-    """The error for a path that is not there: what is where it begins to be missing."""
+    """Return the error for a missing path, with the content of the last folder that exists."""
     path = path.absolute()
     first = next(part for part in (*reversed(path.parents), path) if not part.is_dir())
     if first.exists():

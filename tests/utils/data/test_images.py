@@ -160,7 +160,8 @@ def test_a_header_alone_tells_an_empty_file_another_kind_of_file_and_a_pipe(tmp_
     (tmp_path / "page.png").write_bytes(b"<html>404</html>")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    expected = {"empty": "it is empty", "page": "none of BMP, GIF", "pipe": "it is no file", "folder": "it is no file"}
+    not_a_file = "it is not a regular file"
+    expected = {"empty": "it is empty", "page": "none of BMP, GIF", "pipe": not_a_file, "folder": not_a_file}
     for name, problem in expected.items():
         with pytest.raises(DataError, match=rf"{name}\.png: not a readable image: .*{problem}"):
             check_header(tmp_path / f"{name}.png")

@@ -252,7 +252,7 @@ def test_a_long_list_of_bad_files_is_cut(tmp_path: Path):
     make_folders(tmp_path, {"cat": 12})
     for number in range(11):
         (tmp_path / "train" / "cat" / f"{number}.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"and 3 more files\nmend or remove them") as caught:
+    with pytest.raises(DataError, match=r"and 3 more files\nrepair or remove these files, or set on_bad") as caught:
         load_dataset("imagefolder", tmp_path)
     assert len(str(caught.value).splitlines()) == 10
 
@@ -264,7 +264,7 @@ def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: P
     assert data.left_out == tuple(with_bad)
     assert [caplog.text.count(f"{path}: not a readable image: ") for path in with_bad] == [1, 1, 1]
     assert data.summary == (
-        "3 classes, 4 training and 3 test images; left out, as they cannot be read, 3: "
+        "3 classes, 4 training and 3 test images; 3 unreadable files left out: "
         f"{with_bad[0]}, {with_bad[1]}, {with_bad[2]}"
     )
 
@@ -332,9 +332,9 @@ BAD_ARRAYS = {
         "x_test": np.zeros((0, 4, 5), np.uint8),
         "y_test": np.zeros(0, int),
     },
-    "y_train is int64 of shape (5,), expected whole numbers of shape (6,)": {"y_train": np.zeros(5, int)},
-    "y_train is float64 of shape (6,), expected whole numbers": {"y_train": np.zeros(6)},
-    "y_test is int64 of shape (3, 1), expected whole numbers of shape (3,)": {"y_test": np.zeros((3, 1), int)},
+    "y_train is int64 of shape (5,), expected integers of shape (6,)": {"y_train": np.zeros(5, int)},
+    "y_train is float64 of shape (6,), expected integers": {"y_train": np.zeros(6)},
+    "y_test is int64 of shape (3, 1), expected integers of shape (3,)": {"y_test": np.zeros((3, 1), int)},
     "y_test holds labels from 0 to 3, expected 0 to 2, as there are 3 classes": {"y_test": np.array([0, 3, 1])},
     "y_train holds labels from -1 to 2, expected 0 to 2": {"y_train": np.array([2, 0, 1, -1, 0, 2])},
     "y_train holds labels from 0 to 18446744073709551615, expected": {
@@ -346,10 +346,10 @@ BAD_ARRAYS = {
     },
     "class_names is int64 of shape (3,), expected text": {"class_names": np.arange(3)},
     "class_names is <U3 of shape (), expected text of shape (C,)": {"class_names": np.array("cat")},
-    "class_names holds what is no Unicode text": {
+    "class_names holds text that is not valid": {
         "class_names": np.array([[97], [98], [2**21]], "<u4").view("<U1")[:, 0]
     },
-    "class_names holds what is no Unicode text, ": {"class_names": np.array(["cat", "dog", "\ud800"])},
+    "class_names holds text that is not valid Unicode": {"class_names": np.array(["cat", "dog", "\ud800"])},
     "no training image of dog": {"y_train": np.array([2, 0, 0, 0, 0, 2])},
     "not a readable .npz file: Object arrays cannot be loaded when allow_pickle=False": {
         "class_names": np.array(["cat", "dog", "emu"], dtype=object)
@@ -411,7 +411,7 @@ def test_arrays_that_only_compression_makes_small_are_refused_where_memory_ends(
     assert load_dataset("npz", path).test.images.shape == (3, 1000, 1000)  # type: ignore[union-attr]
     monkeypatch.setattr("utils.data.npz.memory", lambda: 2 * 10**6)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
-    with pytest.raises(DataError, match=r"its arrays would take 3,000,\d+ bytes, more than the memory here, 2,000,000"):
+    with pytest.raises(DataError, match=r"its arrays would take 3,000,\d+ bytes, more than the 2,000,000 of this"):
         load_dataset("npz", path)
 
 
@@ -527,7 +527,7 @@ def test_the_command_names_every_bad_file(
     tmp_path: Path, with_bad, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     assert main(["imagefolder", "--data_root", str(tmp_path), "--on_bad_image", "skip"]) == 0
-    assert "4 training and 3 test images; left out, as they cannot be read, 3: " in capsys.readouterr().out
+    assert "4 training and 3 test images; 3 unreadable files left out: " in capsys.readouterr().out
     assert all(str(path) in caplog.text for path in with_bad)
 
 
