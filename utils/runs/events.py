@@ -55,7 +55,8 @@ class Event:
         Raises:
             ValidationError: A field is missing or of another type.
         """
-        return _reader(cls).validate_json(json.dumps(values))  # strict validation takes objects in JSON only
+        reader = _reader(cls)  # type: ignore[arg-type]
+        return reader.validate_json(json.dumps(values))  # strict validation takes objects in JSON only
 
 
 @dataclass(frozen=True, kw_only=True)
