@@ -8,6 +8,8 @@ resumed run replaces the points of the lines it repeats. W&B reads the TensorBoa
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from utils.config.schema import Config
@@ -78,49 +80,36 @@ def require_trackers(config: Config) -> None:
 
 @contextmanager
 def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
-    """Return where events go: into the run's directory and, if the configuration says so, to the trackers."""
-    with ExitStack() as stack:
-        yield Tracker(log, config, stack).event if _packages(config) else log.event
+    """Return where events go: into the run's directory and, if the configuration says so, to the trackers.
 
-
-class Tracker:
-    """Writes events into a run's directory, and their numbers into TensorBoard files there.
-
-    Args:
-        log: The run's directory.
-        config: What W&B shows as the run's configuration; its key `wandb` names the project, if any.
-        stack: Closes the files and ends the W&B run.
+    Steps count from the lines that metrics.jsonl has now. W&B ends the run as failed if an exception passes.
     """
+    if not _packages(config):
+        yield log.event
+        return
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, log: RunLog, config: Config, stack: ExitStack) -> None:
-        self.log, self.config, self.stack = log, config, stack
-        self._writer: Any = None
-        self._step = 0
+    file = log.path / FILE
+    first = file.read_bytes().count(b"\n") + 1 if file.exists() else 1
+    steps = count(first)
+    with ExitStack() as stack:
+        if config.wandb is not None:  # before the writer is made, which W&B then follows
+            run = _start_wandb(config.wandb, log.path, config)
+            stack.push(lambda kind, *_: run.finish(exit_code=int(kind is not None)))
+        writer = stack.enter_context(SummaryWriter(str(log.path / FOLDER), purge_step=first))
 
-    def event(self, event: Event) -> None:
-        """Write an event, then its numbers."""
-        self.log.event(event)
-        self._step += 1
-        if self._writer is None:  # only now is the event's line number known: resuming cuts metrics.jsonl
-            self._open()
-        for tag, value in scalars(event).items():
-            self._writer.add_scalar(tag, value, self._step)
+        def record(event: Event) -> None:
+            log.event(event)
+            step = next(steps)
+            for tag, value in scalars(event).items():
+                writer.add_scalar(tag, value, step)
 
-    def _open(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        yield record
 
-        with (self.log.path / FILE).open("rb") as file:
-            self._step = sum(1 for _ in file)
-        if self.config.wandb is not None:  # before the writer is made, which W&B then follows
-            self._start_wandb(self.config.wandb)
-        folder = str(self.log.path / FOLDER)
-        self._writer = self.stack.enter_context(SummaryWriter(folder, purge_step=self._step))
 
-    def _start_wandb(self, project: str) -> None:
-        wandb, path = import_module("wandb"), self.log.path
-        values = self.config.model_dump(mode="json")
-        try:
-            run = wandb.init(project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=values)
-        except wandb.Error as error:
-            raise UserError(f"W&B cannot be started: {error}") from error
-        self.stack.push(lambda kind, *_: run.finish(exit_code=int(kind is not None)))
+def _start_wandb(project: str, path: Path, config: Config) -> Any:
+    wandb, values = import_module("wandb"), config.model_dump(mode="json")
+    try:
+        return wandb.init(project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=values)
+    except wandb.Error as error:
+        raise UserError(f"W&B cannot be started: {error}") from error
