@@ -25,8 +25,7 @@ from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
 from utils.memory import memory
-from utils.runs.checkpoint import CheckpointError, adapter_type, differences, structure
-from utils.runs.tensor_file import refuse_packed
+from utils.runs.checkpoint import CheckpointError, adapter_type, differences, refuse_packed, structure
 
 
 def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:

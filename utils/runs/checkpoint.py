@@ -1,13 +1,18 @@
-"""Checkpoints: a safetensors file a task with everything evaluation needs; the public implementation's are read too."""
+"""Checkpoints: one safetensors file per task with everything that evaluation needs.
+
+Those of the public implementation, which torch.save wrote, can be read too. Reading runs no code of a file.
+"""
 
 import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+from zipfile import ZIP_STORED, ZipFile
 
-from safetensors.torch import save
+import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from utils.choices import require_plugins
@@ -15,43 +20,79 @@ from utils.files import atomic_write
 from utils.runs.checkpoint_meta import FORMAT as FORMAT
 from utils.runs.checkpoint_meta import CheckpointError as CheckpointError
 from utils.runs.checkpoint_meta import read_meta as read_meta
-from utils.runs.tensor_file import read_tensors
 from utils.text import shown_key
 
-T = TypeVar("T")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata atomically: the file is there whole or not at all."""
+    """Write tensors and JSON metadata atomically."""
     contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     atomic_write(path, save(contiguous, {"format": FORMAT, "meta": json.dumps(meta)}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file of ours, or of the public implementation's (whose metadata are empty).
+    """Return the tensors and the metadata of a checkpoint. The public implementation's have no metadata.
 
     Raises:
-        CheckpointError: Missing, unreadable, or a safetensors file that is no checkpoint.
+        CheckpointError: The file is missing, damaged or not a checkpoint.
     """
     meta = read_meta(path)
     try:
-        return read_tensors(path), meta
+        return _read_tensors(path), meta
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration a checkpoint was made with.
+    """Return the configuration that a checkpoint was made with.
 
     Raises:
-        CheckpointError: As `read_meta`, or the file carries none (public `.pth` files do not).
-        UserError: A plug-in it was made with is not loaded; names the file.
+        CheckpointError: As `read_meta`, or the file holds no configuration, as public `.pth` files.
+        UserError: A plug-in that it was made with is not loaded.
     """
     meta = read_meta(Path(path))
     require_plugins(meta.get("plugins"), str(path), unchanged=False)
     if "config" not in meta:
-        raise CheckpointError(f"checkpoint {str(path)!r} carries no configuration; give one with --config")
+        raise CheckpointError(f"checkpoint {str(path)!r} holds no configuration; give one with --config")
     return dict(meta["config"])
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return tensors that are dense, in main memory, and together no larger than the file."""
+    refuse_packed(path)
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError("it is not a mapping of names to tensors")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; expected dense floats")
+        if tensor.numel() == 0 and tensor.dim() != 1:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)} and no elements")
+    claimed, held = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if claimed > held:  # in a torch file, many elements or tensors can share one number
+        raise ValueError(f"its tensors claim {claimed:,} bytes, the file has {held:,}")
+    return {str(name): tensor for name, tensor in tensors.items()}
+
+
+def refuse_packed(path: Path) -> None:
+    """Refuse a torch file with compressed parts, which can be much larger in memory than on disk.
+
+    Raises:
+        ValueError: A part is compressed.
+        OSError: The file cannot be read.
+        BadZipFile: The file is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # safetensors, or torch's old format
+    with ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != ZIP_STORED:
+                raise ValueError(f"{info.filename} in it is compressed, which torch.save never does")
+
+
+# ---- what names and shapes say
 
 
 class SlotShape(NamedTuple):
@@ -59,7 +100,7 @@ class SlotShape(NamedTuple):
 
     Attributes:
         adapters: For every adapter the shapes of its tensors by name.
-        records: For each descriptor the number of recorded losses.
+        records: For every descriptor the number of recorded losses.
         expanding: Whether the newest adapter still has a router of its own.
     """
 
@@ -68,7 +109,7 @@ class SlotShape(NamedTuple):
     expanding: bool
 
 
-NUMBER = "([0-9]{1,6})"  # a name with more digits is none of ours
+NUMBER = "([0-9]{1,6})"  # no run has longer numbers
 SLOT = rf"backbone\.blocks\.{NUMBER}\.adapter_module\.adapters\.{NUMBER}\."
 FUNCTIONAL = re.compile(SLOT + r"functional\.(.+)")
 RECORDS = re.compile(SLOT + r"records\.losses")
@@ -78,12 +119,12 @@ NEW_ROUTER = "backbone.blocks.{}.adapter_module.new_router.weight"
 def adapter_type(
     tensors: Mapping[str, Tensor], meta: Mapping[str, Any], branches: Mapping[str, tuple[str, ...]]
 ) -> str:
-    """Which adapter type a checkpoint holds: what it says, or for the public implementation's what its names say.
+    """Return the adapter type in the metadata of a checkpoint, or else the type that has the tensors' branches.
 
     Args:
         tensors: The checkpoint's.
         meta: Its metadata.
-        branches: The adapter types by name, each with its branches.
+        branches: The branches of every adapter type.
     """
     stated = meta.get("adapter_type") or meta.get("config", {}).get("ffn_adapter_type")
     if stated:
@@ -93,7 +134,7 @@ def adapter_type(
 
 
 def structure(tensors: Mapping[str, Tensor]) -> dict[int, SlotShape]:
-    """Every layer's structure, read off the tensors' names and shapes."""
+    """Return the structure of every layer, from the names and shapes of its tensors."""
     adapters: dict[int, dict[int, dict[str, tuple[int, ...]]]] = defaultdict(lambda: defaultdict(dict))
     records: dict[int, dict[int, int]] = defaultdict(dict)
     for key, value in tensors.items():
@@ -102,23 +143,24 @@ def structure(tensors: Mapping[str, Tensor]) -> dict[int, SlotShape]:
         elif match := RECORDS.fullmatch(key):
             records[int(match[1])][int(match[2])] = value.shape[0] if value.dim() else 0
     return {
-        layer: SlotShape(_in_order(found), _in_order(records[layer]), NEW_ROUTER.format(layer) in tensors)
+        layer: SlotShape(
+            [found[number] for number in sorted(found)],
+            [records[layer][number] for number in sorted(records[layer])],
+            NEW_ROUTER.format(layer) in tensors,
+        )
         for layer, found in adapters.items()
     }
 
 
-def _in_order(numbered: Mapping[int, T]) -> list[T]:
-    return [value for _, value in sorted(numbered.items())]
-
-
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """One line for each tensor that is missing, unexpected or of another shape; records may be missing."""
-    missing = [key for key in expected.keys() - given.keys() if not key.endswith("records.losses")]
-    lines = [f"missing {key} {tuple(expected[key].shape)}" for key in missing]
-    lines += [f"unexpected {shown_key(key)} {tuple(given[key].shape)}" for key in given.keys() - expected.keys()]
-    lines += [
-        f"{key} is {tuple(given[key].shape)} there, {tuple(expected[key].shape)} here"
-        for key in expected.keys() & given.keys()
-        if expected[key].shape != given[key].shape
-    ]
+    """Return a line for each tensor that is missing, unexpected or of another shape. Records may be missing."""
+    lines = []
+    for key in expected.keys() | given.keys():
+        here, there = (tuple(side[key].shape) if key in side else None for side in (expected, given))
+        if here is None:
+            lines.append(f"unexpected {shown_key(key)} {there}")
+        elif there is None and not key.endswith("records.losses"):
+            lines.append(f"missing {key} {here}")
+        elif there not in (None, here):
+            lines.append(f"{key} is {there} there, {here} here")
     return sorted(lines)

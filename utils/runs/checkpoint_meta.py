@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint, checked as they are read. Never imports torch, so that finished runs can be read."""
+"""The metadata of a checkpoint. Imports no torch, so that finished runs can be read quickly."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,11 @@ FORMAT = "nested-sema-1"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, unreadable, or of another network."""
+    """A checkpoint is missing, damaged, or of another network."""
 
 
 class Backbone(BaseModel):
-    """Provenance of the frozen weights, see `SEMAVitNet.provenance`."""
+    """The frozen weights, see `SEMAVitNet.provenance`."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     timm_name: str
@@ -28,7 +28,7 @@ class Backbone(BaseModel):
 
 
 class Meta(BaseModel):
-    """The metadata of a run's checkpoint. Each may be missing; a version with more of them may write more."""
+    """The metadata of a checkpoint. Older versions have fewer keys, newer versions may have more."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     config: dict[str, JsonValue] = {}
@@ -48,10 +48,10 @@ class Meta(BaseModel):
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The metadata alone; empty for a file of the public implementation.
+    """Return the metadata of a checkpoint, empty for a file of the public implementation.
 
     Raises:
-        CheckpointError: Missing, or a safetensors file that is no checkpoint, or whose metadata are of wrong types.
+        CheckpointError: The file is missing, damaged or not a checkpoint, or its metadata has values of wrong types.
     """
     if not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
@@ -62,22 +62,12 @@ def read_meta(path: Path) -> dict[str, Any]:
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
         if header.get("format") != FORMAT:
-            raise CheckpointError(f"{str(path)!r} is no checkpoint of a run (its format is {header.get('format')!r})")
-        return _checked(parse(header["meta"]))
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
-
-
-def _checked(meta: object) -> dict[str, Any]:
-    """The metadata as they are, if they are what they should be.
-
-    Raises:
-        ValueError: They are not; the message says which is what instead.
-    """
-    if not isinstance(meta, dict):
-        raise ValueError(f"its metadata are {shown(meta)}; expected a JSON object")
-    try:
+            raise CheckpointError(f"{str(path)!r} is not a checkpoint of a run (format {header.get('format')!r})")
+        meta = parse(header["meta"])
+        if not isinstance(meta, dict):
+            raise ValueError(f"its metadata is {shown(meta)}; expected a JSON object")
         Meta.model_validate(meta)
-    except ValidationError as error:
-        raise ValueError(faults(error)) from None
-    return meta
+        return meta
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        reason = faults(error) if isinstance(error, ValidationError) else error
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {reason}") from error

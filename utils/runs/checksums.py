@@ -1,4 +1,4 @@
-"""The checksums of a run's files, which tell later whether a file is still as the run wrote it."""
+"""The checksums of a run's files, which show later whether a file has changed."""
 
 import hashlib
 import json
@@ -8,27 +8,21 @@ from typing import Any
 
 from utils.runs.directory import LOCK, RESULTS, STATES
 
-NOT_COUNTED = (RESULTS, LOCK, "log.txt")  # written after the checksums, or never read
-FOLDERS_NOT_COUNTED = tuple(f"{folder}/" for folder in (STATES, "tensorboard", "wandb"))
+NOT_COUNTED = {RESULTS, LOCK, "log.txt", STATES, "tensorboard", "wandb"}  # files and folders
 
 
 def checksums(path: Path, results: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 (hex) of every file of a run, by its path within the run.
+    """Return the SHA-256 (hex) of every file of a run, by its path in the run's directory.
 
     Args:
         path: The run's directory.
-        results: What results.json holds. It counts as canonical JSON without its key `run`, which holds the checksums.
+        results: What results.json holds. Its key `run`, which holds the checksums, does not count.
     """
-    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    counted = {
-        name: _sha256(file.read_bytes())
-        for name, file in files.items()
-        if name not in NOT_COUNTED and not name.startswith(FOLDERS_NOT_COUNTED)
-    }
+    files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
     own = {key: value for key, value in results.items() if key != "run"}
     canonical = json.dumps(own, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return {**counted, RESULTS: _sha256(canonical.encode())}
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return {
+        name.as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in files.items()
+        if name.parts[0] not in NOT_COUNTED
+    } | {RESULTS: hashlib.sha256(canonical.encode()).hexdigest()}

@@ -1,20 +1,17 @@
-"""Which directory a run writes: its name, and whether it is finished, unfinished, or in use by another process.
+"""The directory of a run: its name, and whether the run is finished, unfinished, or in use by another process.
 
     <output_dir>/<configuration>-<hash>-s<seed>/
 
-A directory with a results.json is a finished run, one without it an unfinished run. Results are only replaced if the
-user asks for it.
+A finished run has a results.json, an unfinished run has none. Results are replaced only if the user asks for it.
 """
 
-import errno
 import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from utils.choices import require_plugins
@@ -32,18 +29,18 @@ STATES, LOCK = "resume", ".lock"
 
 
 class RunDirError(UserError):
-    """A run directory that is finished, in use, of another configuration, or that cannot be made."""
+    """A run directory is finished, in use, of another configuration, or cannot be made."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run that is to be made.
+    """A run to make.
 
     Attributes:
         seed: Its seed.
         path: Its directory.
-        resumes: Whether it continues the unfinished run that is there.
-        replaces: Whether it may replace the run that is there.
+        resumes: Whether it continues the unfinished run in the directory.
+        replaces: Whether it may replace the run in the directory.
     """
 
     seed: int
@@ -53,15 +50,15 @@ class RunPlan:
 
 
 def run_name(config: Config, config_name: str, seed: int) -> str:
-    """The name of a run's directory: two configurations, or two seeds, never share one."""
+    """Return the name of a run's directory, different for every configuration and seed."""
     return f"{config_name}-{result_hash(config)}-s{seed}"
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run came to its end.
+    """Return whether a run is finished.
 
     Raises:
-        RunDirError: That cannot be found out.
+        RunDirError: The directory cannot be read.
     """
     try:
         return (path / RESULTS).exists()
@@ -70,60 +67,50 @@ def is_finished(path: Path) -> bool:
 
 
 def can_resume(path: Path) -> bool:
-    """Whether an unfinished run has saved a state."""
+    """Return whether a run is unfinished and has saved a state."""
     return not is_finished(path) and any((path / STATES).glob("*.state"))
 
 
 def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
-    """The runs that a configuration asks for.
+    """Return the runs that a configuration asks for.
 
     Args:
-        config: Its keys resume, auto_resume and overwrite say what happens to runs that are there.
-        config_name: How the directories' names begin.
+        config: Its keys resume, auto_resume and overwrite say what to do with existing runs.
+        config_name: First part of the directories' names.
 
     Raises:
-        RunDirError: A run is finished, or would be started again although it could be continued; the message lists
-            them with the flags to use. Or `resume` names no unfinished run of this configuration.
+        RunDirError: A run is finished, or is unfinished and would be started again; the message lists these runs and
+            the flags to use. Or `resume` does not name an unfinished run of this configuration.
     """
     if config.resume is not None:
-        return [_named(Path(config.resume), config)]
-    plans = [_planned(config, config_name, seed) for seed in config.seed]
+        path = Path(config.resume)
+        _refuse_other_config(path, begun_config(path), config)
+        return [RunPlan(config.seed[0], path, can_resume(path))]
+    folder = Path(config.output_dir)
+    paths = {seed: folder / run_name(config, config_name, seed) for seed in config.seed}
     if config.auto_resume:
-        for plan in plans:
-            if is_finished(plan.path):
-                logger.warning("already finished: %s", plan.path)
-                _sweep(plan.path)
-        return [plan for plan in plans if not is_finished(plan.path)]
+        continued = [_continued(seed, path, config) for seed, path in paths.items()]
+        return [plan for plan in continued if plan is not None]
     if not config.overwrite:
-        _refuse([plan.path for plan in plans])
-    return plans
+        _refuse_existing(paths.values())
+    return [RunPlan(seed, path, replaces=config.overwrite) for seed, path in paths.items()]
 
 
-def _planned(config: Config, config_name: str, seed: int) -> RunPlan:
-    path = Path(config.output_dir) / run_name(config, config_name, seed)
-    if not config.auto_resume:
-        return RunPlan(seed, path, replaces=config.overwrite)
-    equal = list(Path(config.output_dir).glob(f"*-{result_hash(config)}-s{seed}"))
-    for there in [path for path in equal if is_finished(path)]:
-        return RunPlan(seed, there)
+def _continued(seed: int, path: Path, config: Config) -> RunPlan | None:
+    """Return the plan to continue the newest run of this configuration, under any name; None if one is finished."""
+    equal = list(path.parent.glob(f"*-{result_hash(config)}-s{seed}"))
+    for there in filter(is_finished, equal):
+        logger.warning("already finished: %s", there)
+        # A process that was killed at the end may have left its states; another process may still use them.
+        with suppress(RunDirError, OSError), locked(there):
+            forget_states(there)
+        return None
     begun = [there for there in equal if can_resume(there)]
     if not begun:
         return RunPlan(seed, path)
     newest = max(begun, key=_last_saved)
-    require_same_plugins(newest)
+    _require_same_plugins(newest)
     return RunPlan(seed, newest, resumes=True)
-
-
-def forget_states(path: Path) -> None:
-    """Remove the saved states of a finished run."""
-    shutil.rmtree(path / STATES, ignore_errors=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove states that a finished run could not remove because it was killed, unless a process uses them."""
-    with suppress(RunDirError, OSError), locked(path):
-        if is_finished(path):
-            forget_states(path)
 
 
 def _last_saved(path: Path) -> float:
@@ -134,7 +121,12 @@ def _last_saved(path: Path) -> float:
     return max(times)
 
 
-def _refuse(paths: list[Path]) -> None:
+def forget_states(path: Path) -> None:
+    """Remove the saved states of a finished run."""
+    shutil.rmtree(path / STATES, ignore_errors=True)
+
+
+def _refuse_existing(paths: Iterable[Path]) -> None:
     finished = [str(path) for path in paths if is_finished(path)]
     if finished:
         raise RunDirError(
@@ -148,49 +140,30 @@ def _refuse(paths: list[Path]) -> None:
 
 
 def begun_config(path: Path) -> dict[str, object]:
-    """The configuration with which an unfinished run was started.
+    """Return the configuration that an unfinished run was started with.
 
     Raises:
         RunDirError: The path is not a run directory, or the run is finished.
         ConfigError: The file is damaged.
     """
     if not (path / CONFIG).is_file():
-        beside = _unfinished_beside(path)
+        unfinished = sorted(str(entry) for entry in path.parent.glob("*") if can_resume(entry))
+        beside = f"; unfinished runs: {', '.join(unfinished)}" if unfinished else ""
         raise RunDirError(f"resume = {shown(str(path))}: not a run directory (it has no {CONFIG}){beside}")
     if is_finished(path):
         raise RunDirError(f"resume = {shown(str(path))}: the run is finished; there is nothing to resume")
-    require_same_plugins(path)
+    _require_same_plugins(path)
     return read_object(path / CONFIG)[0]
 
 
-def require_same_plugins(path: Path) -> None:
-    """Refuse to go on with a run without the plug-ins it was begun with.
-
-    Raises:
-        UserError: Names the file that is missing or has changed.
-    """
+def _require_same_plugins(path: Path) -> None:
     file = path / ENVIRONMENT
     if file.is_file():
         require_plugins(read_object(file)[0].get("plugins"), str(path), unchanged=True)
 
 
-def _named(path: Path, config: Config) -> RunPlan:
-    """The plan for the key `resume`."""
-    refuse_other_config(path, begun_config(path), config)
-    return RunPlan(config.seed[0], path, can_resume(path))
-
-
-def _unfinished_beside(path: Path) -> str:
-    there = sorted(str(entry) for entry in path.parent.glob("*") if can_resume(entry))
-    return f"; unfinished runs: {', '.join(there)}" if there else ""
-
-
-def refuse_other_config(path: Path, begun: Mapping[str, object], config: Config) -> None:
-    """Refuse to continue a run with another configuration.
-
-    Raises:
-        RunDirError: A key that can change a result, or the seed, is another than in the run's config.json; lists all.
-    """
+def _refuse_other_config(path: Path, begun: Mapping[str, object], config: Config) -> None:
+    """Refuse to continue a run with another seed, or other values of keys that can change a result."""
     now = config.model_dump(mode="json")
     was, wanted = ({**counted(values), "seed": values.get("seed")} for values in (begun, now))
     lines = [
@@ -206,10 +179,10 @@ def refuse_other_config(path: Path, begun: Mapping[str, object], config: Config)
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Make a run directory if need be and lock it for this process; the system releases the lock when it ends.
+    """Make a run directory if there is none, and lock it for this process. The lock ends with the process.
 
     Raises:
-        RunDirError: Another process writes there, or the directory cannot be made.
+        RunDirError: Another process has locked it, or it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -217,31 +190,19 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunDirError(f"run directory {str(path)!r} cannot be made: {error}") from error
     with file:
-        _lock(file, path)
+        try:
+            # Unlike with flock, child processes do not inherit the lock; but closing the file anywhere here ends it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (PermissionError, BlockingIOError):
+            file.seek(0)
+            owner = file.read().decode(errors="replace").strip() or "another process"
+            raise RunDirError(f"{path}: {owner} is using this run directory; wait until it ends, or stop it") from None
+        except OSError as error:
+            raise RunDirError(f"run directory {str(path)!r} cannot be locked: {error}") from error
         with naming(path / LOCK):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield
-
-
-def _lock(file: FileIO, path: Path) -> None:
-    try:
-        # Unlike flock's, no child inherits this lock; but it ends when this process closes the file anywhere.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise RunDirError(f"run directory {str(path)!r} cannot be locked: {error}") from error
-        file.seek(0)
-        owner = file.read().decode(errors="replace").strip() or "another process"
-        raise RunDirError(f"{path}: {owner} is using this run directory; wait until it ends, or stop it") from None
-
-
-def _refuse_outdated(plan: RunPlan) -> None:
-    """Check again, now that the directory is locked, what the plan assumes: another process may have changed it."""
-    if plan.resumes and is_finished(plan.path):
-        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to resume")
-    if not plan.resumes and not plan.replaces:
-        _refuse([plan.path])
 
 
 def clear(plan: RunPlan) -> str:
@@ -251,16 +212,20 @@ def clear(plan: RunPlan) -> str:
         What happened to an earlier run, for the log; empty if there was none.
 
     Raises:
-        RunDirError: Something cannot be removed, or another process changed the directory after the plan was made.
+        RunDirError: A file cannot be removed, or another process changed the directory after the plan was made.
     """
-    _refuse_outdated(plan)
+    finished = is_finished(plan.path)
+    if plan.resumes and finished:
+        raise RunDirError(f"{plan.path}: another process has finished this run; there is nothing to resume")
+    if not plan.resumes and not plan.replaces:
+        _refuse_existing([plan.path])
     there = [entry for entry in plan.path.iterdir() if entry.name != LOCK]
-    earlier = "a finished run" if is_finished(plan.path) else "an unfinished run" if there else ""
-    # A run that continues keeps everything but the files that a killed process was writing.
-    going = list(plan.path.rglob(".*.tmp")) if plan.resumes else there
+    # A run that continues loses only the files that a killed process was writing.
+    unwanted = list(plan.path.rglob(".*.tmp")) if plan.resumes else there
     try:
-        for entry in going:
+        for entry in unwanted:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     except OSError as error:
         raise RunDirError(f"run directory {str(plan.path)!r} cannot be cleared: {error}") from error
-    return f"continues {earlier}" if plan.resumes else f"replaces {earlier}" if earlier else ""
+    earlier = "a finished run" if finished else "an unfinished run"
+    return f"continues {earlier}" if plan.resumes else f"replaces {earlier}" if there else ""

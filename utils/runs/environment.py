@@ -1,4 +1,4 @@
-"""The environment of a run: versions, machine, commit, command line; and the command that repeats the run."""
+"""The environment of a run: versions, machine, commit and command line."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, commit and command line of this process; None for what is unknown."""
+    """Return versions, machine, commit and command line of this process. Unknown values are None."""
     return {
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
@@ -29,17 +29,13 @@ def environment() -> dict[str, Any]:
 
 
 def lock_hash(folder: Path) -> str | None:
-    """SHA-256 (hex) of the lock file that pins the packages' versions; None without it."""
+    """Return the SHA-256 (hex) of requirements.lock, or None if there is none."""
     lock = folder / "requirements.lock"
     return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
 
 
 def reproduce_line(begun: Mapping[str, Any]) -> str:
-    """The command that repeats a run.
-
-    Args:
-        begun: The `environment` in which it was started.
-    """
+    """Return the command that repeats a run, from the `environment` in which it was started."""
     changes = ", with uncommitted changes" if begun["dirty"] else ""
     return f"{begun['command']}  # at commit {begun['commit']}{changes}, requirements.lock {begun['lock']}"
 
@@ -52,17 +48,16 @@ def _version(package: str) -> str | None:
 
 
 def commit_state(folder: Path) -> dict[str, str | bool | None]:
-    """The commit `folder` is at and whether tracked files differ from it (`dirty`); None without git or a commit."""
+    """Return the commit of a folder, and whether tracked files differ from it (`dirty`). None without git or commit."""
     commit = _git(folder, "rev-parse", "HEAD")
-    # Untracked files do not count: logs and results of earlier runs may lie among the sources.
+    # Untracked files do not count: they may be results of earlier runs.
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        command = ["git", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

@@ -1,16 +1,17 @@
-"""The events of metrics.jsonl: what each kind holds. Runs write them and tools read them through this module alone.
+"""The events of metrics.jsonl. Runs write them and tools read them through this module alone.
 
-A line is a JSON object with the event's `kind` and its fields. A field that may be left out is None in the object that
-is read. Numbers that are not finite are null in the file. What differs between two equal runs stands under `run`.
+A line is a JSON object with the event's `kind` and its fields. An optional field that is left out is None in the event.
+Numbers that are not finite are null in the file. What may differ between two equal runs is under `run`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from utils.errors import RunError
 from utils.json_file import faults, parse
@@ -24,69 +25,69 @@ Values = dict[str, Any]
 Z = dict[str, list[float | None]]  # by layer, one value for each adapter
 
 
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What all events have in common.
+    """Base class of all events. Types are checked when an event is read, not when it is made.
 
     Attributes:
         kind: Its name in the file.
+        task: Number of the task.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="ignore")
     kind: ClassVar[str]
+    task: int
 
     def to_json(self) -> Values:
-        """The object of its line. An optional field that is None is left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        optional = {f.name for f in fields(self) if f.default is not MISSING}
-        return {"kind": self.kind} | {k: v for k, v in values.items() if v is not None or k not in optional}
+        """Return the object of its line, without the optional fields that are None."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
+        return {"kind": self.kind} | {k: v for k, (v, default) in values.items() if v is not None or default is MISSING}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The event of a line. Fields that this version does not know are dropped.
+        """Return the event of a line. Unknown fields are ignored.
 
         Raises:
-            ValidationError: A field is missing, or its value is of another type.
+            ValidationError: A field is missing or of another type.
         """
-        return cls(**dict(_model(cls).model_validate(values)))  # type: ignore[arg-type]
-
-
-@cache
-def _model(kind: Any) -> type[BaseModel]:
-    """A model that checks the types of an event's fields; events that are written are not checked."""
-    types = get_type_hints(kind)
-    required = {f.name: (types[f.name], ...) for f in fields(kind) if f.default is MISSING}
-    optional = {f.name: (types[f.name], f.default) for f in fields(kind) if f.default is not MISSING}
-    config = ConfigDict(strict=True, extra="ignore")
-    return create_model(kind.__name__, __config__=config, **required, **optional)  # type: ignore[call-overload]
+        reader = _reader(cls)  # type: ignore[arg-type]
+        return reader.validate_json(json.dumps(values))  # strict validation takes objects in JSON only
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase(Event):
-    """A phase begins: its parameter groups (name, lr, tensors, parameters)."""
+class PhaseEvent(Event):
+    """Base class of what happens in a phase."""
 
-    kind: ClassVar[str] = "phase"
-    task: int
     cycle: int
     phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(PhaseEvent):
+    """A phase begins, with its parameter groups (name, lr, tensors, parameters)."""
+
+    kind: ClassVar[str] = "phase"
     groups: list[Values]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch(Event):
+class Epoch(PhaseEvent):
     """An epoch of a phase ended.
 
     Attributes:
         loss: Mean over the images trained on.
-        lr: Rate by parameter group.
+        lr: Learning rate by parameter group.
         train_accuracy: Per cent; func phases only.
-        moved: By time scale, the steps of the phase at which its gate let it move; func phases only.
+        moved: By time scale, the steps of the phase at which it was updated; func phases only.
         skipped: Batches left out because their loss was not finite.
     """
 
     kind: ClassVar[str] = "epoch"
-    task: int
-    cycle: int
-    phase: str
     epoch: int
     loss: float | None
     lr: dict[str, float]
@@ -96,23 +97,19 @@ class Epoch(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Event):
-    """The test images were scored in the middle of a phase (`eval_every`)."""
+class Evaluation(PhaseEvent):
+    """Accuracy on the test images in the middle of a phase (`eval_every`)."""
 
     kind: ClassVar[str] = "eval"
-    task: int
-    cycle: int
-    phase: str
     epoch: int
     accuracy: Values
 
 
 @dataclass(frozen=True, kw_only=True)
 class Telemetry(Event):
-    """The branches of every adapter in training, see `utils.timescales.telemetry`."""
+    """Measurements of the branches of every adapter that trains, see `utils.timescales.telemetry`."""
 
     kind: ClassVar[str] = "telemetry"
-    task: int
     cycle: int
     epoch: int
     step: int
@@ -120,22 +117,19 @@ class Telemetry(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cadence(Event):
+class Cadence(PhaseEvent):
     """The cadence audit of one time scale in a func phase.
 
     Attributes:
-        scale: The time scale; None in runs of earlier versions, which audited the slowest alone.
+        scale: The time scale; None in runs of earlier versions, which audited only the slowest.
         steps: Optimizer steps of the phase.
-        tensors: Tensors that were watched.
-        observed: The steps at which a value changed.
-        expected: The steps at which the configuration says it does; None: it promises no stillness.
-        passed: The verdict; None before it is judged.
+        tensors: Number of tensors that were compared.
+        observed: Steps at which a value changed.
+        expected: Steps at which the configuration says it changes; None if any step will do.
+        passed: None before it is judged.
     """
 
     kind: ClassVar[str] = "cadence"
-    task: int
-    cycle: int
-    phase: str
     steps: int
     tensors: int
     observed: list[int]
@@ -144,16 +138,15 @@ class Cadence(Event):
     passed: bool | None = None
 
     def to_json(self) -> Values:
-        """As any event, but `expected` is always there."""
+        """Return the object of its line; `expected` is always in it."""
         return {**super().to_json(), "expected": self.expected}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Event):
-    """A batch of a scan was looked at: z of every adapter, and which layer expands."""
+    """A batch of a scan: z of every adapter, and the layer that expands."""
 
     kind: ClassVar[str] = "scan"
-    task: int
     scan: int
     batch: int
     z: Z
@@ -163,10 +156,9 @@ class Scan(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanZ(Event):
-    """Mean z of a task's images before or after training on it (lifetime continual)."""
+    """Mean z of a task's images before or after training on them (lifetime continual)."""
 
     kind: ClassVar[str] = "mean_z"
-    task: int
     when: Literal["before", "after"]
     z: Z
 
@@ -176,7 +168,6 @@ class Consolidation(Event):
     """A consolidation: a receipt for each adapter, and the accuracy before and after it."""
 
     kind: ClassVar[str] = "consolidation"
-    task: int
     receipts: list[Values]
     accuracy_before: Values
     accuracy_after: Values
@@ -184,10 +175,9 @@ class Consolidation(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Branches(Event):
-    """Right answers on every task with some of the adapters' branches only."""
+    """Correct predictions on every task with only some of the adapters' branches."""
 
     kind: ClassVar[str] = "branches"
-    task: int
     when: Literal["before_consolidation", "after_task"]
     correct: dict[str, list[int]]
     run: Values | None = None
@@ -198,16 +188,14 @@ class Router(Event):
     """Mean mixing weight of every adapter on the images of every task: layer -> task -> adapter."""
 
     kind: ClassVar[str] = "router"
-    task: int
     weights: dict[str, list[list[float | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Event):
-    """A task is learned: accuracy, structure, and what follows from the accuracy matrix so far."""
+    """End of a task: accuracy, structure, and the measures of the accuracy matrix so far."""
 
     kind: ClassVar[str] = "task"
-    task: int
     accuracy: Values
     adapters: list[int]
     parameters: dict[str, int]
@@ -231,30 +219,35 @@ EventSink = Callable[[Event], None]
 
 
 def no_events(event: Event, /) -> None:
-    """Where events go when nobody keeps them."""
+    """Do nothing with an event."""
 
 
 def read_lines(file: Path) -> Iterator[Values]:
-    """The lines of a metrics.jsonl as they are, in order.
+    """Yield the lines of a metrics.jsonl as they are, in order.
 
     Raises:
-        RunError: A line is no JSON object; the message has its number.
+        RunError: The file cannot be read, or a line is not a JSON object; the message has its number.
     """
-    for number, line in enumerate(_lines(file), 1):
-        try:
-            values = parse(line)
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise RunError(f"{file}: line {number}: not a JSON object: {shown(line)}")
-        yield values
+    try:
+        with file.open(encoding="utf-8", errors="replace", newline="\n") as text:
+            # Lines of any length, even without end, are read in parts.
+            for number, line in enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), 1):
+                try:
+                    values = parse(line)
+                except ValueError:
+                    values = None
+                if not isinstance(values, dict):
+                    raise RunError(f"{file}: line {number}: not a JSON object: {shown(line.rstrip())}")
+                yield values
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read: {error}") from None
 
 
 def read_events(file: Path, kind: type[E]) -> Iterator[E]:
-    """The events of one kind, in order.
+    """Yield the events of one kind, in order.
 
     Raises:
-        RunError: A line is no JSON object, or an event lacks a field or has one of another type.
+        RunError: As `read_lines`, or a field of an event is missing or of another type.
     """
     for number, line in enumerate(read_lines(file), 1):
         if line.get("kind") == kind.kind:
@@ -263,13 +256,3 @@ def read_events(file: Path, kind: type[E]) -> Iterator[E]:
             except ValidationError as error:
                 place = f"{file}: line {number}: {kind.kind} event"
                 raise RunError(f"{place}: {faults(error)}; the file was edited or is damaged") from None
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """The lines of a file one by one, so that neither the file nor a line without end has to fit into memory."""
-    try:
-        with file.open(encoding="utf-8", errors="replace", newline="\n") as text:
-            while line := text.readline(LONGEST_LINE):
-                yield line.removesuffix("\n")
-    except OSError as error:
-        raise RunError(f"{file}: cannot be read: {error}") from None

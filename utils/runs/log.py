@@ -1,15 +1,15 @@
-"""Write the directory of a run: its configuration, its environment, its events and its results.
+"""Write the directory of a run: its configuration, environment, events and results.
 
     <output_dir>/<configuration>-<hash>-s<seed>/
-        config.json        every key, resolved
+        config.json        every key with its value
         environment.json   versions, commit, device, command line, start
         log.txt            the lines of the console
         metrics.jsonl      one JSON object per event, see `utils.runs.events`
         resume/            saved states of an unfinished run
-        results.json       written last, so a run that has it is finished
+        results.json       written last: a run that has it is finished
 
-Equal runs write equal metrics.jsonl and results.json, except for what is under the key `run`. NaN and infinities, which
-JSON does not have, are null in all files.
+Equal runs write equal metrics.jsonl and results.json, except for the key `run`. NaN and infinities are null in all
+files.
 """
 
 import logging
@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,23 +38,22 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes one run's directory and sends the log there and to the console. Made by `opened`.
+    """Writes the directory of a run. Use `opened`, which also sends the log there and to the console.
 
-    Attributes:
+    Args:
         path: The run's directory.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._started = _now()
 
     @classmethod
     @contextmanager
     def opened(cls, plan: RunPlan) -> Iterator[Self]:
-        """The log of a run. Its directory is locked and, unless the plan continues a run, emptied.
+        """Lock the run's directory, empty it unless the plan continues a run, and log into it.
 
-        The handlers are removed at the end, so that no run writes into another's log. An error that ends the run is
-        logged with its traceback.
+        An error that ends the run is logged with its traceback. The log handlers are removed at the end, so that no run
+        writes into the log of another.
 
         Raises:
             RunDirError: Another process uses the directory, or it cannot be made or emptied.
@@ -66,27 +65,26 @@ class RunLog:
                 yield cls(plan.path)
 
     def write_config(self, values: Mapping[str, Any]) -> None:
-        """Write config.json: the resolved configuration."""
+        """Write config.json."""
         write_json(self.path / CONFIG, values)
 
     def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
-        """Write environment.json: versions, machine, command line.
+        """Write environment.json.
 
         Args:
             device: The device's name.
-            extra: What else the run started from, such as the backbone's weights.
+            extra: More entries, such as the backbone's weights.
         """
-        values = {**environment(), "device": device, "started": self._started, **extra}
-        write_json(self.path / ENVIRONMENT, values)
+        write_json(self.path / ENVIRONMENT, {**environment(), "device": device, "started": _now(), **extra})
 
     def event(self, event: Event) -> None:
-        """Append an event to metrics.jsonl; its line is in the file when this returns."""
+        """Append an event to metrics.jsonl and flush it."""
         path = self.path / METRICS
         with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json_line(event.to_json()))
 
     def events_written(self) -> int:
-        """The length of metrics.jsonl in bytes, all of them flushed to the disk."""
+        """Flush metrics.jsonl to the disk and return its length in bytes."""
         file = self.path / METRICS
         if not file.exists():
             return 0
@@ -95,26 +93,25 @@ class RunLog:
             return os.fstat(opened.fileno()).st_size
 
     def forget_events_after(self, length: int) -> None:
-        """Cut metrics.jsonl to a length that `events_written` gave: the events after it will be repeated."""
+        """Cut metrics.jsonl to a length that `events_written` returned."""
         if self.events_written() > length:
             os.truncate(self.path / METRICS, length)
 
     def results(self, values: Mapping[str, Any]) -> None:
-        """Write results.json, which marks the run as finished, and remove the saved states.
+        """Write results.json, which makes the run a finished one, and remove the saved states.
 
-        Added under `run` are the time of the end, the command that repeats the run, and the checksums of its files.
+        The end time, the command that repeats the run and the checksums of its files are added under `run`.
         """
         begun, _ = read_object(self.path / ENVIRONMENT)
         results = plain(values)
         ended = {"finished": _now(), "reproduce": reproduce_line(begun), "sha256": checksums(self.path, results)}
-        run = {**results.get("run", {}), **ended}
-        write_json(self.path / RESULTS, {**results, "run": run})
+        write_json(self.path / RESULTS, {**results, "run": {**results.get("run", {}), **ended}})
         run_dir.forget_states(self.path)
 
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Send every logger's lines to a file and to the console."""
+    """Send all log lines to a file and to the console."""
     root = logging.getLogger()
     level = root.level
     file, console = FullDiskHandler(path, encoding="utf-8"), ConsoleHandler()
@@ -126,22 +123,23 @@ def _logging_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        root.removeHandler(console)  # first: who catches the error prints it
-        file.last_words("the run stopped before its end", error)
+        root.removeHandler(console)  # whoever catches the error prints it
+        with suppress(OSError):
+            logger.error("the run stopped before its end", exc_info=error)
         raise
     finally:
-        root.removeHandler(console)
-        root.removeHandler(file)
+        for handler in (file, console):
+            root.removeHandler(handler)
         file.close()
         root.setLevel(level)
 
 
 @dataclass
 class RunClock:
-    """How long a run took, over all processes that worked on it.
+    """The time that a run took in all its processes.
 
     Attributes:
-        starts: When each of them started.
+        starts: Start time of every process.
         tasks: Seconds of every finished task.
         before: Seconds of the current task in earlier processes.
     """
@@ -152,27 +150,23 @@ class RunClock:
     _since: float = field(default_factory=lambda: time.perf_counter())
 
     def end_task(self) -> None:
-        """The current task is finished, the next one starts."""
+        """End the current task and start the next one."""
         self.tasks.append(self._current())
         self.before, self._since = 0.0, time.perf_counter()
 
     def report(self) -> dict[str, Any]:
-        """What results.json holds under `run`."""
+        """Return what results.json holds under `run`."""
+        started, *resumed = self.starts
         seconds = sum(self.tasks) + self._current()
-        return {
-            "started": self.starts[0],
-            "resumed": self.starts[1:],
-            "seconds": seconds,
-            "seconds_per_task": self.tasks,
-        }
+        return {"started": started, "resumed": resumed, "seconds": seconds, "seconds_per_task": self.tasks}
 
     def state(self) -> dict[str, Any]:
-        """For `restore`."""
+        """Return what `restore` needs."""
         return {"starts": self.starts, "tasks": self.tasks, "before": self._current()}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Self:
-        """Continue in another process."""
+        """Return the clock of another process that continues the run."""
         return cls([*state["starts"], _now()], list(state["tasks"]), state["before"])
 
     def _current(self) -> float:
@@ -180,25 +174,18 @@ class RunClock:
 
 
 class FullDiskHandler(logging.FileHandler):
-    """Writes a log file; an error such as a full disk ends the run, where logging would only print a traceback."""
+    """Writes a log file, and raises errors such as a full disk, where logging would only print them."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise what went wrong."""
+        """Raise the error that is being handled."""
         error = sys.exception()
         if isinstance(error, OSError):
             with naming(Path(self.baseFilename)):
                 raise error
         super().handleError(record)
 
-    def last_words(self, message: str, error: BaseException) -> None:
-        """Write why the run stops, if that is possible."""
-        try:
-            logger.error(message, exc_info=error)
-        except OSError:
-            return
-
     def close(self) -> None:
-        """Close the file, even if a full disk leaves lines unwritten."""
+        """Close the file, even if a full disk prevents the last lines from being written."""
         try:
             super().close()
         except OSError:
@@ -206,10 +193,10 @@ class FullDiskHandler(logging.FileHandler):
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes lines to standard error, above progress bars."""
+    """Writes log lines to standard error, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; a console that was closed does not end the run."""
+        """Write a record. A closed console does not end the run."""
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:

@@ -1,6 +1,6 @@
-"""What the network answered on the test images after every task, so that the accuracy matrix can be counted again.
+"""Predictions on the test images after every task, so that the accuracy matrix can be computed again.
 
-    <run>/predictions/task_T.npz    labels (n,), and (n,) predicted classes for each way of answering
+    <run>/predictions/task_T.npz    labels (n,), and predicted classes (n,) of the network and of its branches
 
 Shapes: n test images of all classes seen.
 """
@@ -18,21 +18,21 @@ FOLDER, LABELS, WHOLE = "predictions", "labels", "whole"
 
 
 class PredictionsError(UserError):
-    """Predictions that are missing or damaged."""
+    """Predictions are missing or damaged."""
 
 
 def predictions_file(run: Path, task: int) -> Path:
-    """Where the predictions after a task lie."""
+    """Return the file with the predictions after a task."""
     return run / FOLDER / f"task_{task}.npz"
 
 
 def save_predictions(file: Path, labels: np.ndarray, answers: Mapping[str, np.ndarray]) -> None:
-    """Write the answers on the test images of all classes seen, in integers as small as will do.
+    """Write labels and predictions, as the smallest integer type that holds them.
 
     Args:
-        file: As `predictions_file`.
+        file: See `predictions_file`.
         labels: (n,) true classes.
-        answers: (n,) predicted classes by the network as it is, under `WHOLE`, and by single branches.
+        answers: (n,) predicted classes of the whole network, under `WHOLE`, and with only some of its branches.
     """
     arrays = {LABELS: labels, **answers}
     small = np.min_scalar_type(max((int(array.max()) for array in arrays.values() if array.size), default=0))
@@ -42,7 +42,7 @@ def save_predictions(file: Path, labels: np.ndarray, answers: Mapping[str, np.nd
 
 
 def read_predictions(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The labels, and the answers by name, as `save_predictions` took them.
+    """Return the labels, and the predictions by name.
 
     Raises:
         PredictionsError: The file is missing or damaged.
@@ -50,9 +50,9 @@ def read_predictions(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             arrays = {name: archive[name].astype(np.int64) for name in archive}
-    except Exception as error:  # a damaged archive fails in zip, zlib or array headers, each with errors of its own
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise PredictionsError(f"{file}: cannot be read: {error}") from error
     labels = arrays.pop(LABELS, None)
     if labels is None or WHOLE not in arrays or any(array.shape != labels.shape for array in arrays.values()):
-        raise PredictionsError(f"{file}: expected arrays {LABELS} and {WHOLE} of one length")
+        raise PredictionsError(f"{file}: expected arrays {LABELS} and {WHOLE} of equal length")
     return labels, arrays

@@ -1,8 +1,7 @@
 """The saved states of an unfinished run: files with a checksum, of which the newest two are kept.
 
-A file has a line that names the format, a line with the SHA-256 of the rest, and the state as torch.save writes it. It
-is written under another name, flushed and renamed, and only then an older one is removed: at any moment there is a
-complete one.
+A file has a line that names the format, a line with the SHA-256 of the rest, and the state as torch.save writes it.
+Older files are removed only after a new one is complete.
 """
 
 import hashlib
@@ -24,18 +23,14 @@ KEPT = 2
 
 
 class StateError(UserError):
-    """No saved state can be used."""
-
-
-def accept(state: dict[str, Any]) -> None:
-    """The check that accepts every state."""
+    """A saved state cannot be used."""
 
 
 class SavedStates:
     """The states of one run.
 
     Args:
-        folder: Nothing else is in it.
+        folder: Holds nothing else.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,10 +38,10 @@ class SavedStates:
         self._unusable: list[Path] = []
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a state. Of the older ones all but the newest are removed, and those that `newest` could not use.
+        """Write a state. Of the older states, keep only the newest that `newest` did not reject.
 
         Raises:
-            OSError: It cannot be written; the older states are unchanged.
+            OSError: The state cannot be written; the older states are unchanged.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -60,11 +55,11 @@ class SavedStates:
             old.unlink(missing_ok=True)
         self._unusable = []
 
-    def newest(self, check: Callable[[dict[str, Any]], None] = accept) -> dict[str, Any] | None:
-        """The newest state that can be read and passes the check; a warning is logged for each that does not.
+    def newest(self, check: Callable[[dict[str, Any]], None] = lambda state: None) -> dict[str, Any] | None:
+        """Return the newest state that can be read and passes the check. Log a warning for each that does not.
 
         Args:
-            check: Raises StateError, with the reason, for a state that cannot be used.
+            check: Raises a StateError with the reason for a state that cannot be used.
         """
         for file in self._files():
             try:
@@ -77,7 +72,7 @@ class SavedStates:
         return None
 
     def __bool__(self) -> bool:
-        """Whether there are any files, damaged ones included."""
+        """Return whether there are any files, even damaged ones."""
         return bool(self._files())
 
     def _files(self) -> list[Path]:
@@ -89,7 +84,7 @@ def read_state(file: Path) -> dict[str, Any]:
     """Read one state. No code in the file is run.
 
     Raises:
-        StateError: The file is incomplete, changed, or not a state. The message does not name it.
+        StateError: The file is damaged or not a state. The message does not name it.
     """
     try:
         content = file.read_bytes()
@@ -99,7 +94,7 @@ def read_state(file: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
     except StateError:
         raise
-    except Exception as error:  # whoever forges a checksum can have torch.load fail in any way
+    except Exception as error:  # with a forged checksum, torch.load can fail in any way
         raise StateError(f"cannot be read: {error}") from error
     if not isinstance(state, dict):
         raise StateError(f"not a saved state, but a {type(state).__name__}")

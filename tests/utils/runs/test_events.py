@@ -76,7 +76,7 @@ def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
         ({"epoch": True}, "epoch = true: input should be a valid integer"),
         ({"lr": {"descriptor": None}}, "lr.descriptor = null: input should be a valid number"),
         ({"moved": {"slow": [0.5]}}, "moved.slow.0 = 0.5: input should be a valid integer"),
-        ({"lr": []}, r"lr = \[\]: input should be a valid dictionary"),
+        ({"lr": []}, r"lr = \[\]: input should be an object"),
     ],
 )
 def test_a_field_of_another_type_is_named_with_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:

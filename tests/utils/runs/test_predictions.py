@@ -23,5 +23,5 @@ def test_missing_damaged_or_unlike_arrays_are_named(tmp_path):
     with pytest.raises(PredictionsError, match=r"task_0\.npz: cannot be read"):
         read_predictions(tmp_path / "task_0.npz")
     save_predictions(tmp_path / "task_1.npz", np.array([1, 2]), {WHOLE: np.array([1])})
-    with pytest.raises(PredictionsError, match="of one length"):
+    with pytest.raises(PredictionsError, match="of equal length"):
         read_predictions(tmp_path / "task_1.npz")

@@ -15,9 +15,9 @@ from test_trainer import configuration, events, images, results, run  # noqa: F4
 
 import trainer
 from utils.errors import UserError
-from utils.runs.events import KINDS, Cadence, Consolidation, Epoch, Event, Phase, Router, Scan, Telemetry
+from utils.runs.events import KINDS, Branches, Cadence, Consolidation, Epoch, Event, Phase, Router, Scan, Telemetry
 from utils.runs.log import RunLog
-from utils.runs.tracking import FOLDER, Tracker, scalars
+from utils.runs.tracking import FOLDER, scalars, tracked
 
 EVERYTHING: dict[str, Any] = {
     "nested_lora_use_consolidation": True,
@@ -46,48 +46,49 @@ def numbered(path: Path, kind: str, **where: Any) -> list[tuple[int, dict[str, A
 def expected(path: Path) -> Curves:
     """Curves of every kind of event, looked up by hand."""
     curves: Curves = defaultdict(list)
-    for n, event in numbered(path, "phase"):
-        curves["progress/task"].append((n, event["task"]))
+    for n, event in numbered(path, "phase", phase="func"):
+        curves["phase/func/task"].append((n, event["task"]))
+        curves["phase/func/groups/other/lr"] += [(n, g["lr"]) for g in event["groups"] if g["name"] == "other"]
     for n, event in numbered(path, "epoch", phase="func"):
-        curves["func/loss"].append((n, event["loss"]))
-        curves["func/train_accuracy"].append((n, event["train_accuracy"]))
-        curves["func/lr_fast"].append((n, event["lr"]["fast"]))
-        curves["func/slow_updates"].append((n, len(event["moved"]["slow"])))
+        curves["epoch/func/loss"].append((n, event["loss"]))
+        curves["epoch/func/train_accuracy"].append((n, event["train_accuracy"]))
+        curves["epoch/func/lr/fast"].append((n, event["lr"]["fast"]))
+        curves["epoch/func/moved/slow"].append((n, len(event["moved"]["slow"])))
     for n, event in numbered(path, "epoch", phase="rd"):
-        curves["rd/loss"].append((n, event["loss"]))
+        curves["epoch/rd/loss"].append((n, event["loss"]))
     for n, event in numbered(path, "eval"):
-        curves["eval/top5"].append((n, event["accuracy"]["top5"]))
+        curves["eval/func/accuracy/top5"].append((n, event["accuracy"]["top5"]))
     for n, event in numbered(path, "telemetry"):
         (entry,) = [entry for entry in event["layers"] if (entry["layer"], entry["adapter"]) == (1, 0)]
-        curves["norms/slow.up_proj.weight/layer1_adapter0"].append((n, entry["norms"]["slow.up_proj.weight"]))
-        curves["share/fast/layer1_adapter0"].append((n, entry["share"]["fast"]))
-        curves["update_cosine/layer1_adapter0"].append((n, entry["update_cosine"]))
+        curves["telemetry/norms/slow.up_proj.weight/layer1_adapter0"].append((n, entry["norms"]["slow.up_proj.weight"]))
+        curves["telemetry/share/fast/layer1_adapter0"].append((n, entry["share"]["fast"]))
+        curves["telemetry/update_cosine/slow_fast/layer1_adapter0"].append((n, entry["update_cosine"]["slow+fast"]))
     for n, event in numbered(path, "cadence"):
-        curves["cadence/updates"].append((n, len(event["observed"])))
-        curves["cadence/passed"].append((n, 1))
+        curves["cadence/func/slow/observed"].append((n, len(event["observed"])))
+        curves["cadence/func/slow/passed"].append((n, 1))
     for n, event in numbered(path, "scan"):
-        curves["scan_z/layer1_adapter0"].append((n, event["z"]["1"][0]))
-        curves["scan/expands"].append((n, 0 if event["expands"] is None else 1))
+        curves["scan/z/layer1_adapter0"].append((n, event["z"]["1"][0]))
+        curves["scan/expands"] += [(n, event["expands"])] if event["expands"] is not None else []
     for n, event in numbered(path, "mean_z", when="before"):
-        curves["mean_z_before/layer2_adapter0"].append((n, event["z"]["2"][0]))
+        curves["mean_z/before/z/layer2_adapter0"].append((n, event["z"]["2"][0]))
     for n, event in numbered(path, "consolidation"):
-        curves["consolidation/accuracy_before"].append((n, event["accuracy_before"]["top1"]))
-        curves["consolidation_drift/layer2_adapter0"].append(
+        curves["consolidation/accuracy_before/top1"].append((n, event["accuracy_before"]["top1"]))
+        curves["consolidation/drift/layer2_adapter0"].append(
             (n, event["receipts"][2 if event["task"] == 0 else 3]["drift"])
         )
         z = [r["z_mean_after"] for r in event["receipts"] if (r["layer"], r["adapter"]) == (1, 0)]
-        curves["consolidation_z_mean_after/layer1_adapter0"] += [(n, value) for value in z if value is not None]
+        curves["consolidation/z_mean_after/layer1_adapter0"] += [(n, value) for value in z if value is not None]
     for n, event in numbered(path, "branches", when="after_task"):
-        curves["right_answers_after_task/slow_fast"].append((n, sum(event["correct"]["slow+fast"])))
+        curves["branches/after_task/correct/slow_fast/0"].append((n, event["correct"]["slow+fast"][0]))
     for n, event in numbered(path, "router"):
-        curves["router/layer2_adapter0/task0"].append((n, event["weights"]["2"][0][0]))
+        curves["router/weights/task0/layer2_adapter0"].append((n, event["weights"]["2"][0][0]))
     for n, event in numbered(path, "task"):
-        curves["measures/last_acc"].append((n, event["last_acc"]))
-        curves["task_accuracy/task0"].append((n, event["task_accuracy"][0]))
-        curves["parameters/slow"].append((n, event["parameters"]["slow"]))
-        curves["trained/head"].append((n, event["trained"]["head"]))
-        curves["adapters/layer1"].append((n, event["adapters"][1]))
-        curves["cost/multiply_adds"].append((n, event["multiply_adds"]))
+        curves["task/last_acc"].append((n, event["last_acc"]))
+        curves["task/task_accuracy/0"].append((n, event["task_accuracy"][0]))
+        curves["task/parameters/slow"].append((n, event["parameters"]["slow"]))
+        curves["task/trained/head"].append((n, event["trained"]["head"]))
+        curves["task/adapters/1"].append((n, event["adapters"][1]))
+        curves["task/multiply_adds"].append((n, event["multiply_adds"]))
     return curves
 
 
@@ -114,24 +115,34 @@ ENTRY = {
     "share": {"slow": 0.25, "fast": 0.75}, "effective_rank": {}, "output_cosine": 0.5, "update_cosine": None,
 }  # fmt: skip
 PLACE = "layer2_adapter1"
-POINTS: dict[str, tuple[Event, set[tuple[str, float]]]] = {
+POINTS: dict[str, tuple[Event, dict[str, float]]] = {
     "a phase": (
-        Phase(task=3, cycle=1, phase="func", groups=[]),
-        {("progress/task", 3), ("progress/cycle", 1)},
+        Phase(task=3, cycle=1, phase="func", groups=[{"name": "slow", "lr": 0.5, "tensors": 4}]),
+        {
+            "phase/func/task": 3, "phase/func/cycle": 1, "phase/func/groups/slow/lr": 0.5,
+            "phase/func/groups/slow/tensors": 4,
+        },
     ),
-    "what is not finite": (rd_epoch(float("nan")), {("rd/lr_descriptor", 0.5)}),
+    "what is not finite": (
+        rd_epoch(float("nan")),
+        {"epoch/rd/task": 0, "epoch/rd/cycle": 0, "epoch/rd/epoch": 0, "epoch/rd/lr/descriptor": 0.5},
+    ),
     "the steps of every time scale": (
         Epoch(
-            task=0, cycle=0, phase="func", epoch=0, loss=0.5, lr={}, train_accuracy=75.0,
+            task=0, cycle=0, phase="func", epoch=1, loss=0.5, lr={}, train_accuracy=75.0,
             moved={"slow": [4, 8], "mid": [2, 4, 6, 8]},
         ),
-        {("func/loss", 0.5), ("func/train_accuracy", 75), ("func/slow_updates", 2), ("func/mid_updates", 4)},
+        {
+            "epoch/func/task": 0, "epoch/func/cycle": 0, "epoch/func/epoch": 1, "epoch/func/loss": 0.5,
+            "epoch/func/train_accuracy": 75, "epoch/func/moved/slow": 2, "epoch/func/moved/mid": 4,
+        },
     ),
     "one cosine": (
         Telemetry(task=0, cycle=0, epoch=0, step=4, layers=[ENTRY]),
         {
-            (f"norms/slow.up_proj.weight/{PLACE}", 3), (f"share/slow/{PLACE}", 0.25), (f"share/fast/{PLACE}", 0.75),
-            (f"output_cosine/{PLACE}", 0.5),
+            "telemetry/task": 0, "telemetry/cycle": 0, "telemetry/epoch": 0, "telemetry/step": 4,
+            f"telemetry/norms/slow.up_proj.weight/{PLACE}": 3, f"telemetry/share/slow/{PLACE}": 0.25,
+            f"telemetry/share/fast/{PLACE}": 0.75, f"telemetry/output_cosine/{PLACE}": 0.5,
         },
     ),
     "cosines by pair": (
@@ -139,61 +150,72 @@ POINTS: dict[str, tuple[Event, set[tuple[str, float]]]] = {
             task=0, cycle=0, epoch=0, step=4,
             layers=[{**ENTRY, "norms": {}, "share": {}, "update_cosine": {"slow+mid": 0.1, "mid_fast": None}}],
         ),
-        {(f"output_cosine/{PLACE}", 0.5), (f"update_cosine/slow_mid/{PLACE}", 0.1)},
+        {
+            "telemetry/task": 0, "telemetry/cycle": 0, "telemetry/epoch": 0, "telemetry/step": 4,
+            f"telemetry/output_cosine/{PLACE}": 0.5, f"telemetry/update_cosine/slow_mid/{PLACE}": 0.1,
+        },
     ),
     "a cadence": (
-        Cadence(task=0, cycle=0, phase="func", steps=4, tensors=2, observed=[2], passed=False),
-        {("cadence/steps", 4), ("cadence/updates", 1), ("cadence/passed", 0)},
+        Cadence(
+            task=0, cycle=0, phase="func", steps=4, tensors=2, observed=[2], scale="slow", expected=[2, 4], passed=False
+        ),
+        {
+            "cadence/func/slow/task": 0, "cadence/func/slow/cycle": 0, "cadence/func/slow/steps": 4,
+            "cadence/func/slow/tensors": 2, "cadence/func/slow/observed": 1, "cadence/func/slow/expected": 2,
+            "cadence/func/slow/passed": 0,
+        },
     ),
     "tensors and null": (
         Scan(task=0, scan=0, batch=1, z={"1": [None, torch.tensor(2.0)]}, threshold=1.5, expands=None),
-        {("scan_z/layer1_adapter1", 2), ("scan/threshold", 1.5), ("scan/expands", 0)},
+        {"scan/task": 0, "scan/scan": 0, "scan/batch": 1, "scan/z/layer1_adapter1": 2, "scan/threshold": 1.5},
     ),
     "a receipt with texts": (
         Consolidation(
-            task=0, accuracy_before={"top1": 60.0}, accuracy_after={"top1": 61.0},
+            task=0, accuracy_before={"top1": 60.0, "grouped": {"00-01": 50.0}}, accuracy_after={"top1": 61.0},
             receipts=[{"layer": 2, "adapter": 1, "mode": "weights", "alpha": 0.5, "drift": None}],
         ),
         {
-            ("consolidation/accuracy_before", 60), ("consolidation/accuracy_after", 61),
-            (f"consolidation_alpha/{PLACE}", 0.5),
+            "consolidation/task": 0, "consolidation/accuracy_before/top1": 60,
+            "consolidation/accuracy_before/grouped/00-01": 50, "consolidation/accuracy_after/top1": 61,
+            f"consolidation/alpha/{PLACE}": 0.5,
+        },
+    ),
+    "the branches": (
+        Branches(task=1, when="after_task", correct={"slow+fast": [4, 3]}, run={"seconds": 0.5}),
+        {
+            "branches/after_task/task": 1, "branches/after_task/correct/slow_fast/0": 4,
+            "branches/after_task/correct/slow_fast/1": 3, "branches/after_task/run/seconds": 0.5,
         },
     ),
     "a router": (
         Router(task=1, weights={"2": [[1.0], [0.25, 0.75]]}),
         {
-            ("router/layer2_adapter0/task0", 1), ("router/layer2_adapter0/task1", 0.25),
-            ("router/layer2_adapter1/task1", 0.75),
+            "router/task": 1, "router/weights/task0/layer2_adapter0": 1, "router/weights/task1/layer2_adapter0": 0.25,
+            "router/weights/task1/layer2_adapter1": 0.75,
         },
     ),
-    "a kind that nobody draws": (Event(), set()),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", POINTS)
 def test_the_points_of_an_event(what: str) -> None:
     event, points = POINTS[what]
-    found = scalars(event, 7)
-    assert {(tag, value) for tag, value, _ in found} == points
-    assert len(found) == len(points)
-    assert {step for _, _, step in found} <= {7}
+    assert scalars(event) == points
 
 
 def test_a_run_that_goes_on_takes_back_what_was_cut_off(images: Path, tmp_path: Path) -> None:  # noqa: F811
     config = configuration(images, tmp_path, tensorboard=True)
 
     def go(losses: list[float]) -> None:
-        tracker = Tracker(tmp_path, config)
-        sink = tracker.following(RunLog(tmp_path).event)
-        for loss in losses:
-            sink(rd_epoch(loss))
-        tracker.close(False)
+        with tracked(RunLog(tmp_path), config) as record:
+            for loss in losses:
+                record(rd_epoch(loss))
 
     go([0.1, 0.2, 0.3, 0.4])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))  # as far as the saved state goes
     go([0.5, 0.6])
-    assert read_back(tmp_path / FOLDER)["rd/loss"] == [
+    assert read_back(tmp_path / FOLDER)["epoch/rd/loss"] == [
         (step, pytest.approx(loss)) for step, loss in enumerate([0.1, 0.2, 0.5, 0.6], 1)
     ]
 
@@ -251,7 +273,7 @@ def test_w_and_b_follows_the_one_writer(run: Callable[..., Path], calls: list[tu
     assert told == {"project": "mine", "dir": str(path), "sync_tensorboard": True, "name": path.name}
     assert config == json.loads((path / "config.json").read_text())
     assert calls[-1][1] == {"exit_code": 0}
-    assert read_back(path / FOLDER)["measures/last_acc"]
+    assert read_back(path / FOLDER)["task/last_acc"]
 
 
 def test_a_run_that_stops_ends_as_failed(
