@@ -8,7 +8,7 @@ not measured, and for a task without test images. Only `grouped_accuracy` and `f
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import gt
@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from utils.json_file import faults
+from utils.text import shown
 
 MOST_TASKS = 2000  # a matrix of that size takes 32 MB; a small file could claim any number
 
@@ -177,6 +178,8 @@ class AccuracyMatrix:
         Raises:
             ValueError: The values are not an accuracy matrix.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError(f"not an accuracy matrix but {shown(values)}")
         try:
             counts = _Counts.model_validate(values)
         except ValidationError as error:

@@ -92,7 +92,7 @@ def test_going_on_in_an_rd_phase_recalls_the_views_that_were_seen(make, epoch):
     by_epoch = [losses(whole, number, 0) for number in range(epoch + 1)]
     assert by_epoch[0] != by_epoch[1]
     assert losses(new(), epoch, 1) == pytest.approx(by_epoch[epoch][1:], rel=1e-6)
-    per_view = [sorted(means.sum(dim=1).tolist()) for means in (whole.kept._means[v, layers[0]] for v in (0, 1))]
+    per_view = [sorted(means.sum(dim=1).tolist()) for means in (whole._kept[v][layers[0]] for v in (0, 1))]
     assert per_view[0] != per_view[1]
 
 

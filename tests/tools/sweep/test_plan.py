@@ -161,7 +161,7 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
         ({"list": [{"name": "a", "base": "bse.json"}]}, "no such file; did you mean base.json"),
         ({"grid": {"seed": [1, 2]}}, "seed: a sweep cannot change it"),
         ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: a sweep cannot change it"),
-        ({"seeds": [1, 1], "list": [{"name": "a"}]}, "the same seed twice"),
+        ({"seeds": [1, 1], "list": [{"name": "a"}]}, "a seed is given twice"),
         ({"list": [{"name": "a"}, {"name": "a", "changes": {"ffn_num": 2}}]}, "a: 2 members have this name"),
         (
             {"grid": {"ffn_num": [*range(99)], "rd_dim": [*range(99)]}},
