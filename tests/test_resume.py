@@ -210,7 +210,7 @@ def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(
     content[len(content) // 2] ^= 1
     newer.write_bytes(content)
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
-    assert f"{newer}: damaged" in (begun / "log.txt").read_text()
+    assert f"{newer}: cannot be read: its checksum is wrong" in (begun / "log.txt").read_text()
     assert (results(begun), events(begun)) == (results(whole := expected()), events(whole))
 
 
@@ -238,7 +238,7 @@ def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_
     metrics = begun / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-1])
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
-    assert "of a time whose events the metrics have lost; going back" in (begun / "log.txt").read_text()
+    assert "of a time whose events the metrics have lost; using the state before it" in (begun / "log.txt").read_text()
     assert events(begun) == events(expected())
 
 
