@@ -138,7 +138,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "task_sizes": (lambda meta: {**meta, "task_sizes": ["2"]}, "task_sizes.0 = "),
     "accuracy": (lambda meta: {**meta, "accuracy": {"correct": []}}, "accuracy = "),
     "class_order": (lambda meta: {**meta, "class_order": [1, 0, 2]}, "another class order"),
-    "backbone": (lambda meta: {**meta, "backbone": {"sha256": 3}}, "backbone.timm_name = "),
+    "backbone": (lambda meta: {**meta, "backbone": {"sha256": 3}}, "backbone.timm_name: "),
     "config": (lambda meta: {**meta, "config": [1]}, "config = [1]"),
     "more classes": (lambda meta: {**meta, "task_sizes": [2, 2]}, "knows 4 classes, there are 3"),
     "more tasks": (lambda meta: {**meta, "task_sizes": [1, 1, 1]}, "of other tasks or test images"),
@@ -219,4 +219,4 @@ def test_a_run_directory_edited_by_hand(tmp_path, capsys):
     results["accuracy"]["correct"][1][0] += 1
     file.write_text(json.dumps(results))
     assert compare([str(file.parent)]) == 2
-    assert "the file was edited or is damaged" in capsys.readouterr().err
+    assert "a file was edited or is damaged" in capsys.readouterr().err
