@@ -54,7 +54,7 @@ def test_what_came_to_be_since_the_look_is_not_lost(
     look.open()
     code, message = ended(second)
     assert code == 2
-    assert message.startswith(f"{'begun' if killed else 'finished'} already: {run.path}; --")
+    assert message.startswith(f"already {'started' if killed else 'finished'}: {run.path}; use --")
     assert contents(run.path) == before
     observe(seen="exit code 2, begun or finished already; nothing is removed")
 
