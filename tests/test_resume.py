@@ -210,7 +210,7 @@ def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(
     content[len(content) // 2] ^= 1
     newer.write_bytes(content)
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
-    assert f"{newer}: damaged" in (begun / "log.txt").read_text()
+    assert f"{newer}: cannot be read: its checksum is wrong" in (begun / "log.txt").read_text()
     assert (results(begun), events(begun)) == (results(whole := expected()), events(whole))
 
 

@@ -1,9 +1,9 @@
-"""Check finished runs: whether their files are those that the run wrote, and agree with each other.
+"""Check finished runs: whether their files have changed, and agree with each other.
 
     python -m tools.verify logs/RUN [logs/RUN ...]
 
-Prints a line for each check of each run, and below it what is wrong, if anything is. Checksums find accidental changes.
-Somebody who edits a run can edit its checksums too, but not easily everything else that must agree.
+Prints a line for each check of each run, and below it what is wrong. Checksums find accidental changes. A run that was
+edited on purpose can have the right checksums, but then the other checks are hard to pass.
 
 Exit codes: 0 all checks passed, 1 a check failed, 2 not a finished run.
 """
@@ -21,10 +21,10 @@ READABLE = "files can be read"
 
 
 def verify(path: Path) -> dict[str, list[str]]:
-    """By check, what is wrong with a run. If a file cannot be read, no other check is made.
+    """Return what is wrong with a run, by check. If a file cannot be read, no other check is made.
 
     Raises:
-        RunError: The path is not a finished run.
+        RunError: The path is not the directory of a finished run.
     """
     require_files(path)
     try:

@@ -34,7 +34,7 @@ def test_a_damaged_newest_state_is_passed_over(harm: str, shop: Workshop, whole:
     newest.write_bytes(HARMS[harm](newest.read_bytes()))
     process = run.resume()
     finish(process)
-    assert f"{newest}: damaged" in process.errors
+    assert f"{newest}: cannot be read: its checksum is wrong" in process.errors
     assert "using the state before it" in process.errors
     assert differences(run.path, whole(**KEYS)) == []
     observe(seen="a warning that names it; goes on from the one before, to the bit-identical end")

@@ -15,7 +15,7 @@ from test_trainer import configuration, images, run  # noqa: F401
 
 from tools.finished.checks import CHECKS
 from tools.verify import READABLE, main, verify
-from utils.runs.checksums import checksums
+from utils.runs.directory import checksums
 from utils.runs.predictions import read_predictions, save_predictions
 
 (

@@ -1,7 +1,7 @@
-"""What must agree in a finished run: one list of checks, from the accuracies to the checksums.
+"""The checks of a finished run, from accuracies to checksums.
 
-A comparison refuses a run that fails a check of severity "refuse", and prints the faults of severity "note" beside its
-numbers. Checks of severity "verify" read every file of a run; `python -m tools.verify` makes them and all others.
+A comparison refuses a run that fails a check of severity "refuse", and prints what a check of severity "note" finds.
+Checks of severity "verify" read every file of a run; only `python -m tools.verify` makes them.
 """
 
 import math
@@ -14,14 +14,13 @@ from typing import Any, Literal, NamedTuple
 from tools.finished.run import RUN_NAME, Run
 from utils.config.identity import counted
 from utils.config.schema import defaults, schemas
-from utils.errors import UserError
+from utils.errors import RunError, UserError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, count_hits
 from utils.runs.checkpoint_meta import CheckpointError, read_meta
-from utils.runs.checksums import checksums
-from utils.runs.directory import CONFIG, RESULTS
+from utils.runs.directory import CONFIG, RESULTS, checksums
 from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
-from utils.runs.predictions import WHOLE, PredictionsError, predictions_file, read_predictions
+from utils.runs.predictions import WHOLE, predictions_file, read_predictions
 from utils.text import shown
 from utils.timescales.judge import judge
 from utils.timescales.scales import GATED, NAMES, NEITHER, SCALES
@@ -31,14 +30,14 @@ Faults = Iterator[str]
 
 
 class Check(NamedTuple):
-    """A check of a finished run: what holds if it passes, a sentence for every fault, and what a fault means."""
+    """A check of a finished run: its name, a function that yields a sentence for every fault, and its severity."""
 
     name: str
     find: Callable[[Run], Faults]
     severity: Literal["refuse", "note", "verify"]
 
     def faults(self, run: Run) -> list[str]:
-        """Every fault; a value that is missing or of a wrong type is one too."""
+        """Return all faults. A value that is missing or of a wrong type is a fault too."""
         found = []
         try:
             for fault in self.find(run):
@@ -51,18 +50,18 @@ class Check(NamedTuple):
 
 
 def declared(run: Run) -> Any:
-    """The run's configuration with its keys as attributes: not validated, as another version may have written it."""
+    """Return the run's configuration with its keys as attributes, not validated: other versions have other keys."""
     return SimpleNamespace(**(defaults() | dict(run.config)))
 
 
 def unequal(place: object, what: str, stated: object, right: object, source: str) -> Faults:
-    """A fault if a file states something else than the rest of the run says."""
+    """Yield a fault if a file states something else than the source."""
     if not close(stated, right):
         yield f"{place}: {what} = {shown(stated)}, but {source} gives {shown(right)}; a file was edited or is damaged"
 
 
 def close(a: object, b: object) -> bool:
-    """Whether two JSON values are equal, numbers up to the rounding of another machine's sums."""
+    """Return whether two JSON values are equal. Numbers may differ by rounding errors."""
     match a, b:
         case [list(), list()]:
             return len(a) == len(b) and all(map(close, a, b))
@@ -84,7 +83,7 @@ def _measures(run: Run) -> Faults:
 
 
 def _tasks(run: Run) -> Faults:
-    # The lines as they are: whatever one of them states must agree, under keys of other versions too.
+    # Raw lines, so that keys of other versions are compared too.
     lines = [line for line in read_lines(run.metrics) if line.get("kind") == Task.kind]
     yield from unequal(run.metrics, "tasks learned", [line.get("task") for line in lines], run.tasks, RESULTS)
     for task, (line, result) in enumerate(zip(lines, run.results["tasks"], strict=False)):
@@ -101,7 +100,7 @@ def _branches(run: Run) -> Faults:
         found, right = [matrix.task_sizes, matrix.count], [whole.task_sizes, whole.count]
         yield from unequal(file, f"classes and test images of {name}", found, right, "accuracy")
     if some := [name for name in run.branches if name != NEITHER]:
-        name = max(some, key=lambda name: name.count("+"))  # all branches together: the network as it is
+        name = max(some, key=lambda name: name.count("+"))  # all branches
         yield from unequal(file, f"right answers of {name}", run.branches[name].correct, whole.correct, "accuracy")
     events = [event for event in run.events(Branches) if event.when == "after_task"]
     tasks = run.tasks if run.branches else []
@@ -112,20 +111,20 @@ def _branches(run: Run) -> Faults:
 
 
 def _audits(run: Run) -> list[Cadence]:
-    """The cadence events, each with the name of its time scale."""
+    """Return the cadence events, each with the name of its time scale."""
     return [replace(event, scale=event.scale or SCALES[0].name) for event in run.events(Cadence)]
 
 
 def _verdicts(run: Run) -> Faults:
     for event in _audits(run):
+        place = f"{run.metrics}: {_phase(event)}"
         if event.scale not in NAMES:
-            yield f"{run.metrics}: {_phase(event)}: a cadence event of {shown(event.scale)}, an unknown time scale"
+            yield f"{place}: a cadence event of {shown(event.scale)}, an unknown time scale"
             continue
         right = judge(event, declared(run))
         for key in ("expected", "passed"):
-            what = f"{key} of the cadence audit of {event.scale}"
-            stated = getattr(event, key), getattr(right, key)
-            yield from unequal(f"{run.metrics}: {_phase(event)}", what, *stated, f"{CONFIG} with what was observed")
+            what, source = f"{key} of the cadence audit of {event.scale}", f"{CONFIG} with what was observed"
+            yield from unequal(place, what, getattr(event, key), getattr(right, key), source)
 
 
 def _unaudited(run: Run) -> Faults:
@@ -140,10 +139,9 @@ def _unaudited(run: Run) -> Faults:
 def _failed(run: Run) -> Faults:
     for event in _audits(run):
         if not event.passed:
-            yield (
-                f"{run.metrics.name}: the cadence audit failed in {_phase(event)}: {event.scale} moved at "
-                f"{len(event.observed)} of {event.steps} steps, the configuration says {len(event.expected or ())}"
-            )
+            what = f"{event.scale} moved at {len(event.observed)} of {event.steps} steps"
+            right = f"the configuration says {len(event.expected or ())}"
+            yield f"{run.metrics.name}: the cadence audit failed in {_phase(event)}: {what}, {right}"
 
 
 def _phase(event: Phase | Cadence | Epoch) -> str:
@@ -159,7 +157,7 @@ def _name(run: Run) -> Faults:
         return
     if int(name["seed"]) != run.seed:
         yield f"the directory's name says seed {name['seed']}, its {CONFIG} {run.seed}: renamed or edited"
-    # The hash that another version made over keys of its own cannot be known.
+    # With keys of another version, the hash cannot be computed here.
     if name["hash"] != run.key and run.config.keys() <= schemas().keys():
         yield (
             f"the directory's name says hash {name['hash']}, its {CONFIG} gives {run.key}: edited, renamed, or written "
@@ -169,12 +167,11 @@ def _name(run: Run) -> Faults:
 
 def _rates(run: Run) -> Faults:
     config = declared(run)
-    rates = {scale.name: scale.rate(config) for scale in SCALES}
-    rates |= {"other": config.init_lr, "descriptor": config.rd_lr}
+    rates = {scale.name: scale.rate(config) for scale in SCALES} | {"other": config.init_lr, "descriptor": config.rd_lr}
     for event in run.events(Phase):
         for group in event.groups:
-            place, name = f"{run.metrics}: {_phase(event)} {event.phase} phase", group["name"]
-            yield from unequal(place, f"rate of {name}", group["lr"], rates[name], CONFIG)
+            place = f"{run.metrics}: {_phase(event)} {event.phase} phase"
+            yield from unequal(place, f"rate of {group['name']}", group["lr"], rates[group["name"]], CONFIG)
 
 
 def _epochs(run: Run) -> Faults:
@@ -203,7 +200,7 @@ def _predictions(run: Run) -> Faults:
         file = predictions_file(run.path, task)
         try:
             labels, answers = read_predictions(file)
-        except PredictionsError as error:
+        except RunError as error:
             yield str(error)
             continue
         for name, matrix in {WHOLE: run.matrix, **run.branches}.items():

@@ -1,4 +1,4 @@
-"""A finished run, as comparisons and reports use it."""
+"""A finished run."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ RUN_NAME = re.compile(r"(?P<label>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished run: a directory of ours, or one run of another code base's log file.
+    """A finished run, read from its directory or from the log file of another implementation.
 
     Attributes:
         path: The directory or the log file.
-        label: What its configuration is called.
-        seed: None where it is not stated.
-        config: Every key that is known.
-        identity: Those of them that can change a result, without the seed: equal in runs of one configuration.
-        matrix: Counts; a log knows only percentages, which stand as hits in 10,000 images.
+        label: Name of the configuration.
+        seed: None if unknown.
+        config: All known keys.
+        identity: The keys that can change a result, without the seed; equal in runs of one configuration.
+        matrix: Counts. A log has only percentages, which become hits in 10,000 images.
         curve: A_t, fractions.
-        branches: The accuracy matrix with only some of the adapters' branches, by their names joined by `+`.
-        seconds: Wall-clock time; NaN where it is not known.
+        branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
+        seconds: Wall-clock time; NaN if unknown.
         results: results.json; empty for a log.
         environment: environment.json; empty for a log.
-        notes: What the reader of a comparison should know about it.
+        notes: What readers of a comparison should know about the run.
     """
 
     path: Path
@@ -50,31 +50,31 @@ class Run:
 
     @property
     def is_log(self) -> bool:
-        """Whether it was read from a log file."""
+        """Return whether the run was read from a log file."""
         return not self.results
 
     @property
     def key(self) -> str:
-        """Equal in runs of one configuration; of a run of ours the hash in its directory's name."""
+        """Return a hash of the configuration: the one in the directory's name, or that of what a log states."""
         return digest(self.identity) if self.is_log else counted_digest(self.config)
 
     @property
     def last_task(self) -> Mapping[str, Any]:
-        """What results.json says of the network after the last task; empty for a log."""
+        """Return the last task's entry in results.json; empty for a log."""
         return self.results["tasks"][-1] if self.results else {}
 
     @property
     def metrics(self) -> Path:
-        """Its metrics.jsonl; a log has none."""
+        """Return the path of metrics.jsonl. A log has none."""
         return self.path / FILE
 
     @property
     def tasks(self) -> list[int]:
-        """The numbers of its tasks."""
+        """Return the numbers of its tasks."""
         return [*range(len(self.matrix.count))]
 
     def events(self, kind: type[E]) -> Iterable[E]:
-        """The events of one kind, in order; none for a log.
+        """Return the events of one kind, in order; none for a log.
 
         Raises:
             RunError: metrics.jsonl is damaged.
@@ -83,6 +83,6 @@ class Run:
 
 
 def digest(values: Mapping[str, Any]) -> str:
-    """8 hexadecimal digits over what a log states of its configuration."""
+    """Return 8 hexadecimal digits of the hash of what a log states of its configuration."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=repr)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

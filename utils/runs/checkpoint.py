@@ -119,13 +119,7 @@ NEW_ROUTER = "backbone.blocks.{}.adapter_module.new_router.weight"
 def adapter_type(
     tensors: Mapping[str, Tensor], meta: Mapping[str, Any], branches: Mapping[str, tuple[str, ...]]
 ) -> str:
-    """Return the adapter type in the metadata of a checkpoint, or else the type that has the tensors' branches.
-
-    Args:
-        tensors: The checkpoint's.
-        meta: Its metadata.
-        branches: The branches of every adapter type.
-    """
+    """Return the adapter type that the metadata states, or else the type whose branches are those of the tensors."""
     stated = meta.get("adapter_type") or meta.get("config", {}).get("ffn_adapter_type")
     if stated:
         return str(stated)

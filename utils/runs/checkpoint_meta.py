@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, Field, JsonValue, PlainValidator, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from utils.errors import UserError
@@ -18,33 +18,24 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of another network."""
 
 
-class Backbone(BaseModel):
+class Backbone(BaseModel, strict=True, extra="allow"):
     """The frozen weights, see `SEMAVitNet.provenance`."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
     timm_name: str
     weights: str
     sha256: str
 
 
-class Meta(BaseModel):
+class Meta(BaseModel, strict=True, extra="allow"):
     """The metadata of a checkpoint. Older versions have fewer keys, newer versions may have more."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
     config: dict[str, JsonValue] = {}
     class_order: list[Annotated[int, Field(ge=0)]] = []
     task_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1]
     backbone: Backbone | None = None
-    accuracy: dict[str, JsonValue] | None = None
+    accuracy: Annotated[AccuracyMatrix, PlainValidator(AccuracyMatrix.from_json)] | None = None
     adapter_type: str | None = None
     plugins: list[dict[str, JsonValue]] = []
-
-    @field_validator("accuracy")
-    @classmethod
-    def _is_a_matrix(cls, value: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if value is not None:
-            AccuracyMatrix.from_json(value)
-        return value
 
 
 def read_meta(path: Path) -> dict[str, Any]:

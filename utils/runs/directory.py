@@ -6,13 +6,16 @@ A finished run has a results.json, an unfinished run has none. Results are repla
 """
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils.choices import require_plugins
 from utils.config.identity import counted, result_hash
@@ -26,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG, ENVIRONMENT, RESULTS = "config.json", "environment.json", "results.json"
 STATES, LOCK = "resume", ".lock"
+NOT_COUNTED = {RESULTS, LOCK, "log.txt", STATES, "tensorboard", "wandb"}  # have no checksums of their own
 
 
 class RunDirError(UserError):
@@ -37,8 +41,6 @@ class RunPlan:
     """A run to make.
 
     Attributes:
-        seed: Its seed.
-        path: Its directory.
         resumes: Whether it continues the unfinished run in the directory.
         replaces: Whether it may replace the run in the directory.
     """
@@ -103,7 +105,8 @@ def _continued(seed: int, path: Path, config: Config) -> RunPlan | None:
         logger.warning("already finished: %s", there)
         # A process that was killed at the end may have left its states; another process may still use them.
         with suppress(RunDirError, OSError), locked(there):
-            forget_states(there)
+            if is_finished(there):
+                forget_states(there)
         return None
     begun = [there for there in equal if can_resume(there)]
     if not begun:
@@ -126,17 +129,13 @@ def forget_states(path: Path) -> None:
     shutil.rmtree(path / STATES, ignore_errors=True)
 
 
-def _refuse_existing(paths: Iterable[Path]) -> None:
-    finished = [str(path) for path in paths if is_finished(path)]
-    if finished:
-        raise RunDirError(
-            f"already finished: {', '.join(finished)}; use --overwrite to replace it, or another --output_dir"
-        )
-    begun = [str(path) for path in paths if can_resume(path)]
-    if begun:
-        raise RunDirError(
-            f"already started: {', '.join(begun)}; use --auto_resume to continue it, or --overwrite to start again"
-        )
+def _refuse_existing(paths: Collection[Path]) -> None:
+    for found, state, how in (
+        (is_finished, "already finished", "use --overwrite to replace it, or another --output_dir"),
+        (can_resume, "already started", "use --auto_resume to continue it, or --overwrite to start again"),
+    ):
+        if there := [str(path) for path in paths if found(path)]:
+            raise RunDirError(f"{state}: {', '.join(there)}; {how}")
 
 
 def begun_config(path: Path) -> dict[str, object]:
@@ -229,3 +228,18 @@ def clear(plan: RunPlan) -> str:
         raise RunDirError(f"run directory {str(plan.path)!r} cannot be cleared: {error}") from error
     earlier = "a finished run" if finished else "an unfinished run"
     return f"continues {earlier}" if plan.resumes else f"replaces {earlier}" if there else ""
+
+
+def checksums(path: Path, results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 (hex) of every file of a run, by its path in the run's directory.
+
+    For results.json it is taken of `results` without the key `run`, which holds the checksums.
+    """
+    files = {file.relative_to(path): file for file in sorted(path.rglob("*")) if file.is_file()}
+    own = {key: value for key, value in results.items() if key != "run"}
+    canonical = json.dumps(own, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {
+        name.as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in files.items()
+        if name.parts[0] not in NOT_COUNTED
+    } | {RESULTS: hashlib.sha256(canonical.encode()).hexdigest()}

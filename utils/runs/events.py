@@ -43,6 +43,9 @@ class Event:
     kind: ClassVar[str]
     task: int
 
+    def __init_subclass__(cls, kind: str = "") -> None:
+        cls.kind = kind
+
     def to_json(self) -> Values:
         """Return the object of its line, without the optional fields that are None."""
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
@@ -68,15 +71,14 @@ class PhaseEvent(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase(PhaseEvent):
+class Phase(PhaseEvent, kind="phase"):
     """A phase begins, with its parameter groups (name, lr, tensors, parameters)."""
 
-    kind: ClassVar[str] = "phase"
     groups: list[Values]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch(PhaseEvent):
+class Epoch(PhaseEvent, kind="epoch"):
     """An epoch of a phase ended.
 
     Attributes:
@@ -87,7 +89,6 @@ class Epoch(PhaseEvent):
         skipped: Batches left out because their loss was not finite.
     """
 
-    kind: ClassVar[str] = "epoch"
     epoch: int
     loss: float | None
     lr: dict[str, float]
@@ -97,19 +98,17 @@ class Epoch(PhaseEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(PhaseEvent):
+class Evaluation(PhaseEvent, kind="eval"):
     """Accuracy on the test images in the middle of a phase (`eval_every`)."""
 
-    kind: ClassVar[str] = "eval"
     epoch: int
     accuracy: Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Telemetry(Event):
+class Telemetry(Event, kind="telemetry"):
     """Measurements of the branches of every adapter that trains, see `utils.timescales.telemetry`."""
 
-    kind: ClassVar[str] = "telemetry"
     cycle: int
     epoch: int
     step: int
@@ -117,7 +116,7 @@ class Telemetry(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cadence(PhaseEvent):
+class Cadence(PhaseEvent, kind="cadence"):
     """The cadence audit of one time scale in a func phase.
 
     Attributes:
@@ -129,7 +128,6 @@ class Cadence(PhaseEvent):
         passed: None before it is judged.
     """
 
-    kind: ClassVar[str] = "cadence"
     steps: int
     tensors: int
     observed: list[int]
@@ -143,10 +141,9 @@ class Cadence(PhaseEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scan(Event):
+class Scan(Event, kind="scan"):
     """A batch of a scan: z of every adapter, and the layer that expands."""
 
-    kind: ClassVar[str] = "scan"
     scan: int
     batch: int
     z: Z
@@ -155,47 +152,42 @@ class Scan(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanZ(Event):
+class MeanZ(Event, kind="mean_z"):
     """Mean z of a task's images before or after training on them (lifetime continual)."""
 
-    kind: ClassVar[str] = "mean_z"
     when: Literal["before", "after"]
     z: Z
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consolidation(Event):
+class Consolidation(Event, kind="consolidation"):
     """A consolidation: a receipt for each adapter, and the accuracy before and after it."""
 
-    kind: ClassVar[str] = "consolidation"
     receipts: list[Values]
     accuracy_before: Values
     accuracy_after: Values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branches(Event):
+class Branches(Event, kind="branches"):
     """Correct predictions on every task with only some of the adapters' branches."""
 
-    kind: ClassVar[str] = "branches"
     when: Literal["before_consolidation", "after_task"]
     correct: dict[str, list[int]]
     run: Values | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Router(Event):
+class Router(Event, kind="router"):
     """Mean mixing weight of every adapter on the images of every task: layer -> task -> adapter."""
 
-    kind: ClassVar[str] = "router"
     weights: dict[str, list[list[float | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Event):
+class Task(Event, kind="task"):
     """End of a task: accuracy, structure, and the measures of the accuracy matrix so far."""
 
-    kind: ClassVar[str] = "task"
     accuracy: Values
     adapters: list[int]
     parameters: dict[str, int]

@@ -28,8 +28,7 @@ from tqdm import tqdm
 from utils.files import json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.runs import directory as run_dir
-from utils.runs.checksums import checksums
-from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan
+from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan, checksums
 from utils.runs.environment import environment, reproduce_line
 from utils.runs.events import FILE as METRICS
 from utils.runs.events import Event
@@ -37,15 +36,11 @@ from utils.runs.events import Event
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class RunLog:
-    """Writes the directory of a run. Use `opened`, which also sends the log there and to the console.
+    """Writes the directory of a run. Use `opened`, which also sends the log there and to the console."""
 
-    Args:
-        path: The run's directory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @classmethod
     @contextmanager
@@ -69,12 +64,7 @@ class RunLog:
         write_json(self.path / CONFIG, values)
 
     def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
-        """Write environment.json.
-
-        Args:
-            device: The device's name.
-            extra: More entries, such as the backbone's weights.
-        """
+        """Write environment.json, with extra entries such as the backbone's weights."""
         write_json(self.path / ENVIRONMENT, {**environment(), "device": device, "started": _now(), **extra})
 
     def event(self, event: Event) -> None:
@@ -141,36 +131,33 @@ class RunClock:
     Attributes:
         starts: Start time of every process.
         tasks: Seconds of every finished task.
-        before: Seconds of the current task in earlier processes.
+        since: When the current task would have started without interruptions; as `time.perf_counter`.
     """
 
     starts: list[str] = field(default_factory=lambda: [_now()])
     tasks: list[float] = field(default_factory=list)
-    before: float = 0.0
-    _since: float = field(default_factory=lambda: time.perf_counter())
+    since: float = field(default_factory=lambda: time.perf_counter())
 
     def end_task(self) -> None:
         """End the current task and start the next one."""
-        self.tasks.append(self._current())
-        self.before, self._since = 0.0, time.perf_counter()
+        now = time.perf_counter()
+        self.tasks.append(now - self.since)
+        self.since = now
 
     def report(self) -> dict[str, Any]:
         """Return what results.json holds under `run`."""
         started, *resumed = self.starts
-        seconds = sum(self.tasks) + self._current()
+        seconds = sum(self.tasks) + time.perf_counter() - self.since
         return {"started": started, "resumed": resumed, "seconds": seconds, "seconds_per_task": self.tasks}
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs."""
-        return {"starts": self.starts, "tasks": self.tasks, "before": self._current()}
+        return {"starts": self.starts, "tasks": self.tasks, "before": time.perf_counter() - self.since}
 
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Self:
         """Return the clock of another process that continues the run."""
-        return cls([*state["starts"], _now()], list(state["tasks"]), state["before"])
-
-    def _current(self) -> float:
-        return self.before + time.perf_counter() - self._since
+        return cls([*state["starts"], _now()], list(state["tasks"]), time.perf_counter() - state["before"])
 
 
 class FullDiskHandler(logging.FileHandler):
@@ -178,8 +165,7 @@ class FullDiskHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise the error that is being handled."""
-        error = sys.exception()
-        if isinstance(error, OSError):
+        if isinstance(error := sys.exception(), OSError):
             with naming(Path(self.baseFilename)):
                 raise error
         super().handleError(record)

@@ -11,14 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import RunError
 from utils.files import atomic_write
 
 FOLDER, LABELS, WHOLE = "predictions", "labels", "whole"
-
-
-class PredictionsError(UserError):
-    """Predictions are missing or damaged."""
 
 
 def predictions_file(run: Path, task: int) -> Path:
@@ -27,12 +23,9 @@ def predictions_file(run: Path, task: int) -> Path:
 
 
 def save_predictions(file: Path, labels: np.ndarray, answers: Mapping[str, np.ndarray]) -> None:
-    """Write labels and predictions, as the smallest integer type that holds them.
+    """Write labels (n,) and predicted classes (n,) in the smallest integer type that holds them.
 
-    Args:
-        file: See `predictions_file`.
-        labels: (n,) true classes.
-        answers: (n,) predicted classes of the whole network, under `WHOLE`, and with only some of its branches.
+    The predictions of the whole network are under `WHOLE`, those with only some of its branches under other names.
     """
     arrays = {LABELS: labels, **answers}
     small = np.min_scalar_type(max((int(array.max()) for array in arrays.values() if array.size), default=0))
@@ -45,14 +38,14 @@ def read_predictions(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the labels, and the predictions by name.
 
     Raises:
-        PredictionsError: The file is missing or damaged.
+        RunError: The file is missing or damaged.
     """
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             arrays = {name: archive[name].astype(np.int64) for name in archive}
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise PredictionsError(f"{file}: cannot be read: {error}") from error
+        raise RunError(f"{file}: cannot be read: {error}") from error
     labels = arrays.pop(LABELS, None)
     if labels is None or WHOLE not in arrays or any(array.shape != labels.shape for array in arrays.values()):
-        raise PredictionsError(f"{file}: expected arrays {LABELS} and {WHOLE} of equal length")
+        raise RunError(f"{file}: expected arrays {LABELS} and {WHOLE} of equal length")
     return labels, arrays

@@ -27,11 +27,7 @@ class StateError(UserError):
 
 
 class SavedStates:
-    """The states of one run.
-
-    Args:
-        folder: Holds nothing else.
-    """
+    """The states of one run, in a folder that holds nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,10 +52,9 @@ class SavedStates:
         self._unusable = []
 
     def newest(self, check: Callable[[dict[str, Any]], None] = lambda state: None) -> dict[str, Any] | None:
-        """Return the newest state that can be read and passes the check. Log a warning for each that does not.
+        """Return the newest state that can be read and passes the check, which raises a StateError for an unusable one.
 
-        Args:
-            check: Raises a StateError with the reason for a state that cannot be used.
+        Log a warning for each state that is skipped.
         """
         for file in self._files():
             try:
@@ -76,7 +71,7 @@ class SavedStates:
         return bool(self._files())
 
     def _files(self) -> list[Path]:
-        """Newest first."""
+        """Return the files, newest first."""
         return sorted((file for file in self.folder.glob("*.state") if file.stem.isdigit()), reverse=True)
 
 
@@ -90,12 +85,10 @@ def read_state(file: Path) -> dict[str, Any]:
         content = file.read_bytes()
         digest, _, payload = content.removeprefix(FORMAT).partition(b"\n")
         if not content.startswith(FORMAT) or hashlib.sha256(payload).hexdigest().encode() != digest:
-            raise StateError("damaged: its checksum is wrong")
+            raise ValueError("its checksum is wrong")
         state = torch.load(io.BytesIO(payload), "cpu", weights_only=True)
-    except StateError:
-        raise
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
     except Exception as error:  # with a forged checksum, torch.load can fail in any way
         raise StateError(f"cannot be read: {error}") from error
-    if not isinstance(state, dict):
-        raise StateError(f"not a saved state, but a {type(state).__name__}")
-    return state

@@ -80,7 +80,7 @@ def test_folders_that_are_no_runs_are_left_out_and_said(runs, foreign):
 def test_with_no_run_left_or_such_a_folder_for_a_baseline_there_is_nothing_to_compare(runs, foreign):
     with pytest.raises(UserError, match=r"(?s)no run to compare.*sweep\.logs: left out.*sweeps: left out"):
         compare(foreign)
-    with pytest.raises(UserError, match=r"sweeps/config\.json: missing, .*it contains runs"):
+    with pytest.raises(UserError, match=r"sweeps/config\.json: missing; .*it contains runs"):
         compare(runs, str(foreign[1]))
 
 

@@ -82,12 +82,12 @@ def test_counts_edited_with_everything_that_follows_from_them_contradict_the_eve
     ("key", "value", "message"),
     [
         ("accuracy", {"task_sizes": [1], "count": [1], "correct": [[2]]}, "none above its count"),
-        ("accuracy", {"task_sizes": [], "count": [], "correct": []}, "no task was learned"),
+        ("accuracy", {"task_sizes": [], "count": [], "correct": []}, "for each of 0 tasks"),
         ("accuracy", None, "not an accuracy matrix but null"),
         ("tasks", [], "adapters and parameters for each of 3 tasks"),
         ("tasks", [{"adapters": [1], "parameters": {}}] * 3, "adapters and parameters"),
         ("run", {}, "run.seconds"),
-        ("run", None, "run.seconds"),
+        ("run", None, "run = null"),
         ("run", {"seconds": None}, "run.seconds"),
     ],
 )

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from utils.runs.predictions import WHOLE, PredictionsError, predictions_file, read_predictions, save_predictions
+from utils.errors import RunError
+from utils.runs.predictions import WHOLE, predictions_file, read_predictions, save_predictions
 
 
 @pytest.mark.parametrize(("top", "dtype"), [(9, np.uint8), (255, np.uint8), (300, np.uint16)])
@@ -17,11 +18,11 @@ def test_predictions_come_back_and_are_stored_small(tmp_path, top, dtype):
 
 
 def test_missing_damaged_or_unlike_arrays_are_named(tmp_path):
-    with pytest.raises(PredictionsError, match=r"task_0\.npz: cannot be read"):
+    with pytest.raises(RunError, match=r"task_0\.npz: cannot be read"):
         read_predictions(tmp_path / "task_0.npz")
     (tmp_path / "task_0.npz").write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(PredictionsError, match=r"task_0\.npz: cannot be read"):
+    with pytest.raises(RunError, match=r"task_0\.npz: cannot be read"):
         read_predictions(tmp_path / "task_0.npz")
     save_predictions(tmp_path / "task_1.npz", np.array([1, 2]), {WHOLE: np.array([1])})
-    with pytest.raises(PredictionsError, match="of equal length"):
+    with pytest.raises(RunError, match="of equal length"):
         read_predictions(tmp_path / "task_1.npz")
