@@ -46,8 +46,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell script
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # processes that tests start are to listen to Ctrl-C
+    # In the background of a shell script SIGINT is ignored, under nohup SIGHUP: processes that tests start inherit it.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     config.stash[ACCOUNT] = Account()
     config.pluginmanager.register(config.stash[ACCOUNT])
 

@@ -106,9 +106,9 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _signals_like_ctrl_c() -> Iterator[None]:
     """Stop the runs too when the process is terminated or loses its terminal."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
+        if handler is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup asks to ignore SIGHUP, and is heeded
             signal.signal(number, signal.default_int_handler)
     try:
         yield

@@ -120,14 +120,19 @@ def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
     process = subprocess.Popen(command(folder, "--jobs", str(jobs)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     logs = folder / "runs" / "s.logs"
     deadline = time.monotonic() + 30
-    while len(list(logs.glob("*.log"))) < jobs:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    beside = run(folder)
-    assert (beside.returncode, beside.stdout) == (2, "")
-    assert "another sweep runs in" in beside.stderr
-    process.send_signal(sent)
-    _, errors = process.communicate(timeout=100)
+    try:
+        while len(list(logs.glob("*.log"))) < jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        beside = run(folder)
+        assert (beside.returncode, beside.stdout) == (2, "")
+        assert "another sweep runs in" in beside.stderr
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        if process.poll() is None:  # a test that fails leaves no process behind
+            process.terminate()
+            process.communicate()
     assert process.returncode == 130
     assert "run the same command to resume" in errors
     assert not children_in(folder)
