@@ -118,7 +118,7 @@ class Copy:
 
     @property
     def results(self) -> dict[str, object]:
-        (file,) = self.path.glob("logs/*/results.json")
+        (file,) = self.path.glob("logs/**/results.json")
         return dict(json.loads(file.read_text()))
 
 
@@ -145,7 +145,7 @@ def test_an_adapter_type_is_one_file_of_at_most_30_lines(copy):
     tasks = copy.results["tasks"]
     layers, width, rank = 2, 16, RUN["ffn_num"]
     assert tasks[0]["parameters"]["adapter"] == layers * 2 * width * rank
-    (checkpoint,) = copy.path.glob("logs/*/checkpoints/task_1.safetensors")
+    (checkpoint,) = copy.path.glob("logs/**/checkpoints/task_1.safetensors")
     unnamed = copy.python("main.py", "--eval", "--checkpt_path", str(checkpoint))
     assert unnamed.returncode == 2
     assert "name that file with --plugin my_lora.py" in unnamed.stderr
@@ -184,7 +184,7 @@ def test_a_third_time_scale_is_at_most_four_files(copy):
     copy.shell(commands(recipe))
     branches = copy.results["branches"]
     assert list(branches) == ["slow+mid+fast", "slow+mid", "slow+fast", "mid+fast", "slow", "mid", "fast", "neither"]
-    (metrics,) = copy.path.glob("logs/*/metrics.jsonl")
+    (metrics,) = copy.path.glob("logs/**/metrics.jsonl")
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
     func = [event for event in events if event["kind"] == "phase" and event["phase"] == "func"]
     rates = {group["name"]: group["lr"] for group in func[0]["groups"]}

@@ -53,6 +53,21 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
     return vit, provenance
 
 
+def refuse_nonzero_birth(adapter: FunctionalAdapter, d_model: int) -> None:
+    """Raise ConfigError if a new adapter is not the zero map, or does not keep the shape of its input."""
+    h = torch.linspace(-1, 1, 2 * d_model).view(1, 2, d_model)  # (B, N, D), without a random draw
+    name = f"ffn_adapter_type {adapter.kind!r}"
+    try:
+        with torch.no_grad():
+            output = adapter(h)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ConfigError(f"{name}: forward fails on an input of shape {tuple(h.shape)}: {error}") from error
+    if output.shape != h.shape:
+        raise ConfigError(f"{name}: forward returns the shape {tuple(output.shape)}, expected {tuple(h.shape)}")
+    if bool(output.any()):
+        raise ConfigError(f"{name}: a new adapter must be the zero map, so that training starts from the backbone")
+
+
 class SEMAVitNet(nn.Module):
     """Backbone with slots and one linear head for all classes.
 
@@ -69,6 +84,7 @@ class SEMAVitNet(nn.Module):
         self.fc = nn.Linear(self.backbone.embed_dim, nb_classes)
         nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
         nn.init.zeros_(self.fc.bias)
+        refuse_nonzero_birth(self.slots[0].functional[0], self.backbone.embed_dim)  # last: it may draw
         self.reduced = config.precision == "bf16"
         for block in sema_blocks(self.backbone):
             if config.compile:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from backbone.adapter import Adapter
+from backbone.adapter import Adapter, FunctionalAdapter
 from backbone.nested_lora import NestedLoRAAdapter
+from backbone.registry import ADAPTERS
 from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet, get_backbone
 
@@ -375,3 +376,36 @@ def test_a_network_larger_than_the_memory_is_refused(config):
     kwargs = {**config().backbone_kwargs, "embed_dim": 2**20}
     with pytest.raises(ConfigError, match="bytes, the memory here is"):
         get_backbone(config(backbone_kwargs=kwargs))
+
+
+class Biased(FunctionalAdapter):
+    """Not the zero map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+class Narrow(FunctionalAdapter):
+    """Loses half of the width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[..., ::2])
+
+
+class Unfinished(FunctionalAdapter):
+    """Has no forward."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Biased, "'odd': a new adapter must be the zero map"),
+        (Narrow, r"'odd': forward returns the shape \(1, 2, 16\), expected \(1, 2, 32\)"),
+        (Unfinished, r"'odd': forward fails on an input of shape \(1, 2, 32\)"),
+    ],
+)
+def test_an_adapter_that_is_no_zero_map_at_birth_is_refused(config, kind, message):
+    with registered():
+        ADAPTERS.register("odd")(kind)
+        with pytest.raises(ConfigError, match=message):
+            SEMAVitNet(config(ffn_adapter_type="odd"), 6)

@@ -134,5 +134,6 @@ def _unknown(rest: Sequence[str]) -> dict[str, object]:
         elif last is not None:
             flags[last], last = argument, None
         else:
-            raise ConfigError(f"{shown(argument)}: belongs to no flag; values follow their flag, as in --batch_size 32")
+            how = f"did you mean --config {argument}?" if argument.endswith(".json") else "values follow their flag"
+            raise ConfigError(f"{shown(argument)}: belongs to no flag; {how}")
     return flags

@@ -78,15 +78,18 @@ CHOICES: dict[str, Callable[[], list[str]]] = {
 }
 
 
-def _choice(key: str) -> AfterValidator:
+OF_YOUR_OWN = "; if it is one of your own, load its file with --plugin"
+
+
+def _choice(key: str, otherwise: str = "") -> AfterValidator:
     def check(name: str) -> str:
         if name not in (known := CHOICES[key]()):
-            raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known)}")
+            raise ValueError(f"expected one of {', '.join(known)}{did_you_mean(name, known) or otherwise}")
         return name
 
     return AfterValidator(check)
 
 
 Dataset = Annotated[str, _choice("dataset")]
-ModelName = Annotated[str, _choice("model_name")]
-AdapterType = Annotated[str, _choice("ffn_adapter_type")]
+ModelName = Annotated[str, _choice("model_name", OF_YOUR_OWN)]
+AdapterType = Annotated[str, _choice("ffn_adapter_type", OF_YOUR_OWN)]

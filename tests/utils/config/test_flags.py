@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_for_the_configuration_to_word(argv, line):
 def test_an_argument_without_a_flag_is_an_error():
     with pytest.raises(ConfigError, match='"4": belongs to no flag'):
         parse(["--batch_size", "3", "4"])
-    with pytest.raises(ConfigError, match=r'"exps/x\.json": belongs to no flag'):
+    with pytest.raises(ConfigError, match=r'"exps/x\.json": belongs to no flag; did you mean --config exps/x\.json\?'):
         parse(["exps/x.json"])
 
 

@@ -216,7 +216,9 @@ def test_a_registered_adapter_type_is_a_choice_as_long_as_it_is_registered():
         assert schemas()["ffn_adapter_type"]["enum"] == ["adaptmlp", "nested_lora", "gain"]
         line = the_problem(dataset="cub", ffn_adapter_type="gian")
     assert line.endswith("expected one of adaptmlp, nested_lora, gain; did you mean gain?")
-    assert the_problem(dataset="cub", ffn_adapter_type="gain").endswith("expected one of adaptmlp, nested_lora")
+    assert the_problem(dataset="cub", ffn_adapter_type="gain").endswith(
+        "expected one of adaptmlp, nested_lora; if it is one of your own, load its file with --plugin"
+    )
 
 
 def test_the_rates_of_time_scales_are_checked_for_every_type_with_branches():
