@@ -302,11 +302,15 @@ def test_they_need_no_terminal(machine: Machine, name: str, how: str) -> None:
     assert (code, len(calls)) == (0, 3)
 
 
+# Half a minute in short steps: a shell runs its trap when the command that it waits for has ended.
+WAIT = "n=0; while [ $n -lt 300 ]; do sleep 0.1; n=$((n + 1)); done"
+
+
 @pytest.mark.parametrize("name", ["quickstart", "test"])
 def test_ctrl_c_while_packages_are_installed(machine: Machine, tmp_path: Path, name: str) -> None:
     machine.python("python3.12", (3, 12))
     here = tmp_path / "here"
-    process = machine.start("bash", f"script/{name}", PIP=f"trap 'exit 1' INT; touch '{here}'; sleep 30")
+    process = machine.start("bash", f"script/{name}", PIP=f"trap 'exit 1' INT; touch '{here}'; {WAIT}")
     interrupt(process, here)
     assert process.returncode == 130
     assert len(installs(machine.script(name)[2])) == 1
@@ -315,7 +319,7 @@ def test_ctrl_c_while_packages_are_installed(machine: Machine, tmp_path: Path, n
 def test_ctrl_c_while_tests_run(ready: Machine, tmp_path: Path) -> None:
     here = tmp_path / "here"
     assert ready.script("test")[0] == 0
-    process = ready.start("bash", "script/test", RUN=f"trap 'exit 2' INT; touch '{here}'; sleep 30")
+    process = ready.start("bash", "script/test", RUN=f"trap 'exit 2' INT; touch '{here}'; {WAIT}")
     interrupt(process, here)
     assert process.returncode == 130
 
