@@ -140,7 +140,8 @@ class Run:
         logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
         measured = self._measured()
         accuracy = measured.pop("accuracy")
-        return {"accuracy": accuracy, **self.matrix.summary(), **measured, "run": self.clock.report()}
+        names = {"class_names": self.tasks.class_names}
+        return {"accuracy": accuracy, **self.matrix.summary(), **names, **measured, "run": self.clock.report()}
 
     def _measured(self) -> dict[str, Any]:
         return {
@@ -163,6 +164,7 @@ class Run:
         meta = {
             "config": self.config.model_dump(mode="json"),
             "class_order": self.tasks.class_order,
+            "class_names": self.tasks.class_names,
             "accuracy": self.matrix.to_json(),
             **plugins_on_record(),
         }

@@ -105,6 +105,14 @@ def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..
     assert "slow: lr 0.001" in (path / "log.txt").read_text()
 
 
+def test_results_and_checkpoints_name_the_classes_in_the_order_of_the_tasks(run: Callable[..., Path]) -> None:
+    path = run()
+    order = read_meta(path / "checkpoints" / "task_0.safetensors")["class_order"]
+    names = [str(label) for label in order]
+    assert results(path)["class_names"] == names
+    assert read_meta(path / "checkpoints" / "task_2.safetensors")["class_names"] == names
+
+
 def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[..., Path]) -> None:
     first = [event for event in events(run(max_tasks=1), "epoch") if event["phase"] == "func"]
     assert [event["lr"] for event in first] == [

@@ -31,6 +31,7 @@ class Meta(BaseModel, strict=True, extra="allow"):
 
     config: dict[str, JsonValue] = {}
     class_order: list[Annotated[int, Field(ge=0)]] = []
+    class_names: list[str] = []
     task_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1]
     backbone: Backbone | None = None
     accuracy: Annotated[AccuracyMatrix, PlainValidator(AccuracyMatrix.from_json)] | None = None
