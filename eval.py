@@ -8,11 +8,13 @@ from typing import Any
 from models import Setup, get_model
 from trainer import make_tasks
 from utils.config.schema import Config
-from utils.data.sources import load_dataset
+from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes
+from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
-from utils.metrics import AccuracyMatrix, format_table
-from utils.runs.checkpoint import CheckpointError
+from utils.errors import DataError
+from utils.metrics import AccuracyMatrix, class_legend, format_table
+from utils.runs.checkpoint import CheckpointError, read_meta
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +30,29 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
-    tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
-    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
-    learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
-    meta = learner.load_checkpoint(str(config.checkpt_path))
+    data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
+    if data.left_out:
+        logger.warning("%s", data.summary)
+    tasks = make_tasks(config, data)
+    meta = read_meta(Path(str(config.checkpt_path)))
     if meta:
         refuse_other_tasks(meta, tasks)
-    else:
+    changed = other_test_images(meta, config, data)
+    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
+    learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
+    learner.load_checkpoint(str(config.checkpt_path))
+    if not meta:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)
     accuracy, predictions = learner.eval_task()
-    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if meta else AccuracyMatrix()
+    comparable = meta and not changed  # otherwise the rows that are on record are of other images
+    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else AccuracyMatrix()
     try:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
     print(format_table(matrix))
+    print(class_legend(tasks.class_names, learner.task_sizes))
     return {"accuracy": accuracy, **matrix.summary()}
 
 
@@ -51,9 +60,29 @@ def refuse_other_tasks(meta: Mapping[str, Any], tasks: DataManager) -> None:
     """Raise CheckpointError if the checkpoint was trained on other tasks, or does not say on which."""
     if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
         raise CheckpointError(f"the checkpoint has no {', '.join(missing)}, which a checkpoint of a run has")
+    if "class_names" in meta:
+        refuse_other_classes("the checkpoint", meta["class_names"], tasks.class_names)
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
             "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
         )
     if sum(meta["task_sizes"]) > tasks.nb_classes:
         raise CheckpointError(f"the checkpoint knows {sum(meta['task_sizes'])} classes, there are {tasks.nb_classes}")
+
+
+def other_test_images(meta: Mapping[str, Any], config: Config, data: ImageData) -> bool:
+    """Return whether the test images are not those of the checkpoint's run, which the configuration has to accept.
+
+    Raises:
+        DataError: They are not, and this is not accepted.
+    """
+    then, now = meta.get("data", {}).get("test"), fingerprints(data)["test"]
+    if then is None or then == now:
+        return False
+    found = changes_of_run(Path(str(config.checkpt_path)).parent.parent, data, "test")
+    what = f"the test images are not those of the checkpoint: {then['images']} then, {now['images']} now"
+    what += f": {found}" if found else ""
+    if not config.accept_changed_data:
+        raise DataError(f"{what}; {ACCEPT}")
+    logger.warning("%s; accuracies of earlier tasks are left out", what)
+    return True

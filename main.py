@@ -67,8 +67,10 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
     checkpoint = flags.get("checkpt_path")
     if path is None and flags.get("eval") is True and isinstance(checkpoint, str):
         from utils.runs import checkpoint as checkpoints
+        from utils.runs.directory import relocated
 
-        return resolve(checkpoints.read_config(checkpoint), checkpoint, flags)
+        on_record = checkpoints.read_config(checkpoint)
+        return resolve(relocated(on_record, Path(checkpoint).absolute().parent.parent), checkpoint, flags)
     return load(path, flags)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -10,15 +11,16 @@ import torch
 
 from models import Hooks, Setup, TaskLearner, get_model
 from utils.choices import ADAPTERS, PLUGINS
-from utils.config.identity import result_hash
+from utils.config.identity import content, digest, on_record
 from utils.config.schema import Config
+from utils.data.record import accept_changes, fingerprints, refuse_other_data, write_record
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
-from utils.errors import StoppedError
+from utils.errors import DataError, StoppedError
 from utils.files import plain
-from utils.metrics import AccuracyMatrix, format_table
-from utils.runs.directory import STATES, RunPlan, plan_runs
+from utils.metrics import AccuracyMatrix, class_legend, format_table
+from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import WHOLE, predictions_file, save_predictions
@@ -31,6 +33,7 @@ from utils.timescales.scales import GATED
 
 logger = logging.getLogger(__name__)
 
+START_AGAIN = "the run cannot continue with other ones; restore them, or start a new run with --overwrite"
 OTHER_SEEDS = "to train the other seeds, repeat the command with --auto_resume"
 
 
@@ -45,6 +48,8 @@ def train(config: Config, name: str) -> None:
     device = prepare_device(config.device, config.num_threads, config.deterministic)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
+    for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
+        refuse_other_data(run, data, config.accept_changed_data)
     for plan in plans:
         last = plan is plans[-1]
         try:
@@ -60,16 +65,18 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     tasks = make_tasks(config, data)
     branches = ADAPTERS[config.ffn_adapter_type].branches
     for task in range(tasks.nb_tasks):  # refuse an interval that is longer than a func phase before anything trains
-        steps = steps_of(tasks.train_images(task), config.batch_size, config.func_epoch)
+        steps = steps_of(tasks.nb_images("train", task), config.batch_size, config.func_epoch)
         check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
     hooks = Hooks()
     learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), hooks)
     with RunLog.opened(plan) as log, stop_requests() as request:
-        logger.info("%s", data.summary)
+        sizes = [tasks.get_task_size(task) for task in range(tasks.nb_tasks)]
+        logger.info("%s\n%s", data.summary, class_legend(tasks.class_names, sizes))
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
-        run = Run(config, tasks, learner, log, request)
-        if not run.resume():
-            log.write_config(config.model_dump(mode="json"))
+        run = Run(config, tasks, fingerprints(data), learner, log, request)
+        if not run.resume(data):
+            log.write_config(on_record(config))
+            write_record(log.path, data)
             log.write_environment(device_name(device), {**learner.provenance, **plugins_on_record()})
         with tracked(log, config) as record:
             hooks.events = audited(record, config)
@@ -115,9 +122,15 @@ class Run:
     """A run in progress: the results of its tasks, and the state from which it can continue."""
 
     def __init__(
-        self, config: Config, tasks: DataManager, learner: TaskLearner, log: RunLog, request: StopRequest
+        self,
+        config: Config,
+        tasks: DataManager,
+        images: Mapping[str, Any],
+        learner: TaskLearner,
+        log: RunLog,
+        request: StopRequest,
     ) -> None:
-        self.config, self.tasks, self.learner, self.log = config, tasks, learner, log
+        self.config, self.tasks, self.images, self.learner, self.log = config, tasks, images, learner, log
         self.matrix = AccuracyMatrix()
         self.branches: dict[str, AccuracyMatrix] = {}
         self.per_task: list[dict[str, Any]] = []
@@ -162,9 +175,10 @@ class Run:
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
         meta = {
-            "config": self.config.model_dump(mode="json"),
+            "config": on_record(self.config),
             "class_order": self.tasks.class_order,
             "class_names": self.tasks.class_names,
+            "data": self.images,
             "accuracy": self.matrix.to_json(),
             **plugins_on_record(),
         }
@@ -176,11 +190,12 @@ class Run:
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
 
-    def resume(self) -> bool:
+    def resume(self, data: ImageData) -> bool:
         """Restore the newest state that can be used; return whether there was one.
 
         Raises:
             StateError: There are states, but none can be used.
+            DataError: Images changed in a way that the run cannot continue with.
         """
         state = self.states.newest(self._check)
         if state is None:
@@ -193,13 +208,27 @@ class Run:
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]
         self.clock = RunClock.restore(state["clock"])
+        self._accept_changes(data)
         logger.info("continues in %s", self.learner.where())
         return True
+
+    def _accept_changes(self, data: ImageData) -> None:
+        """Take other images than those on record; the configuration allows it, or there are none."""
+        changes = refuse_other_data(self.log.path, data, self.config.accept_changed_data)
+        if not changes:
+            return
+        task, learned = self.learner.cur_task, len(self.per_task)
+        if [self.tasks.nb_images("test", done) for done in range(learned)] != self.matrix.count:
+            raise DataError(f"the numbers of test images of tasks 0 to {learned - 1} changed; {START_AGAIN}")
+        begun = set(self.tasks.names_of(task)) if task == learned else set()
+        if any(name in begun for _, name, _ in [key for keys in changes.of("train") for key in keys]):
+            raise DataError(f"training images of task {task}, which has begun, changed; {START_AGAIN}")
+        accept_changes(self.log.path, data, changes, learned)
 
     @property
     def _name(self) -> str:
         """Identifies the run independently of its directory."""
-        return f"{result_hash(self.config)}-s{self.config.seed[0]}"
+        return f"{digest(content(self.config.model_dump(mode='json')))}-s{self.config.seed[0]}"
 
     def _check(self, state: dict[str, Any]) -> None:
         if state["run"] != self._name:

@@ -59,7 +59,7 @@ def overhead_table(path: Path, repeats: int) -> str:
     config = configs[OFF]
     device = prepare_device(config.device, config.num_threads)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root)))
-    steps = steps_of(tasks.train_images(0), config.batch_size, config.func_epoch)
+    steps = steps_of(tasks.nb_images("train", 0), config.batch_size, config.func_epoch)
     times = measured(configs, tasks, device, repeats)
     title = f"{path.stem} on {device_name(device)}, {steps} steps, {repeats} turns"
     rows = overhead_rows(times, {OFF: 0, DEFAULT: config.func_epoch, ALWAYS: steps})

@@ -1,5 +1,6 @@
 """A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
 
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    os.environ["SEMA_CACHE"] = os.devnull  # a folder that cannot be written: every test reads its own images
     config.stash[ACCOUNT] = Account()
     config.pluginmanager.register(config.stash[ACCOUNT])
 

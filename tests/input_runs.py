@@ -66,7 +66,8 @@ class Caller:
     def main(self, *argv: str) -> tuple[int, str]:
         """Call it with these arguments."""
         code = main.main(argv)
-        return code, self.capsys.readouterr().err
+        self.output, error = self.capsys.readouterr()
+        return code, error
 
 
 def results(output: Path) -> dict[str, Any]:

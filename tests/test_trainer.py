@@ -87,8 +87,8 @@ def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
 def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
     path = run()
     assert {entry.name for entry in path.iterdir()} == {
-        ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json",
-        "checkpoints", "predictions",
+        ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "data.json",
+        "images.tsv.gz", "checkpoints", "predictions",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
     assert load(path / "config.json").model_dump() == json.loads((path / "config.json").read_text())

@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 from utils.choices import load_plugin
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.errors import UserError
+from utils.files import path_argument
 
 TOLERANCE = Decimal("3.5")  # per cent
 
@@ -178,11 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m tools.match", description=__doc__, formatter_class=form)
-    parser.add_argument("first", type=Path, help="configuration whose rank or bottleneck is to change")
-    parser.add_argument("--to", type=Path, required=True, dest="second", help="configuration to match")
+    parser.add_argument("first", type=path_argument, help="configuration whose rank or bottleneck is to change")
+    parser.add_argument("--to", type=path_argument, required=True, dest="second", help="configuration to match")
     parser.add_argument("--tolerance", type=_per_cent, default=TOLERANCE, help="in per cent (default: %(default)s)")
     parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
-    parser.add_argument("--plugin", type=Path, action="append", default=[], help="file that registers adapter types")
+    parser.add_argument("--plugin", type=path_argument, action="append", default=[], help="file of adapter types")
     given = parser.parse_args(arguments)
     try:
         for plugin in given.plugin:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tools.finished.checks import CHECKS
 from tools.finished.reader import parse_run, require_files
 from utils.errors import UserError
+from utils.files import path_argument
 
 READABLE = "files can be read"
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="run directory")
     return max(_report(path) for path in parser.parse_args(argv).runs)
 
 

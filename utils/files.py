@@ -3,10 +3,45 @@
 import json
 import math
 import os
+import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def expanded(path: str) -> str:
+    """Return a path with the home directory for `~` and the values of environment variables, as a shell does.
+
+    A file whose name has such characters is found if it exists as it is written.
+
+    Raises:
+        ValueError: A variable is not set, or there is no home directory.
+    """
+    at_home = os.path.expanduser(path)
+    full = os.path.expandvars(at_home)
+    unset = re.search(r"\$([A-Za-z_]\w*|\{\w+\})", full)
+    if unset and os.path.lexists(at_home):
+        return at_home
+    if unset:
+        raise ValueError(f"the environment variable {unset[1].strip('{}')} is not set; write the whole path")
+    if full.startswith("~") and not os.path.lexists(full):
+        raise ValueError(f"there is no home directory {full.split('/')[0]}; write the whole path")
+    return full
+
+
+def seen_from(path: str | Path) -> str:
+    """Return a remark for messages on a missing file, empty for an absolute path."""
+    return "" if os.path.isabs(path) else f" (a relative path starts at the working directory, {Path.cwd()})"
+
+
+def path_argument(text: str) -> Path:
+    """Return the path that an argument of a command names, see `expanded`; for the `type` of argparse."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text}: {error}") from None
 
 
 def atomic_write(path: Path, content: bytes) -> None:

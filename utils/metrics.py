@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from utils.json_file import faults
-from utils.text import shown
+from utils.text import listed, shown
 
 MOST_TASKS = 2000  # a matrix of that size takes 32 MB; a small file could claim any number
 
@@ -227,6 +227,13 @@ def format_table(matrix: AccuracyMatrix) -> str:
         "BWT": matrix.bwt,
     }
     return "\n".join([*lines, ", ".join(f"{name} {_cell(value)}" for name, value in measures.items())])
+
+
+def class_legend(names: Sequence[str], sizes: Sequence[int]) -> str:
+    """Return a line for each task with the names of its classes, under the labels of the columns of `format_table`."""
+    starts = np.cumsum([0, *sizes])
+    groups = [names[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    return "\n".join(f"{label}: {listed(group)}" for label, group in zip(group_labels(sizes), groups, strict=True))
 
 
 def _cell(value: float) -> str:

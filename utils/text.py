@@ -2,9 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_VALUE = 80  # characters
+NAMES_SHOWN = 8  # names in a message before "and n more"
 
 
 def shown(value: object) -> str:
@@ -16,6 +17,12 @@ def shown(value: object) -> str:
 def shown_key(key: str) -> str:
     """Return the key, quoted and shortened only if it is long or not printable."""
     return key if key.isprintable() and len(key) <= LONGEST_VALUE else shown(key)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def writable(text: str) -> str:

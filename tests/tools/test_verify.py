@@ -16,11 +16,12 @@ from test_trainer import configuration, images, run  # noqa: F401
 from tools.finished.checks import CHECKS
 from tools.verify import READABLE, main, verify
 from utils.runs.directory import checksums
+from utils.runs.images import read_images, write_images
 from utils.runs.predictions import read_predictions, save_predictions
 
 (
-    MEASURES, TASKS, BRANCHES, VERDICTS, NONE_MISSING, PASSED, NAME, RATES, EPOCHS, THRESHOLDS, PREDICTIONS,
-    CHECKPOINTS, FILES,
+    MEASURES, TASKS, BRANCHES, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS, THRESHOLDS,
+    PREDICTIONS, CHECKPOINTS, IMAGES, FILES,
 ) = (check.name for check in CHECKS)  # fmt: skip
 
 
@@ -48,6 +49,37 @@ def test_a_run_as_it_was_written_passes_every_check(
     assert failed(path) == set()
     assert main([str(path)]) == 0
     assert capsys.readouterr().out.count("ok ") == len(CHECKS) + 1
+
+
+EDITS_OF_THE_RECORD: list[tuple[str, str, str, set[str]]] = [
+    ("data.json", '"images": 24', '"images": 25', {IMAGES, FILES}),
+    ("data.json", '"1",', '"7",', {IMAGES, FILES}),
+    ("data.json", '"left_out"', '"left"', {FILES}),
+    ("results.json", '"class_names": [', '"class_names": ["x",', {IMAGES, FILES}),
+    ("data.json", '"accepted_changes": []', '"accepted_changes": [3]', {UNCHANGED, FILES}),
+]
+
+
+@pytest.mark.parametrize(("file", "old", "new", "found"), EDITS_OF_THE_RECORD)
+def test_an_edited_record_of_the_images_is_found(
+    run: Callable[..., Path],  # noqa: F811
+    file: str,
+    old: str,
+    new: str,
+    found: set[str],
+) -> None:
+    path = run(max_tasks=1)
+    edit(path / file, old, new)
+    assert failed(path) == found
+
+
+def test_a_list_of_other_images_is_found(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=1)
+    listed = read_images(path)
+    write_images(path, [*listed[:-1], listed[-1]._replace(digest="0" * 16)])
+    assert failed(path) == {IMAGES, FILES}
+    (path / "images.tsv.gz").unlink()
+    assert failed(path) == {IMAGES, FILES}
 
 
 def test_a_resumed_run_passes_too(
@@ -125,10 +157,8 @@ def test_an_edit_is_found(path: Path, name: str, capsys: pytest.CaptureFixture[s
 
 
 def test_every_check_can_fail() -> None:
-    assert set().union(*(expected for _, _, expected in EDITS.values())) == {
-        READABLE,
-        *(check.name for check in CHECKS),
-    }
+    found = set().union(*(expected for *_, expected in [*EDITS.values(), *EDITS_OF_THE_RECORD]))
+    assert found == {READABLE, *(check.name for check in CHECKS)}
 
 
 def test_all_faults_of_a_check_are_named(path: Path) -> None:

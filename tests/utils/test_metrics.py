@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.metrics import AccuracyMatrix, format_table, group_labels, grouped_accuracy
+from utils.metrics import AccuracyMatrix, class_legend, format_table, group_labels, grouped_accuracy
 
 # ---- grouped accuracy
 
@@ -353,3 +353,10 @@ def test_table_shows_what_is_undefined_as_a_dash():
 def test_metrics_never_import_torch():
     code = "import sys, utils.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_legend_names_the_classes_under_the_labels_of_the_table():
+    names = [*"abc", *(f"class {n}" for n in range(10))]
+    shown = ", ".join(f"class {n}" for n in range(8))
+    assert class_legend(names, [2, 1, 10]) == f"00-01: a, b\n02-02: c\n03-12: {shown} and 2 more"
+    assert class_legend(names, [1]) == "00-00: a"

@@ -15,13 +15,13 @@ Exit codes: 0 success, 2 invalid arguments or runs.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from tools.compare.comparison import Comparison, compare
 from tools.compare.data import as_csv, as_json
 from tools.compare.fairness import warnings
 from tools.compare.tables import READABLE
 from utils.errors import UserError
+from utils.files import path_argument
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "json": as_json}
 
@@ -49,7 +49,7 @@ def runs_parser(module: str, description: str | None) -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory or log file")
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="run directory or log file")
     parser.add_argument("--baseline", metavar="RUN", help="run, or configuration's name, to compare the others with")
     return parser
 

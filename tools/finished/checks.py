@@ -5,14 +5,14 @@ Checks of severity "verify" read every file of a run; only `python -m tools.veri
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 from tools.finished.run import RUN_NAME, Run
-from utils.config.identity import counted
+from utils.config.identity import content, digests
 from utils.config.schema import defaults, schemas
 from utils.errors import RunError, UserError
 from utils.files import plain
@@ -20,6 +20,7 @@ from utils.metrics import AccuracyMatrix, count_hits
 from utils.runs.checkpoint_meta import CheckpointError, read_meta
 from utils.runs.directory import CONFIG, RESULTS, checksums
 from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
+from utils.runs.images import IMAGES, RECORD, fingerprint, read_images
 from utils.runs.predictions import WHOLE, predictions_file, read_predictions
 from utils.text import shown
 from utils.timescales.judge import judge
@@ -158,7 +159,7 @@ def _name(run: Run) -> Faults:
     if int(name["seed"]) != run.seed:
         yield f"the directory's name says seed {name['seed']}, its {CONFIG} {run.seed}: renamed or edited"
     # With keys of another version, the hash cannot be computed here.
-    if name["hash"] != run.key and run.config.keys() <= schemas().keys():
+    if name["hash"] not in digests(run.config) and run.config.keys() <= schemas().keys():
         yield (
             f"the directory's name says hash {name['hash']}, its {CONFIG} gives {run.key}: edited, renamed, or written "
             "by a version with other defaults"
@@ -195,6 +196,25 @@ def _thresholds(run: Run) -> Faults:
 # ---- the other files
 
 
+def _accepted(run: Run) -> Faults:
+    for change in run.data.get("accepted_changes", []):
+        counts = ", ".join(f"{change[what]} {what}" for what in ("added", "changed", "missing"))
+        yield f"in task {change['task']} it continued with other images, which was accepted: {counts}"
+
+
+def _images(run: Run) -> Faults:
+    if not run.data:
+        return
+    images, place = read_images(run.path), run.path / RECORD
+    for half in ("train", "test"):
+        yield from unequal(place, half, run.data[half], fingerprint(images, half), IMAGES)
+    names = run.results["class_names"]
+    yield from unequal(place, "class_names", sorted(run.data["class_names"]), sorted(names), RESULTS)
+    tested, learned = Counter(image.class_name for image in images if image.half == "test"), iter(names)
+    counts = [sum(tested[next(learned)] for _ in range(size)) for size in run.matrix.task_sizes]
+    yield from unequal(run.path / IMAGES, "test images of the tasks", counts, run.matrix.count, RESULTS)
+
+
 def _predictions(run: Run) -> Faults:
     for task in run.tasks:
         file = predictions_file(run.path, task)
@@ -220,7 +240,7 @@ def _checkpoints(run: Run) -> Faults:
         except CheckpointError as error:
             yield str(error)
             continue
-        if counted(meta.get("config", {})) != counted(run.config):
+        if content(meta.get("config", {})) != content(run.config):
             yield f"{file}: its configuration is not that of {CONFIG}"
         found = (meta.get("accuracy") or {}).get("correct")
         yield from unequal(file, "right answers", found, run.matrix.correct[: task + 1], RESULTS)
@@ -244,11 +264,13 @@ CHECKS = (
     Check("cadence audits have the right verdict", _verdicts, "refuse"),
     Check("no cadence audit is missing", _unaudited, "refuse"),
     Check("all cadence audits passed", _failed, "note"),
+    Check("the images did not change", _accepted, "note"),
     Check("the directory is named after its configuration", _name, "note"),
     Check("learning rates are those of the configuration", _rates, "verify"),
     Check("epochs are those of the configuration", _epochs, "verify"),
     Check("expansion thresholds are those of the configuration", _thresholds, "verify"),
     Check("accuracies are the counts of the predictions", _predictions, "verify"),
     Check("checkpoints belong to the run", _checkpoints, "verify"),
+    Check("images are those of the run", _images, "verify"),
     Check("files are as the run wrote them", _files, "verify"),
 )

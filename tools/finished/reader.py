@@ -17,6 +17,7 @@ from utils.json_file import faults, read_object
 from utils.metrics import AccuracyMatrix
 from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS
 from utils.runs.events import FILE as METRICS
+from utils.runs.images import RECORD
 from utils.text import did_you_mean
 
 FILES = (CONFIG, RESULTS, METRICS, ENVIRONMENT)
@@ -90,6 +91,7 @@ def parse_run(path: Path) -> Run:
         seconds=found.run.seconds,
         results=results,
         environment=environment,
+        data=_read(path / RECORD) if (path / RECORD).is_file() else {},
     )
 
 

@@ -32,6 +32,7 @@ class Run:
         seconds: Wall-clock time; NaN if unknown.
         results: results.json; empty for a log.
         environment: environment.json; empty for a log.
+        data: data.json; empty for a log, and for a run of an earlier version.
         notes: What readers of a comparison should know about the run.
     """
 
@@ -46,6 +47,7 @@ class Run:
     seconds: float = math.nan
     results: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property

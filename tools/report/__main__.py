@@ -12,19 +12,21 @@ Exit codes: 0 success, 2 invalid arguments or runs.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tools.compare.__main__ import runs_parser
 from tools.compare.comparison import compare
 from tools.report.build import write_report
 from utils.errors import UserError
+from utils.files import path_argument
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = runs_parser("tools.report", __doc__)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the page, an HTML file")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for the figures as PDF and PNG")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, metavar="FILE", required=True, help="the page, an HTML file"
+    )
+    parser.add_argument("--figures", type=path_argument, metavar="DIR", help="folder for the figures as PDF and PNG")
     options = parser.parse_args(argv)
     try:
         write_report(compare(options.runs, options.baseline), options.output, options.figures)

@@ -29,7 +29,7 @@ from tools.sweep.plan import PlannedRun, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, path_argument
 from utils.text import shown
 
 FOLDER = "logs/sweeps"
@@ -56,9 +56,9 @@ def run(options: argparse.Namespace) -> int:
     """Plan the runs, execute those that are missing, and compare all."""
     for plugin in options.plugin:
         load_plugin(plugin)
-    plan = read_plan(options.sweep, options.output_dir, options.seed)
+    plan = read_plan(options.sweep, str(options.output_dir), options.seed)
     missing = [planned for planned in plan if not planned.finished()]
-    kept, target = len(plan) - len(missing), Path(options.output_dir) / options.sweep.stem
+    kept, target = len(plan) - len(missing), options.output_dir / options.sweep.stem
     print(f"{len(plan)} runs, {kept} finished already", file=sys.stderr)
     if options.dry_run:
         for planned in plan:
@@ -159,13 +159,14 @@ def _parser() -> argparse.ArgumentParser:
         f"number of cores, at most {MOST_ON_CPU}; with slurm all runs"
     )
     parameters = "parameters of submitit's executor, such as slurm_partition=gpu or cpus_per_task=8"
-    add("sweep", type=Path, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
+    add("sweep", type=path_argument, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
     add("--jobs", type=_count, metavar="N", help=jobs)
     add("--dry-run", action="store_true", help="check the file and list the runs")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
-    add("--output_dir", default=FOLDER, metavar="DIR", help=f"folder of the run directories; default: {FOLDER}")
-    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="see main.py --help")
+    where = f"folder of the run directories; default: {FOLDER}"
+    add("--output_dir", type=path_argument, default=FOLDER, metavar="DIR", help=where)
+    add("--plugin", type=path_argument, action="append", default=[], metavar="FILE", help="see main.py --help")
     add("--seed", type=int, nargs="+", metavar="INT", help="used instead of the seeds of the file")
     return parser
 

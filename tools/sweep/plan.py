@@ -29,8 +29,9 @@ from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.errors import ConfigError
+from utils.files import expanded
 from utils.json_file import read_object
-from utils.runs.directory import RESULTS, run_name
+from utils.runs.directory import RESULTS, run_name, runs_of
 from utils.runs.environment import PROJECT
 from utils.text import did_you_mean, shown
 
@@ -113,7 +114,7 @@ class PlannedRun:
     def finished(self) -> Path | None:
         """Return the directory with its results, or with those of a run that differs in its name only."""
         folder = Path(self.member.config.output_dir)
-        equal = sorted(folder.glob(f"*-{result_hash(self.member.config)}-s{self.seed}"))
+        equal = runs_of(self.member.config, self.seed)
         return next((path for path in [folder / self.name, *equal] if (path / RESULTS).exists()), None)
 
     def command(self) -> list[str]:
@@ -148,7 +149,8 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
     members: list[Member] = []
     names: dict[str, list[str]] = {}  # of the members with a problem
     for entry in sweep.members():
-        base, changes = Path(os.path.normpath(path.parent / (entry.base or sweep.base))), sweep.changes | entry.changes
+        base = Path(os.path.normpath(path.parent / expanded(entry.base or sweep.base)))
+        changes = sweep.changes | entry.changes
         lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
         try:
             members.append(Member(entry.name, base, changes, load(base, {**changes, **common})))

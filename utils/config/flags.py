@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from utils.config.schema import schemas
 from utils.config.wording import choices, describe
 from utils.errors import ConfigError
+from utils.files import expanded, path_argument
 from utils.json_file import parse as parse_json
 from utils.text import shown
 
@@ -31,8 +32,11 @@ FROM_TEXT: dict[str, Callable[[str], object]] = {
     "number": float,
     "object": parse_json,
     "string": str,
+    "path": expanded,
 }
-METAVARS = {"boolean": "{true,false}", "integer": "INT", "number": "FLOAT", "object": "JSON", "string": "TEXT"}
+METAVARS = {
+    "boolean": "{true,false}", "integer": "INT", "number": "FLOAT", "object": "JSON", "string": "TEXT", "path": "PATH"
+}  # fmt: skip
 
 
 class CommandLine(NamedTuple):
@@ -51,7 +55,7 @@ class CommandLine(NamedTuple):
 def plugins(argv: Sequence[str]) -> list[Path]:
     """Return the files given by `--plugin`. They add choices to other flags, so load them before `parse`."""
     parser = argparse.ArgumentParser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
-    parser.add_argument("--plugin", action="append", type=Path, default=[])
+    parser.add_argument("--plugin", action="append", type=path_argument, default=[])
     found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
     return found
 
@@ -69,8 +73,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
     parser = argparse.ArgumentParser(
         prog="main.py", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_MEANING)
-    parser.add_argument("--plugin", action="append", type=Path, metavar="FILE", help=PLUGIN_MEANING)
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help=CONFIG_MEANING)
+    parser.add_argument("--plugin", action="append", type=path_argument, metavar="FILE", help=PLUGIN_MEANING)
     groups: dict[str, Any] = {}
     for key, schema in schemas().items():
         name = schema["group"]
@@ -107,8 +111,9 @@ def _underscored(argv: Sequence[str]) -> list[str]:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """Return the JSON type of a key; the first one of several, as in "integer or null"."""
-    return str(schema.get("anyOf", [schema])[0]["type"])
+    """Return the JSON type of a key, or "path"; the first one of several, as in "integer or null"."""
+    first = schema.get("anyOf", [schema])[0]
+    return str(first.get("format", first["type"]))
 
 
 def _value(key: str, text: str | list[str]) -> object:

@@ -24,6 +24,7 @@ from utils.config.values import (
     Dataset,
     Device,
     ModelName,
+    PathText,
     Seed,
     Seeds,
     Text,
@@ -69,7 +70,7 @@ class Config(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=0)
 
     dataset: Dataset = _data(..., "name of the data set")
-    data_root: Text = _data(
+    data_root: PathText = _data(
         "data",
         "folder of the data sets; for imagefolder the folder with train/ and test/, for npz the file or its folder; "
         f"the environment variable {DATA_ROOT_VARIABLE} overrides the file, the flag overrides both",
@@ -98,7 +99,7 @@ class Config(BaseModel):
     pretrained: bool = _model(
         True, "download timm's weights, unless backbone_checkpoint is given; false: use random weights"
     )
-    backbone_checkpoint: Text | None = _model(
+    backbone_checkpoint: PathText | None = _model(
         None, "file with the backbone's weights in timm's format (safetensors or torch), used instead of a download"
     )
     backbone_kwargs: BackboneKwargs = _model(
@@ -223,7 +224,10 @@ class Config(BaseModel):
     checkpoint_every: int = _run(
         1, "save the run's state every this many epochs, and between phases; 0: only after each task", ge=0
     )
-    resume: Text | None = _run(None, "directory of an unfinished run to continue")
+    accept_changed_data: bool = _run(
+        False, "continue or evaluate although images were changed, added or removed; the run's record says so"
+    )
+    resume: PathText | None = _run(None, "directory of an unfinished run to continue")
     auto_resume: bool = _run(
         False, "continue the newest unfinished run of this configuration and seed, if there is one; skip finished runs"
     )
@@ -231,10 +235,10 @@ class Config(BaseModel):
     wandb: Text | None = _run(
         None, "Weights & Biases project of the run; also writes TensorBoard files; needs tensorboard and wandb"
     )
-    output_dir: Text = _run("logs", "folder of the run directories")
+    output_dir: PathText = _run("logs", "folder of the run directories")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
     eval: bool = _run(False, "evaluate checkpt_path instead of training")
-    checkpt_path: Text | None = _run(None, "checkpoint to evaluate")
+    checkpt_path: PathText | None = _run(None, "checkpoint to evaluate")
     prefix: str = _run("reproduce", "a label of your own")
 
     memory_size: int = _unused(0, ge=0)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema
 
 from utils.choices import ADAPTERS, LEARNERS
 from utils.datasets import DATASETS
+from utils.files import expanded
 from utils.text import did_you_mean, nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
@@ -61,6 +62,9 @@ def _without_nul(text: str) -> str:
 
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+PathText = Annotated[
+    Text, AfterValidator(expanded), WithJsonSchema({"type": "string", "minLength": 1, "format": "path"})
+]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # the range of numpy's RandomState
 Seeds = Annotated[
     list[Seed],

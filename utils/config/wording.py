@@ -17,6 +17,8 @@ def describe(schema: Mapping[str, Any]) -> str:
         return " or ".join(map(describe, schema["anyOf"]))
     if named := choices(schema):
         return f"one of {', '.join(named)}" if len(named) > 1 else named[0]
+    if schema.get("format") == "path":
+        return "a path"
     words = {
         "integer": "an integer" + _bounds(schema),
         "number": "a finite number" + _bounds(schema),

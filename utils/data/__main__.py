@@ -11,13 +11,14 @@ from torchvision.datasets import CIFAR100
 from utils.data.sources import OnBadImage, load_dataset
 from utils.datasets import DATASETS
 from utils.errors import DataError
+from utils.files import path_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set and print its size. cifar224 is downloaded first if it is missing."""
     parser = argparse.ArgumentParser(prog="python -m utils.data", description=main.__doc__)
     parser.add_argument("name", choices=DATASETS)
-    parser.add_argument("--data_root", type=Path, default=Path("data"))
+    parser.add_argument("--data_root", type=path_argument, default=Path("data"))
     meaning = "error: check only the header of every image; skip: decode every image and list those that cannot be read"
     parser.add_argument("--on_bad_image", choices=get_args(OnBadImage), default="error", help=meaning)
     given = parser.parse_args(arguments)

@@ -88,6 +88,8 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
         "".join(names.tolist()).encode()
     except (UnicodeEncodeError, SystemError):  # half a surrogate pair, or a number beyond all characters
         raise DataError("class_names holds text that is not valid Unicode") from None
+    if len(set(names.tolist())) < len(names):
+        raise DataError("class_names holds a name twice; expected a name of its own for each class")
     for name in ("y_train", "y_test"):
         low, high = arrays[name].min(), arrays[name].max()
         if low < 0 or high >= len(names):

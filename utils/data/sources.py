@@ -4,26 +4,30 @@ Shapes: N images, H height, W width.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.data.images import check_header, open_image
+from utils.data.contents import Content, of_array, of_files, same_name
 from utils.data.npz import read_arrays
-from utils.data.readable import unreadable
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
-from utils.text import did_you_mean, writable
+from utils.files import seen_from
+from utils.text import NAMES_SHOWN, did_you_mean, listed, writable
 
 logger = logging.getLogger(__name__)
 
 OnBadImage = Literal["error", "skip"]
-NAMES_SHOWN = 8  # names in a message before "and n more"
+Half = Literal["train", "test"]
+HALVES: tuple[Half, Half] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,19 @@ class Split:
     Attributes:
         images: Files, or uint8 pixels (N, H, W) or (N, H, W, 3).
         labels: (N,) int64 stored labels.
+        contents: What identifies each image.
     """
 
     images: Sequence[Path] | np.ndarray
     labels: np.ndarray
+    contents: tuple[Content, ...] = ()
 
-    @property
-    def files(self) -> list[Path]:
-        """The images if they are files; otherwise an empty list."""
-        return [] if isinstance(self.images, np.ndarray) else list(self.images)
 
-    def without(self, bad: set[Path]) -> "Split":
-        """Return the split without some of its files."""
-        if not bad:
-            return self
-        kept = [row for row, file in enumerate(self.images) if file not in bad]
-        return Split([self.images[row] for row in kept], self.labels[kept])
+class LeftOut(NamedTuple):
+    """A file in a data set's folders that is no image of it, and why."""
+
+    file: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ class ImageData:
 
     Attributes:
         class_names: Names in the order of the stored labels.
-        left_out: Files that cannot be read and were left out.
+        left_out: Files that are in its folders, but not in it.
     """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
-    left_out: tuple[Path, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def nb_classes(self) -> int:
@@ -72,11 +73,20 @@ class ImageData:
 
     @property
     def summary(self) -> str:
-        """The numbers of classes and images, and the files that were left out."""
+        """The numbers of classes and images, and the files that were left out, on one line."""
         train, test = len(self.train.labels), len(self.test.labels)
         size = f"{self.nb_classes} classes, {train} training and {test} test images"
-        names = writable(", ".join(map(str, self.left_out)))
-        return f"{size}; {len(self.left_out)} unreadable files left out: {names}" if names else size
+        if not self.left_out:
+            return size
+        reasons = Counter(left.reason for left in self.left_out)
+        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        return f"{size}; left out: {counted}: {listed([left.file for left in self.left_out])}"
+
+    def rows(self, half: Half) -> list[tuple[str, Content]]:
+        """Return class name and content of every image of a half, in the stored order."""
+        split: Split = getattr(self, half)
+        names = [self.class_names[label] for label in split.labels]
+        return list(zip(names, split.contents, strict=True))
 
 
 def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:
@@ -96,21 +106,32 @@ def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error")
     path = data_root / source.folder
     try:
         data = READERS[source.reader](path, source)
-        files = data.train.files + data.test.files
-        bad = unreadable(files, check_header if on_bad_image == "error" else open_image)
+        if source.reader == "folders":
+            data = _checked_files(data, path, on_bad_image)
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
+    _check_classes(data, path, source)
+    logger.info("data set %s in %s: %s", name, path, data.summary)
+    return data
+
+
+def _checked_files(data: ImageData, path: Path, on_bad_image: OnBadImage) -> ImageData:
+    """Return the data set with the contents of its files, and without those that cannot be read."""
+    contents, bad = of_files([*data.train.images, *data.test.images], path, decode=on_bad_image == "skip")
     if bad and on_bad_image == "error":
         more = [f"and {len(bad) - NAMES_SHOWN} more files"] if len(bad) > NAMES_SHOWN else []
         hint = "repair or remove these files, or set on_bad_image to skip to leave them out"
         raise DataError("\n".join([*list(bad.values())[:NAMES_SHOWN], *more, hint]))
     for problem in bad.values():
         logger.warning("%s; left out", problem)
-    splits = {half: getattr(data, half).without(set(bad)) for half in ("train", "test")}
-    data = replace(data, **splits, left_out=tuple(bad))
-    _check_classes(data, path, source)
-    logger.info("data set %s in %s: %s", name, path, data.summary)
-    return data
+
+    def known(split: Split) -> Split:
+        kept = [row for row, file in enumerate(split.images) if file in contents]
+        files = [split.images[row] for row in kept]
+        return Split(files, split.labels[kept], tuple(contents[file] for file in files))
+
+    unreadable = tuple(LeftOut(_below(path, file), "unreadable") for file in bad)
+    return replace(data, train=known(data.train), test=known(data.test), left_out=data.left_out + unreadable)
 
 
 def _check_classes(data: ImageData, path: Path, source: Source) -> None:
@@ -118,44 +139,76 @@ def _check_classes(data: ImageData, path: Path, source: Source) -> None:
     if source.nb_classes not in (None, data.nb_classes):
         raise _incomplete(f"{path}: {data.nb_classes} classes instead of {source.nb_classes}", source)
     if untaught := np.setdiff1d(np.arange(data.nb_classes), data.train.labels).tolist():
-        names = _listed([data.class_names[label] for label in untaught])
+        names = listed([data.class_names[label] for label in untaught])
         raise _incomplete(f"{path}: no training image of {names}", source)
     if untested := np.setdiff1d(np.arange(data.nb_classes), data.test.labels).tolist():
-        logger.warning("%s: no test image of %s", path, _listed([data.class_names[label] for label in untested]))
+        logger.warning("%s: no test image of %s", path, listed([data.class_names[label] for label in untested]))
 
 
 def _read_folders(path: Path, source: Source) -> ImageData:
-    train, test = (_class_folders(path / half, source) for half in ("train", "test"))
-    if train != test:
-        differences = {"train": set(train) - set(test), "test": set(test) - set(train)}
-        only = [f"only in {half}: {_listed(sorted(names))}" for half, names in differences.items() if names]
+    left_out: list[LeftOut] = []
+    train, test = (_class_folders(path, half, source, left_out) for half in ("train", "test"))
+    if train.keys() != test.keys():
+        differences = {"train": train.keys() - test.keys(), "test": test.keys() - train.keys()}
+        only = [f"only in {half}: {listed(sorted(names))}" for half, names in differences.items() if names]
         raise _incomplete(f"{path}: train and test hold different classes; {'; '.join(only)}", source)
-    return ImageData(_list_images(path / "train", train), _list_images(path / "test", train), tuple(train))
+    images = [_list_images(path, folders.values(), left_out) for folders in (train, test)]
+    return ImageData(images[0], images[1], tuple(train), tuple(left_out))
 
 
-def _class_folders(path: Path, source: Source) -> list[str]:
-    if not path.is_dir():
-        raise _missing(path, source)
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise _incomplete(f"{path}: no folder in it", source)
-    return names
+def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut]) -> dict[str, Path]:
+    """Return the folders of the classes by their names, in the order of the names; add the files beside them."""
+    folder = path / half
+    if not folder.is_dir():
+        raise _missing(folder, source)
+    folders: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir(), key=lambda entry: same_name(entry.name)):
+        if entry.name.startswith("."):
+            continue
+        name = writable(same_name(entry.name))
+        if name in folders:
+            raise DataError(f"{folder}: two folders are named {name}, in different Unicode forms; rename one")
+        if entry.is_dir():
+            folders[name] = entry
+        elif entry.is_symlink() and not entry.exists():
+            raise DataError(f"{entry}: a link to {os.readlink(entry)}, which does not exist; expected a class folder")
+        else:
+            left_out.append(LeftOut(_below(path, entry), "in no class folder"))
+    if not folders:
+        raise _incomplete(f"{folder}: no folder in it", source)
+    return folders
 
 
-def _list_images(path: Path, names: Sequence[str]) -> Split:
+def _list_images(path: Path, folders: Iterable[Path], left_out: list[LeftOut]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
-    ignored: list[str] = []
-    for label, name in enumerate(names):
-        for entry in sorted(path.joinpath(name).iterdir()):
-            if entry.suffix.lower() in IMG_EXTENSIONS and not entry.name.startswith("."):
-                files.append(entry)
+    for label, folder in enumerate(folders):
+        for file in _files_within(folder, set()):
+            if file.suffix.lower() in IMG_EXTENSIONS:
+                files.append(file)
                 labels.append(label)
-            elif not entry.name.startswith("."):
-                ignored.append(f"{name}/{entry.name}")
-    if ignored:
-        logger.warning("%s: files without the ending of an image ignored: %s", path, _listed(ignored))
+            else:
+                left_out.append(LeftOut(_below(path, file), f"ending in {writable(file.suffix) or 'nothing'}"))
     return Split(files, np.array(labels, dtype=np.int64))
+
+
+def _files_within(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files in a folder and, as torchvision's ImageFolder does, in those within it; none that is hidden."""
+    found = folder.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in above:  # a link to a folder around it
+        return
+    with os.scandir(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in sorted(shown, key=lambda entry: same_name(entry.name)):
+        if entry.is_dir():
+            yield from _files_within(folder / entry.name, above | {here})
+        else:
+            yield folder / entry.name
+
+
+def _below(path: Path, file: Path) -> str:
+    return writable(file.relative_to(path).as_posix())
 
 
 def _read_cifar100(path: Path, source: Source) -> ImageData:
@@ -170,8 +223,7 @@ def _read_cifar100(path: Path, source: Source) -> ImageData:
     except RuntimeError as error:  # a file is missing, or its checksum is wrong
         raise _incomplete(f"{path}: a file in it is missing or damaged", source) from error
     names = tuple(train.classes)
-    train, test = (Split(half.data, np.array(half.targets, dtype=np.int64)) for half in (train, test))
-    return ImageData(train, test, names)
+    return ImageData(_of_arrays(train.data, train.targets), _of_arrays(test.data, test.targets), names)
 
 
 def _read_npz(path: Path, source: Source) -> ImageData:
@@ -179,31 +231,31 @@ def _read_npz(path: Path, source: Source) -> ImageData:
         raise _missing(path, source)
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if len(files) != 1:
-        found = _listed([file.name for file in files]) or "none"
+        found = listed([file.name for file in files]) or "none"
         raise _incomplete(f"{path}: expected one .npz file in this folder, found {found}", source)
     arrays = read_arrays(files[0])
-    train, test = (Split(arrays[f"x_{half}"], arrays[f"y_{half}"].astype(np.int64)) for half in ("train", "test"))
-    return ImageData(train, test, tuple(arrays["class_names"].tolist()))
+    train, test = (_of_arrays(arrays[f"x_{half}"], arrays[f"y_{half}"]) for half in ("train", "test"))
+    return ImageData(train, test, tuple(map(same_name, arrays["class_names"].tolist())))
+
+
+def _of_arrays(images: np.ndarray, labels: ArrayLike) -> Split:
+    return Split(images, np.array(labels, dtype=np.int64), of_array(images))
 
 
 def _missing(path: Path, source: Source) -> DataError:
     """Return the error for a missing path, with the content of the last folder that exists."""
+    remark = seen_from(path)
     path = path.absolute()
     first = next(part for part in (*reversed(path.parents), path) if not part.is_dir())
     if first.exists():
         return _incomplete(f"{path}: {first} is not a folder", source)
     there = sorted(entry.name for entry in first.parent.iterdir() if not entry.name.startswith("."))
-    found = f"{first.parent} holds {_listed(there) or 'nothing'}{did_you_mean(first.name, there)}"
-    return _incomplete(f"{path}: not found; {found}", source)
+    found = f"{first.parent} holds {listed(there) or 'nothing'}{did_you_mean(first.name, there)}"
+    return _incomplete(f"{path}: not found{remark}; {found}", source)
 
 
 def _incomplete(problem: str, source: Source) -> DataError:
     return DataError(f"{problem}\nexpected layout: <data_root>/{source.layout}\nwhere to get it: {source.origin}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 READERS: dict[str, Callable[[Path, Source], ImageData]] = {

@@ -1,8 +1,8 @@
 """A data set as a sequence of tasks: the order of its classes, and the images of each task."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -11,9 +11,10 @@ from torchvision.transforms import Compose
 from utils.data.decoded import DecodedImages
 from utils.data.images import InputSpec, open_image, open_pixels, test_transform, train_transform
 from utils.data.resample import random_part
-from utils.data.sources import ImageData
+from utils.data.sources import Half, ImageData, Split
 from utils.errors import ConfigError, DataError
 
+T = TypeVar("T")
 Mode = Literal["train", "test", "part"]
 
 
@@ -59,11 +60,18 @@ class DataManager:
         """Return the number of classes of a task."""
         return self._sizes[task]
 
-    def train_images(self, task: int) -> int:
-        """Return the number of training images of a task."""
+    def nb_images(self, half: Half, task: int) -> int:
+        """Return the number of training or of test images of a task."""
+        split: Split = getattr(self._data, half)
+        return int(np.isin(split.labels, self._of_task(self.class_order, task)).sum())
+
+    def names_of(self, task: int) -> Sequence[str]:
+        """Return the names of the classes of a task."""
+        return self._of_task(self.class_names, task)
+
+    def _of_task(self, classes: Sequence[T], task: int) -> Sequence[T]:
         first = sum(self._sizes[:task])
-        stored = self.class_order[first : first + self._sizes[task]]
-        return int(np.isin(self._data.train.labels, stored).sum())
+        return classes[first : first + self._sizes[task]]
 
     def get_dataset(
         self,

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, JsonValue, PlainValidator, ValidationErro
 from safetensors import SafetensorError, safe_open
 
 from utils.errors import UserError
+from utils.files import seen_from
 from utils.json_file import faults, parse
 from utils.metrics import AccuracyMatrix
 from utils.text import shown
@@ -47,7 +48,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
-        raise CheckpointError(f"checkpoint {str(path)!r} does not exist" + (f"; there are {near}" if near else ""))
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} does not exist{seen_from(path)}" + (f"; there are {near}" if near else "")
+        )
     if path.suffix != ".safetensors":
         return {}
     try:

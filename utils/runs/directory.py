@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.choices import require_plugins
-from utils.config.identity import counted, result_hash
+from utils.config.identity import LOCATIONS, content, digests, result_hash
 from utils.config.schema import Config
 from utils.errors import UserError
-from utils.files import naming
+from utils.files import naming, seen_from
 from utils.json_file import read_object
 from utils.text import shown
 
@@ -54,6 +54,17 @@ class RunPlan:
 def run_name(config: Config, config_name: str, seed: int) -> str:
     """Return the name of a run's directory, different for every configuration and seed."""
     return f"{config_name}-{result_hash(config)}-s{seed}"
+
+
+def runs_of(config: Config, seed: int) -> list[Path]:
+    """Return the directories of a configuration and a seed in its output directory, under any name."""
+    names = {f"*-{digest}-s{seed}" for digest in digests(config.model_dump(mode="json"))}
+    return sorted(path for name in names for path in Path(config.output_dir).glob(name))
+
+
+def finished_runs(config: Config) -> list[Path]:
+    """Return the finished runs of a configuration in its output directory."""
+    return [path for seed in config.seed for path in runs_of(config, seed) if is_finished(path)]
 
 
 def is_finished(path: Path) -> bool:
@@ -100,7 +111,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
 
 def _continued(seed: int, path: Path, config: Config) -> RunPlan | None:
     """Return the plan to continue the newest run of this configuration, under any name; None if one is finished."""
-    equal = list(path.parent.glob(f"*-{result_hash(config)}-s{seed}"))
+    equal = runs_of(config, seed)
     for there in filter(is_finished, equal):
         logger.warning("already finished: %s", there)
         # A process that was killed at the end may have left its states; another process may still use them.
@@ -147,12 +158,31 @@ def begun_config(path: Path) -> dict[str, object]:
     """
     if not (path / CONFIG).is_file():
         unfinished = sorted(str(entry) for entry in path.parent.glob("*") if can_resume(entry))
+        remark = seen_from(path)
         beside = f"; unfinished runs: {', '.join(unfinished)}" if unfinished else ""
-        raise RunDirError(f"resume = {shown(str(path))}: not a run directory (it has no {CONFIG}){beside}")
+        raise RunDirError(f"resume = {shown(str(path))}: not a run directory (it has no {CONFIG}){remark}{beside}")
     if is_finished(path):
         raise RunDirError(f"resume = {shown(str(path))}: the run is finished; there is nothing to resume")
     _require_same_plugins(path)
-    return read_object(path / CONFIG)[0]
+    return relocated(read_object(path / CONFIG)[0], path)
+
+
+def relocated(values: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return a configuration on record, with new places for data and weights that were moved along with the run.
+
+    Only places that do not exist any more are replaced, by those at the same relative position to the run directory.
+    """
+    was, now = Path(str(values.get("output_dir"))), run.absolute().parent
+    while was.name and was.name == now.name:
+        was, now = was.parent, now.parent
+    moved = {}
+    for key in LOCATIONS:
+        old = Path(str(values.get(key)))
+        if was.is_absolute() and old.is_relative_to(was) and not old.exists():
+            new = now / old.relative_to(was)
+            if new.exists():
+                moved[key] = str(new)
+    return {**values, **moved, "output_dir": str(run.absolute().parent)}
 
 
 def _require_same_plugins(path: Path) -> None:
@@ -164,7 +194,7 @@ def _require_same_plugins(path: Path) -> None:
 def _refuse_other_config(path: Path, begun: Mapping[str, object], config: Config) -> None:
     """Refuse to continue a run with another seed, or other values of keys that can change a result."""
     now = config.model_dump(mode="json")
-    was, wanted = ({**counted(values), "seed": values.get("seed")} for values in (begun, now))
+    was, wanted = ({**content(values), "seed": values.get("seed")} for values in (begun, now))
     lines = [
         f"  {key}: started with {shown(was.get(key))}, now {shown(wanted.get(key))}"
         for key in sorted(was.keys() | wanted.keys())

@@ -186,7 +186,7 @@ def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
 
 ATTACK = (
     "<script>alert(1)<!script> \" onload=alert(1) x=' --><svg onload=alert(1)> ]]><img src=x onerror=alert(1)> "
-    "&lt;b&gt;<!title><!style><b> {style}{0}%s $x$ \u2028\x1b[31m"
+    "&lt;b&gt;<!title><!style><b> {style}{0}%s $1 x$ \u2028\x1b[31m"
 )
 
 

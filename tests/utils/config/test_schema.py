@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.choices import ADAPTERS, LEARNERS
-from utils.config.identity import counted, result_hash
+from utils.config.flags import parse
+from utils.config.identity import content, counted, digests, on_record, result_hash
 from utils.config.load import load, resolve
 from utils.config.schema import Config, defaults, schemas
+from utils.config.wording import describe
 from utils.datasets import DATASETS
 from utils.errors import ConfigError, UserError
 
@@ -35,7 +37,7 @@ NO_INFLUENCE = {
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
-    "image_cache_gib",
+    "image_cache_gib", "accept_changed_data",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -427,7 +429,7 @@ OTHER_VALUES = {
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
-    "class_order_seed": 3, "fixed_memory": True, "branch_eval": False,
+    "class_order_seed": 3, "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
@@ -464,7 +466,7 @@ def test_equal_hashes_go_with_equal_counted_keys():
     other = Config(dataset="cub", seed=[2], output_dir="c", prefix="d", num_workers=0, data_root="/x")
     assert counted(config.model_dump(mode="json")) == counted(other.model_dump(mode="json"))
     assert set(counted({"dataset": "cub"})) == set(Config.model_fields) - NO_INFLUENCE
-    assert counted({"dataset": "npz", "data_root": "/x"})["data_root"] == "/x"
+    assert counted({"dataset": "npz", "data_root": "/x/y"})["data_root"] == "y"
 
 
 def test_hash_does_not_depend_on_how_a_value_is_written(write):
@@ -477,6 +479,57 @@ def test_hash_does_not_depend_on_how_a_value_is_written(write):
 def test_data_root_counts_where_it_is_the_data_set(dataset):
     one, other = (load(None, {"dataset": dataset, "data_root": root}) for root in "ab")
     assert result_hash(one) != result_hash(other)
+
+
+def test_the_folder_of_data_and_weights_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"dataset": "npz", "data_root": "d.npz", "backbone_checkpoint": "w.pth"}
+    here = load(None, values)
+    there = load(None, {**values, "data_root": "/far/d.npz", "backbone_checkpoint": str(tmp_path / "w.pth")})
+    assert result_hash(here) == result_hash(there)
+    assert content(here.model_dump()) == content({**values, "data_root": "other", "backbone_checkpoint": None})
+    assert digests({**values, "data_root": "/far/d.npz"}) == (  # the second is of earlier versions
+        result_hash(here),
+        hashlib.blake2b(
+            b'{"backbone_checkpoint":"w.pth","data_root":"/far/d.npz","dataset":"npz"}', digest_size=4
+        ).hexdigest(),
+    )
+
+
+def test_paths_on_record_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load(None, {"dataset": "npz", "data_root": "d.npz", "output_dir": "/logs"})
+    changed = {"data_root": str(tmp_path / "d.npz")}
+    assert on_record(config) == {**config.model_dump(mode="json"), **changed}
+
+
+PATHS = ["data_root", "backbone_checkpoint", "checkpt_path", "resume", "output_dir"]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_home_and_variables_are_expanded_in_every_path(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DISK", "/scratch")
+    for text, path in {"~/a": "/home/me/a", "$DISK/b": "/scratch/b", "${DISK}/b": "/scratch/b", "a~b": "a~b"}.items():
+        assert getattr(load(None, {"dataset": "cub", key: text}), key) == path
+        assert parse([f"--{key}={text}"]).flags[key] == path
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_variable_that_is_not_set_is_refused_unless_a_file_has_that_name(key, monkeypatch, tmp_path):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{key} = .*variable NOWHERE is not set"):
+        load(None, {"dataset": "cub", key: "$NOWHERE/a"})
+    with pytest.raises(ConfigError, match="no home directory ~nobody-of-that-name"):
+        load(None, {"dataset": "cub", key: "~nobody-of-that-name/a"})
+    (tmp_path / "$NOWHERE").mkdir()
+    assert getattr(load(None, {"dataset": "cub", key: "$NOWHERE"}), key) == "$NOWHERE"
+
+
+def test_every_key_that_names_a_path_is_declared_as_one():
+    found = [key for key, schema in schemas().items() if "path" in describe(schema)]
+    assert sorted(found) == sorted(PATHS)
 
 
 # ---------------------------------------------------------------- the module itself

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.datasets import CIFAR100, cifar
+from torchvision.datasets import CIFAR100, ImageFolder, cifar
 
 from utils.config.schema import schemas
 from utils.config.wording import choices
@@ -143,7 +143,10 @@ def test_a_missing_data_root_is_explained_where_it_begins_to_be_missing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dataset").mkdir()
-    with pytest.raises(DataError, match=r"datasets/deep/train: not found; \S+ holds dataset; did you mean dataset\?"):
+    with pytest.raises(
+        DataError,
+        match=r"deep/train: not found \(a relative path starts at .*\); \S+ holds dataset; did you mean dataset\?",
+    ):
         load_dataset("imagefolder", Path("datasets/deep"))
 
 
@@ -189,16 +192,59 @@ def test_a_class_without_training_images_is_refused_and_one_without_test_images_
         load_dataset("imagefolder", tmp_path)
 
 
-def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path):
     make_folders(tmp_path)
     for name in ("notes.txt", ".hidden.png"):
         (tmp_path / "train" / "cat" / name).write_bytes(b"")
     (tmp_path / "train" / ".cache").mkdir()
     save_image(tmp_path / "train" / "cat" / "LOUD.PNG")
+    save_image(tmp_path / "test" / "lost.png")
+    (tmp_path / "test" / "cat" / "a.JFIF").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "b.JFIF").write_bytes(b"")
     data = load_dataset("imagefolder", tmp_path)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
-    assert "cat/notes.txt" in caplog.text
-    assert "hidden" not in caplog.text
+    assert data.left_out == (
+        ("test/lost.png", "in no class folder"),
+        ("train/cat/notes.txt", "ending in .txt"),
+        ("test/cat/a.JFIF", "ending in .JFIF"),
+        ("test/cat/b.JFIF", "ending in .JFIF"),
+    )
+    assert data.summary.endswith(
+        "test images; left out: 1 in no class folder, 1 ending in .txt, 2 ending in .JFIF: "
+        "test/lost.png, train/cat/notes.txt, test/cat/a.JFIF, test/cat/b.JFIF"
+    )
+
+
+def test_images_in_folders_within_a_class_folder_are_read_as_torchvision_reads_them(tmp_path: Path):
+    make_folders(tmp_path)
+    for place in ("train/dog/images/x.png", "train/dog/a.b/y.png", "train/cat/images/deep/z.png"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        save_image(tmp_path / place)
+    (tmp_path / "train" / "dog" / "again").symlink_to(tmp_path / "train")  # endless
+    (tmp_path / "train" / "cat" / "linked").symlink_to(tmp_path / "train" / "emu")
+    data = load_dataset("imagefolder", tmp_path)
+    found = {(str(file), int(label)) for file, label in zip(data.train.images, data.train.labels, strict=True)}
+    (tmp_path / "train" / "dog" / "again").unlink()  # torchvision would not come back
+    assert found >= set(ImageFolder(tmp_path / "train").samples)
+
+
+def test_class_names_are_compared_and_sorted_in_one_unicode_form(tmp_path: Path):
+    one, other = "caf\u00e9", "cafe\u0301"
+    make_folders(tmp_path, {one: 2, "cafz": 1})
+    (tmp_path / "test" / one).rename(tmp_path / "test" / other)
+    data = load_dataset("imagefolder", tmp_path)
+    assert (data.class_names, data.test.labels.tolist()) == (("cafz", one), [0, 1])
+    (tmp_path / "test" / one).mkdir()
+    with pytest.raises(DataError, match=f"two folders are named {one}"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_class_folder_that_is_a_link_to_nothing_is_refused(tmp_path: Path):
+    make_folders(tmp_path)
+    for half in ("train", "test"):
+        (tmp_path / half / "fox").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"train/fox: a link to .*gone, which does not exist"):
+        load_dataset("imagefolder", tmp_path)
 
 
 def test_what_the_system_refuses_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -261,12 +307,10 @@ def test_bad_files_are_left_out_if_that_is_asked_for_each_named_once(tmp_path: P
     data = load_dataset("imagefolder", tmp_path, "skip")
     assert relative(data, tmp_path) == ["train/cat/0.png", "train/dog/1.png", "train/dog/2.png", "train/emu/0.png"]
     assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 1, 2], [0, 1, 2])
-    assert data.left_out == tuple(with_bad)
+    names = [path.relative_to(tmp_path).as_posix() for path in with_bad]
+    assert data.left_out == tuple((name, "unreadable") for name in names)
     assert [caplog.text.count(f"{path}: not a readable image: ") for path in with_bad] == [1, 1, 1]
-    assert data.summary == (
-        "3 classes, 4 training and 3 test images; 3 unreadable files left out: "
-        f"{with_bad[0]}, {with_bad[1]}, {with_bad[2]}"
-    )
+    assert data.summary == (f"3 classes, 4 training and 3 test images; left out: 3 unreadable: {', '.join(names)}")
 
 
 def test_a_bad_file_with_a_name_that_is_no_unicode_is_named_in_a_log_too(tmp_path: Path, caplog):
@@ -527,7 +571,7 @@ def test_the_command_names_every_bad_file(
     tmp_path: Path, with_bad, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     assert main(["imagefolder", "--data_root", str(tmp_path), "--on_bad_image", "skip"]) == 0
-    assert "4 training and 3 test images; 3 unreadable files left out: " in capsys.readouterr().out
+    assert "4 training and 3 test images; left out: 3 unreadable: " in capsys.readouterr().out
     assert all(str(path) in caplog.text for path in with_bad)
 
 

@@ -128,7 +128,7 @@ def test_images_come_class_after_class_with_their_new_labels():
     for new in range(3):
         count = counts[order[new]]
         assert contents(tasks, [new], "train", "test") == [(index, shown[new], new) for index in range(count)]
-        assert tasks.train_images(new) == count
+        assert tasks.nb_images("train", new) == count
     expected = [(0, shown[2] + 1, 2), (1, shown[0] + 1, 0)]
     assert contents(tasks, [2, 0], "test", "test") == expected
 
@@ -150,7 +150,7 @@ def test_every_image_is_in_exactly_one_task(data: st.DataObject):
         first = sum(tasks.get_task_size(earlier) for earlier in range(task))
         wanted = range(first, first + tasks.get_task_size(task))
         dataset = tasks.get_dataset(wanted, source="train", mode="test", spec=InputSpec(1))
-        assert len(dataset) == tasks.train_images(task)
+        assert len(dataset) == tasks.nb_images("train", task)
         for _, image, label in dataset:  # type: ignore[attr-defined]
             assert label in wanted
             number = round(image[0, 0, 0].item() * 255)

@@ -1,0 +1,118 @@
+"""The images of a run on its record, so that other images are noticed when it is resumed or evaluated.
+
+    <run>/data.json          class names, numbers and fingerprints of both halves, files left out, accepted changes
+    <run>/images.tsv.gz      half, class, name, size and content of every image, in the stored order
+
+The content is a hash, see `utils.data.contents`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.data.sources import HALVES, ImageData
+from utils.errors import DataError
+from utils.files import write_json
+from utils.json_file import read_object
+from utils.runs.images import IMAGES, RECORD, Image, fingerprint, read_images, write_images
+from utils.text import shown
+
+logger = logging.getLogger(__name__)
+
+ACCEPT = "restore them, or accept the change with --accept_changed_data, which the record will show"
+
+Key = tuple[str, str, str]  # half, class, name
+
+
+class Changes(NamedTuple):
+    """Images that differ from those on record."""
+
+    added: list[Key]
+    changed: list[Key]
+    missing: list[Key]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.missing)
+
+    def of(self, half: str) -> "Changes":
+        """Return the changes of one half."""
+        added, changed, missing = ([key for key in keys if key[0] == half] for keys in self)
+        return Changes(added, changed, missing)
+
+    def __str__(self) -> str:
+        numbers = f"{len(self.added)} added, {len(self.changed)} changed, {len(self.missing)} missing"
+        first = (self.changed + self.missing + self.added)[0]
+        return f"{numbers}; the first one: {'/'.join(first)}"
+
+
+def fingerprints(data: ImageData) -> dict[str, Any]:
+    """Return numbers and hashes of both halves."""
+    images = images_of(data)
+    return {half: fingerprint(images, half) for half in HALVES}
+
+
+def write_record(run: Path, data: ImageData, accepted: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write both files of the record."""
+    write_images(run, images_of(data))
+    left_out = [left._asdict() for left in data.left_out]
+    names = {"class_names": data.class_names}
+    write_json(run / RECORD, {**names, **fingerprints(data), "left_out": left_out, "accepted_changes": accepted})
+
+
+def refuse_other_data(run: Path, data: ImageData, accept: bool) -> Changes:
+    """Compare the images with those on a run's record; return the changes, which there are only if they are accepted.
+
+    A run of an earlier version has no record: its images are not compared.
+
+    Raises:
+        DataError: The record is damaged, the classes differ, or images were changed, added or removed.
+    """
+    if not (run / RECORD).exists():
+        logger.warning("%s: an earlier version wrote no record of the images; they are not compared", run)
+        return Changes([], [], [])
+    refuse_other_classes(str(run), read_object(run / RECORD)[0].get("class_names"), data.class_names)
+    found = _changes(read_images(run), images_of(data))
+    if found and not accept:
+        raise DataError(f"{run}: images differ from those it began with: {found}; {ACCEPT}")
+    return found
+
+
+def changes_of_run(run: Path, data: ImageData, half: str) -> Changes | None:
+    """Return how the images of a half differ from those on a run's record; None without a record."""
+    return _changes(read_images(run), images_of(data)).of(half) if (run / IMAGES).exists() else None
+
+
+def _changes(listed: Iterable[Image], present: Iterable[Image]) -> Changes:
+    then, now = ({image.key: image for image in images} for images in (listed, present))
+    changed = [key for key in now if key in then and now[key] != then[key]]
+    return Changes([key for key in now if key not in then], changed, [key for key in then if key not in now])
+
+
+def accept_changes(run: Path, data: ImageData, changes: Changes, task: int) -> None:
+    """Write the record anew with an accepted change, made while a task was learned."""
+    before: dict[str, Any] = read_object(run / RECORD)[0]
+    counts = {what: len(keys) for what, keys in changes._asdict().items()}
+    decision = {"task": task, **counts, "before": {half: before.get(half) for half in HALVES}}
+    logger.warning("images differ from those the run began with, which was accepted: %s", changes)
+    write_record(run, data, [*before.get("accepted_changes", []), decision])
+
+
+def refuse_other_classes(place: str, then: object, now: Iterable[str]) -> None:
+    """Raise DataError with the names of the classes that are missing or new."""
+    if not isinstance(then, list):
+        raise DataError(f"{place}: class_names = {shown(then)}; expected a list of names")
+    known = set(now)
+    differences = {"missing": [name for name in then if name not in known], "new": sorted(known.difference(then))}
+    parts = [f"{what}: {', '.join(map(shown, names))}" for what, names in differences.items() if names]
+    if parts:
+        raise DataError(f"{place}: its classes are not those of the data set; {'; '.join(parts)}")
+
+
+def images_of(data: ImageData) -> list[Image]:
+    """Return the list of both halves."""
+    return [
+        Image(half, name, content.name, str(content.size), content.digest)
+        for half in HALVES
+        for name, content in data.rows(half)
+    ]
