@@ -18,6 +18,7 @@ from utils.data.npz import read_arrays
 from utils.data.readable import unreadable
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
+from utils.progress import progress
 from utils.text import did_you_mean, writable
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def _list_images(path: Path, names: Sequence[str]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
     ignored: list[str] = []
-    for label, name in enumerate(names):
+    for label, name in enumerate(progress(names, f"listing {path}", len(names))):
         for entry in sorted(path.joinpath(name).iterdir()):
             if entry.suffix.lower() in IMG_EXTENSIONS and not entry.name.startswith("."):
                 files.append(entry)
