@@ -59,7 +59,7 @@ def _say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """Return a time with its two largest units, such as `3 h 20 min`."""
-    rest, parts = max(0, round(seconds)), []
+    rest, parts = max(0, round(seconds)), list[str]()
     for unit, size in UNITS.items():
         count, rest = divmod(rest, size)
         if count or parts or unit == "s":
