@@ -70,6 +70,8 @@ def test_problems_of_file_and_flags_are_listed_together(tmp_path):
         ([], "dataset: missing"),
         (["--config", "exps/sema_cifr.json"], "did you mean sema_cifar.json"),
         (["--config"], "--config"),
+        (["--config", "exps/sweeps/interval.json"], "run it: python -m tools.sweep exps/sweeps/interval.json"),
+        (["--dataset", "cub", "--dry-run", "--eval", "--checkpt_path", "x"], "a dry run is of a training"),
         (["quickstart"], "belongs to no flag"),
         (["--dataset", "cub", "--device", "0", "1"], "one device for now"),
         (["--dataset", "cub", "--eval"], "needs a checkpt_path"),
