@@ -22,6 +22,7 @@ from utils.files import plain
 from utils.metrics import AccuracyMatrix, class_legend, format_table
 from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
+from utils.runs.forecast import Forecast
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import WHOLE, predictions_file, save_predictions
 from utils.runs.states import SavedStates, StateError
@@ -50,23 +51,41 @@ def train(config: Config, name: str) -> None:
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
         refuse_other_data(run, data, config.accept_changed_data)
+    configs = {plan.seed: config.model_copy(update={"seed": [plan.seed]}) for plan in plans}
+    for own in configs.values():  # of all seeds, before the first of them trains
+        checked_tasks(own, data)
     for plan in plans:
         last = plan is plans[-1]
+        if config.dry_run:
+            dry_run(configs[plan.seed], plan, data, device)
+            continue
         try:
-            asked = train_seed(config.model_copy(update={"seed": [plan.seed]}), plan, data, device)
+            asked = train_seed(configs[plan.seed], plan, data, device)
         except StoppedError as stopped:
             raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{OTHER_SEEDS}") from None
         if asked is not None and not last:
             raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{OTHER_SEEDS}")
 
 
-def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> Signals | None:
-    """Train one seed; return the signal, if any, that asked to stop after the last step."""
+def checked_tasks(config: Config, data: ImageData) -> DataManager:
+    """Return the tasks of a configuration, and refuse an interval that is longer than a func phase."""
     tasks = make_tasks(config, data)
     branches = ADAPTERS[config.ffn_adapter_type].branches
-    for task in range(tasks.nb_tasks):  # refuse an interval that is longer than a func phase before anything trains
+    for task in range(tasks.nb_tasks):
         steps = steps_of(tasks.nb_images("train", task), config.batch_size, config.func_epoch)
         check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
+    return tasks
+
+
+def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
+    """Make the learner of a run, which checks the backbone and its weights, and print what would be done."""
+    get_model(Setup(config, config.seed[0], device, make_tasks(config, data).nb_classes))
+    print(f"would {'resume' if plan.resumes else 'start'}: {plan.path}")
+
+
+def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> Signals | None:
+    """Train one seed; return the signal, if any, that asked to stop after the last step."""
+    tasks = checked_tasks(config, data)
     hooks = Hooks()
     learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), hooks)
     with RunLog.opened(plan) as log, stop_requests() as request:
@@ -78,8 +97,11 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
             log.write_config(on_record(config))
             write_record(log.path, data)
             log.write_environment(device_name(device), {**learner.provenance, **plugins_on_record()})
+        forecast = run.forecast()
+        forecast.say()
+        hooks.time_left = forecast.left
         with tracked(log, config) as record:
-            hooks.events = audited(record, config)
+            hooks.events = audited(told(record, forecast), config)
             log.results(run.to_end())
         return request.signal
 
@@ -102,6 +124,16 @@ def audited(record: EventSink, config: Config) -> EventSink:
         record(judged)
         if isinstance(judged, Cadence):
             refuse_failed(judged)
+
+    return sink
+
+
+def told(record: EventSink, forecast: Forecast) -> EventSink:
+    """Record events, and tell the forecast of each."""
+
+    def sink(event: Event) -> None:
+        record(event)
+        forecast.note(event)
 
     return sink
 
@@ -211,6 +243,12 @@ class Run:
         self._accept_changes(data)
         logger.info("continues in %s", self.learner.where())
         return True
+
+    def forecast(self) -> Forecast:
+        """Return an estimate of the time left that begins at the tasks that are done."""
+        images = [self.tasks.nb_images("train", task) for task in range(self.tasks.nb_tasks)]
+        epochs = {"func": self.config.func_epoch, "rd": self.config.rd_epoch}
+        return Forecast(images, epochs, lambda: self.clock.seconds, len(self.per_task))
 
     def _accept_changes(self, data: ImageData) -> None:
         """Take other images than those on record; the configuration allows it, or there are none."""

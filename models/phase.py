@@ -216,6 +216,8 @@ class PhaseTrainer:
         self.network.train(self.loss.trains_network)
         last = self.loader.batches(self.config.batch_size)
         what = f"task {phase.task} cycle {phase.cycle} {phase.name} {phase.epoch + 1}/{phase.epochs}"
+        if left := self.hooks.time_left():
+            what = f"{what} (run: {left} left)"
         for batch in progress(self.loss.batches(phase.epoch, sums.batches), what, last, done=sums.batches):
             self._train_batch(batch, sums.batches + 1 == last)
             if sums.batches % CHECK_EVERY == 0:

@@ -1,6 +1,6 @@
 """The interface between a learner and its users, trainer.py and eval.py."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -30,6 +30,7 @@ class Hooks:
 
     events: EventSink = field(default=no_events)  # with every event
     keep: Keeper = field(default=lambda point: None)  # at every `Point`
+    time_left: Callable[[], str] = field(default=str)  # of the run, for its progress bars; empty if unknown
 
 
 class Tasks(Protocol):

@@ -30,20 +30,21 @@ def cli(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_help_answers_within_two_seconds():
+def test_help_answers_within_two_seconds_of_processor_time():
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "main.py", "--help", "all"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert done.stderr == ""
     assert [key for key in Config.model_fields if f"--{key} " not in done.stdout] == []
-    assert (
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
-    )  # of processor time: others may run too
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_help_needs_no_torch():
     assert cli("--help").returncode == 0
+    assert cli("--help", "rd_dim").returncode == 0
+    assert cli("--help", "rd_dmi").stderr == "--help rd_dmi: unknown key; did you mean rd_dim?\n"
 
 
 def test_problems_of_file_and_flags_are_listed_together(tmp_path):
@@ -69,6 +70,8 @@ def test_problems_of_file_and_flags_are_listed_together(tmp_path):
         ([], "dataset: missing"),
         (["--config", "exps/sema_cifr.json"], "did you mean sema_cifar.json"),
         (["--config"], "--config"),
+        (["--config", "exps/sweeps/interval.json"], "run it: python -m tools.sweep exps/sweeps/interval.json"),
+        (["--dataset", "cub", "--dry-run", "--eval", "--checkpt_path", "x"], "a dry run is of a training"),
         (["quickstart"], "belongs to no flag"),
         (["--dataset", "cub", "--device", "0", "1"], "one device for now"),
         (["--dataset", "cub", "--eval"], "needs a checkpt_path"),

@@ -1,6 +1,7 @@
 """Whole runs through the trainer and the evaluator: what lies in the directory, and what may depend on what."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 import trainer
 from eval import evaluate
 from models.sema import Learner
+from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
-from utils.errors import ConfigError
+from utils.errors import ConfigError, UserError
 from utils.metrics import AccuracyMatrix
 from utils.runs.checkpoint import CheckpointError, read_checkpoint, read_meta
 from utils.runs.directory import RunDirError
@@ -230,6 +232,36 @@ def test_an_interval_no_task_can_reach_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="is 7, but a func phase of task 0 has 6 optimizer steps"):
         run(nested_lora_update_interval_slow=7)
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(images, run, tmp_path: Path, capsys) -> None:
+    trainer.train(configuration(images, tmp_path / "dry", seed=[4, 5], dry_run=True), "tiny")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("-")[::2] for line in lines] == [
+        (f"would start: {tmp_path / 'dry'}/tiny-{result_hash(configuration(images, tmp_path))}", f"s{seed}")
+        for seed in (4, 5)
+    ]
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"nested_lora_update_interval_slow": 7}, "slow would never move"),
+        ({"backbone_checkpoint": "none.pth"}, "none.pth"),
+        ({"init_cls": 9}, "the data set has 6 classes"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, keys: dict[str, Any], words: str) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=words):
+            trainer.train(configuration(images, tmp_path / "dry", dry_run=dry_run, **keys), "tiny")
+    assert not (tmp_path / "dry").exists()
+
+
+def test_the_log_tells_after_each_task_how_much_is_done(run: Callable[..., Path]) -> None:
+    log = (run() / "log.txt").read_text()
+    assert re.findall(r"(\d+) % of the run is done, about \d+ s left", log) == ["33", "67"]
 
 
 def test_a_full_disk_ends_the_run_and_leaves_what_was_computed(

@@ -1,8 +1,10 @@
 """Check finished runs: whether their files have changed, and agree with each other.
 
     python -m tools.verify logs/RUN [logs/RUN ...]
+    python -m tools.verify logs/*
 
-Prints a line for each check of each run, and below it what is wrong. Checksums find accidental changes. A run that was
+Prints a line for each check of each run, and below it what is wrong. Folders that hold no file of a run, such as those
+of sweeps, and pages are left out. Checksums find accidental changes. A run that was
 edited on purpose can have the right checksums, but then the other checks are hard to pass.
 
 Exit codes: 0 all checks passed, 1 a check failed, 2 not a finished run.
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.finished.checks import CHECKS
-from tools.finished.reader import parse_run, require_files
+from tools.finished.reader import foreign_path, parse_run, require_files
 from utils.errors import UserError
 from utils.files import path_argument
 
@@ -41,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m tools.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="run directory")
-    return max(_report(path) for path in parser.parse_args(argv).runs)
+    paths = parser.parse_args(argv).runs
+    foreign = {path: reason for path in paths if (reason := foreign_path(path))}
+    print("\n".join(foreign.values()), end="\n" if foreign else "", file=sys.stderr)
+    runs = [path for path in paths if path not in foreign]
+    return max((_report(path) for path in runs), default=2)
 
 
 def _report(path: Path) -> int:

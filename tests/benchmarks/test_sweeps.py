@@ -44,7 +44,7 @@ def test_what_is_missing_is_run_and_tables_and_picture_are_those_of_the_runs(run
 
     class Execution:
         def __init__(self, missing: Sequence[PlannedRun], *_: object) -> None:
-            self.missing, self.failed = missing, []
+            self.missing, self.failed = missing, {}
 
         def to_end(self) -> None:
             for planned in self.missing:

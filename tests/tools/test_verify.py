@@ -82,6 +82,21 @@ def test_a_list_of_other_images_is_found(run: Callable[..., Path]) -> None:  # n
     assert failed(path) == {IMAGES, FILES}
 
 
+def test_what_lies_beside_runs_is_left_out_and_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path.parent / "sweep" / "logs").mkdir(parents=True)
+    (path.parent / "sweep.html").write_text("a page of an earlier version")
+    alone = main([str(path)])
+    capsys.readouterr()
+    assert main([str(entry) for entry in sorted(path.parent.iterdir())]) == alone
+    told = capsys.readouterr()
+    assert told.out.startswith(f"{path}\n")
+    assert [line.split(":")[0] for line in told.err.splitlines()] == [
+        str(path.parent / "sweep"),
+        str(path.parent / "sweep.html"),
+    ]
+    assert main([str(path.parent / "sweep")]) == 2
+
+
 def test_a_resumed_run_passes_too(
     images: Path,  # noqa: F811
     tmp_path: Path,

@@ -8,8 +8,9 @@ from typing import Any
 
 from tools.compare.measures import Measure
 from tools.compare.paired import Difference, Spread, difference, spread
-from tools.finished.reader import Run, RunError, foreign_folder, missing_path, read_run
+from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run
 from tools.pilot.runs import read_log
+from utils.progress import progress
 from utils.text import did_you_mean, shown
 
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
@@ -65,6 +66,7 @@ class Comparison:
     groups: list[Group]  # in the order in which the runs were named
     baseline: Group | None  # one of the groups
     left_out: list[str]  # runs and folders, each with the reason
+    failed: Sequence[list[str]] = ()  # runs of a sweep without results: rows of the table `FAILED` in tables.py
 
     @property
     def runs(self) -> list[tuple[Group, Run]]:
@@ -110,14 +112,14 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Read runs and group them by configuration.
 
     Args:
-        paths: Run directories and log files; other folders, which `logs/*` may name too, are left out.
+        paths: Run directories and log files; other folders and pages, which `logs/*` may name too, are left out.
         baseline: A run's path (it is read if not in `paths`) or a configuration's name, to compare the others with.
 
     Raises:
         UserError: A run is missing, unfinished or damaged, there is none, or no configuration has the baseline's name.
     """
-    foreign = {path: reason for path in paths if (reason := foreign_folder(path))}
-    runs = _read_all(path for path in paths if path not in foreign)
+    foreign = {path: reason for path in paths if (reason := foreign_path(path))}
+    runs = _read_all([path for path in paths if path not in foreign])
     if not runs:
         raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
     compared_with = _read_all([Path(baseline)]) if baseline is not None and Path(baseline).exists() else {}
@@ -126,10 +128,10 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     return Comparison(groups, base, [*foreign.values(), *repeated])
 
 
-def _read_all(paths: Iterable[Path]) -> dict[object, Run]:
+def _read_all(paths: Sequence[Path]) -> dict[object, Run]:
     """Return the runs by path, configuration and seed; a log may hold several."""
     runs: dict[object, Run] = {}
-    for path in paths:
+    for path in progress(paths, "reading runs", len(paths)):
         if not path.exists():
             raise missing_path(path)
         for run in [read_run(path)] if path.is_dir() else read_log(path):

@@ -11,6 +11,8 @@ from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Difference, Spread
 from tools.generated import markdown_table
 
+FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,11 +33,18 @@ class Page:
 
 def page(comparison: Comparison) -> Page:
     """Return the tables and sentences of a comparison."""
-    lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison))}
+    lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison)) if comparison.groups else []}
     return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
 
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
+    if comparison.failed:
+        yield Table("Failed runs", FAILED, list(comparison.failed))
+    if comparison.groups:
+        yield from _tables_of_groups(comparison)
+
+
+def _tables_of_groups(comparison: Comparison) -> Iterator[Table]:
     groups, others, baseline = comparison.groups, comparison.others, comparison.baseline
     names = [group.name for group in groups]
     yield Table("Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in groups])

@@ -21,6 +21,7 @@ from utils.runs.images import RECORD
 from utils.text import did_you_mean
 
 FILES = (CONFIG, RESULTS, METRICS, ENVIRONMENT)
+PAGES = (".md", ".html")  # of a sweep or a report
 LONGEST_RUN = 1e9  # seconds
 
 M = TypeVar("M", bound=BaseModel)
@@ -109,11 +110,16 @@ def _checked(file: Path, values: Mapping[str, Any], model: type[M]) -> M:
         raise RunError(f"{file}: {faults(error)}") from None
 
 
-def foreign_folder(path: Path) -> str:
-    """Return why a comparison leaves out a folder without any file of a run; empty for a run, even a damaged one."""
-    if not path.is_dir() or any((path / name).exists() for name in FILES):
-        return ""
-    return f"{path}: left out, it is not a run directory{_runs_within(path)}"
+def foreign_path(path: Path) -> str:
+    """Return why a path that `logs/*` may name too is left out; empty for a run, even a damaged one, and for a log.
+
+    Left out are folders without any file of a run, such as that of a sweep, and pages beside the runs.
+    """
+    if path.is_dir() and not any((path / name).exists() for name in FILES):
+        return f"{path}: left out, it is not a run directory{_runs_within(path)}"
+    if path.is_file() and path.suffix in PAGES:
+        return f"{path}: left out, it is a page about runs, not a run"
+    return ""
 
 
 def _runs_within(path: Path) -> str:

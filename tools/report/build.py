@@ -8,6 +8,7 @@ from tools.compare.comparison import Comparison
 from tools.report.sections import SECTIONS
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.progress import progress
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -24,7 +25,7 @@ def write_report(comparison: Comparison, page: Path, figures: Path | None = None
     Raises:
         UserError: What a run recorded is damaged, or a file cannot be written.
     """
-    sections = [section(comparison) for section in SECTIONS]
+    sections = [section(comparison) for section in progress(SECTIONS, "drawing sections", len(SECTIONS))]
     html = TEMPLATES.get_template("page.html.j2").render(comparison=comparison, sections=sections)
     try:
         atomic_write(page, html.encode(errors="replace"))

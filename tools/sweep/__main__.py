@@ -5,9 +5,12 @@
     python -m tools.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
 See tools/sweep/plan.py for the format of sweep files. Finished runs in the output folder are kept, whether a sweep or
-main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while the others go on. The
-comparison uses the first member of the file as baseline. It is printed, and written to OUTPUT_DIR/NAME.md and, with
-figures, to OUTPUT_DIR/NAME.html. The output of the runs is in OUTPUT_DIR/NAME.logs/.
+main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while the others go on; the next
+call of the same command tries it again. New seeds or members in the file run alone, and the tables are made anew.
+
+The comparison uses the first member of the file as baseline. It is printed, and written to OUTPUT_DIR/NAME/table.md
+and, with figures, to OUTPUT_DIR/NAME/report.html. Both name the runs that failed. The output of the runs is in
+OUTPUT_DIR/NAME/logs/.
 
 Exit codes: 0 all runs finished, 1 some failed, 2 an error in the sweep file or the command line, 130 interrupted.
 """
@@ -17,15 +20,17 @@ import fcntl
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
+from tools.sweep.check import refusals
+from tools.sweep.failures import Failure, read_failures, write_failures
 from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
-from tools.sweep.plan import PlannedRun, read_plan
+from tools.sweep.plan import PlannedRun, ignored_folders, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.errors import UserError
@@ -33,6 +38,8 @@ from utils.files import atomic_write, path_argument
 from utils.text import shown
 
 FOLDER = "logs/sweeps"
+TABLE, PAGE, LOGS, FAILED = "table.md", "report.html", "logs", "failed.json"
+AFTER_A_FAILED_FILE = "the finished runs are kept; correct this, then go on with the same command"
 MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user asks for more
 
 
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{error}; the finished runs are kept", file=sys.stderr)
+        print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command to resume", file=sys.stderr)
@@ -58,24 +65,44 @@ def run(options: argparse.Namespace) -> int:
         load_plugin(plugin)
     plan = read_plan(options.sweep, str(options.output_dir), options.seed)
     missing = [planned for planned in plan if not planned.finished()]
-    kept, target = len(plan) - len(missing), options.output_dir / options.sweep.stem
-    print(f"{len(plan)} runs, {kept} finished already", file=sys.stderr)
+    folder = options.output_dir / options.sweep.stem
+    failures, kept = read_failures(folder / FAILED), len(plan) - len(missing)
+    again = sum(planned.name in failures for planned in missing)
+    said = [f"{len(plan)} runs, {kept} finished already", *([f"{again} failed before: tried again"] if again else [])]
+    print("\n".join([*ignored_folders(plan), ", ".join(said)]), file=sys.stderr)
     if options.dry_run:
-        for planned in plan:
-            begun = "unfinished" if (target.parent / planned.name).exists() else "missing"
-            print(f"{'finished' if planned.finished() else begun:10}  {planned.name}  {planned.member.name}")
-        return 0
-    failed = []
-    with _locked(target.parent), _signals_like_ctrl_c():
+        return _dry_run(plan, failures, options)
+    failed: dict[str, Failure] = {}
+    with _locked(folder.parent), _signals_like_ctrl_c():
         if missing:
-            logs = target.with_name(f"{target.name}.logs")
-            execution = Execution(missing, *_launcher(missing, logs, options), logs, kept)
-            execution.to_end()
-            failed = execution.failed
-    _conclude(plan, target)
-    for attempt in failed:
-        print(f"failed: {attempt.run.member.name}, seed {attempt.run.seed}: {attempt.log}", file=sys.stderr)
+            execution = Execution(missing, *_launcher(missing, folder / LOGS, options), folder / LOGS, kept)
+            try:
+                execution.to_end()
+            finally:
+                failed = execution.failed
+                if failures or failed:
+                    write_failures(folder / FAILED, {**failures, **failed})
+    of_file = read_plan(options.sweep, str(options.output_dir)) if options.seed else []
+    _conclude([*of_file, *plan], folder, {**failures, **failed})
     return 1 if failed else 0
+
+
+def _dry_run(plan: Sequence[PlannedRun], failures: Mapping[str, Failure], options: argparse.Namespace) -> int:
+    """List the runs, and check those that are missing as main.py would."""
+    missing = []
+    for planned in plan:
+        state, failed = "finished", ""
+        if not planned.finished():
+            missing.append(planned)
+            state = "resume" if planned.resumes() else "start"
+            failed = f"; failed before: {failures[planned.name].error}" if planned.name in failures else ""
+        print(f"{state:10}  {planned.name}  {planned.member.name}{failed}", flush=True)
+    if options.launcher == "slurm":
+        print("the machines of the cluster were not checked", file=sys.stderr)
+        return 0
+    found = refusals(missing, min(options.jobs or cores(), MOST_ON_CPU))
+    print("\n".join(found), end="\n" if found else "", file=sys.stderr)
+    return 2 if found else 0
 
 
 def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Namespace) -> tuple[Start, int]:
@@ -117,17 +144,22 @@ def _signals_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _conclude(plan: Sequence[PlannedRun], target: Path) -> None:
-    """Compare the finished runs: on the terminal, in a Markdown file and on a page."""
+def _conclude(plan: Sequence[PlannedRun], folder: Path, failures: Mapping[str, Failure]) -> None:
+    """Compare the finished runs, and name those that failed: on the terminal, in a Markdown file and on a page."""
     finished = {path: planned for planned in plan if (path := planned.finished())}
-    if not finished:
+    done = {planned.name for planned in finished.values()}
+    failed = [name for name in dict.fromkeys(planned.name for planned in plan) if name in failures and name not in done]
+    rows = [[str(value) for value in astuple(failures[name])] for name in failed]
+    if not finished and not rows:
         return
-    comparison = comparison_of(finished, plan[0].member.name)
+    comparison = comparison_of(finished, plan[0].member.name) if finished else Comparison([], None, [])
+    comparison = replace(comparison, failed=rows)
     sys.stdout.write(terminal(comparison))
-    text = f"# {target.name}\n\n{markdown(comparison)}"
-    atomic_write(target.with_name(f"{target.name}.md"), text.encode())
-    write_page(comparison, target.with_name(f"{target.name}.html"))
-    print(f"written: {target}.md and {target}.html", file=sys.stderr)
+    written = [folder / TABLE, *([folder / PAGE] if finished else [])]
+    atomic_write(folder / TABLE, f"# {folder.name}\n\n{markdown(comparison)}".encode())
+    if finished:
+        write_page(comparison, folder / PAGE)
+    print(f"written: {' and '.join(map(str, written))}", file=sys.stderr)
 
 
 def comparison_of(finished: dict[Path, PlannedRun], baseline: str) -> Comparison:
@@ -159,15 +191,16 @@ def _parser() -> argparse.ArgumentParser:
         f"number of cores, at most {MOST_ON_CPU}; with slurm all runs"
     )
     parameters = "parameters of submitit's executor, such as slurm_partition=gpu or cpus_per_task=8"
+    seeds = "run these seeds only; the tables also have the finished runs of the file's seeds"
     add("sweep", type=path_argument, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
     add("--jobs", type=_count, metavar="N", help=jobs)
-    add("--dry-run", action="store_true", help="check the file and list the runs")
+    add("--dry-run", action="store_true", help="list the runs, and check them as main.py does before it trains")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
     where = f"folder of the run directories; default: {FOLDER}"
     add("--output_dir", type=path_argument, default=FOLDER, metavar="DIR", help=where)
     add("--plugin", type=path_argument, action="append", default=[], metavar="FILE", help="see main.py --help")
-    add("--seed", type=int, nargs="+", metavar="INT", help="used instead of the seeds of the file")
+    add("--seed", type=int, nargs="+", metavar="INT", help=seeds)
     return parser
 
 

@@ -15,9 +15,10 @@ import itertools
 import json
 import math
 import os
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +32,7 @@ from utils.config.schema import Config
 from utils.errors import ConfigError
 from utils.files import expanded
 from utils.json_file import read_object
-from utils.runs.directory import RESULTS, run_name, runs_of
+from utils.runs.directory import RESULTS, can_resume, run_name, runs_of
 from utils.runs.environment import PROJECT
 from utils.text import did_you_mean, shown
 
@@ -43,7 +44,9 @@ RESERVED = {
     "auto_resume": "a sweep resumes unfinished runs",
     "eval": "a sweep trains",
     "checkpt_path": "a sweep trains",
+    "dry_run": "use the flag --dry-run of the sweep",
 }
+REFUSED_IN_A_BASE = ("eval", "resume", "dry_run")
 
 MOST_MEMBERS = 1000
 
@@ -98,6 +101,15 @@ class Member:
     changes: Mapping[str, object]
     config: Config
 
+    def command(self, seeds: Sequence[int]) -> list[str]:
+        """Return the command that starts or resumes the runs of some seeds."""
+        values = self.config.model_dump(mode="json")
+        flags = {key: values[key] for key in [*self.changes, "output_dir"]}
+        texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
+        plugins = [f"--plugin={plugin.path}" for plugin in PLUGINS]
+        start = [sys.executable, str(PROJECT / "main.py"), *plugins, f"--config={self.base}"]
+        return [*start, "--seed", *map(str, seeds), *texts]
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -111,19 +123,22 @@ class PlannedRun:
         """The name of its directory."""
         return run_name(self.member.config, self.member.base.stem, self.seed)
 
+    def _equal(self) -> list[Path]:
+        """The directories of this run: under its own name, then under any other."""
+        folder = Path(self.member.config.output_dir)
+        return [folder / self.name, *runs_of(self.member.config, self.seed)]
+
     def finished(self) -> Path | None:
         """Return the directory with its results, or with those of a run that differs in its name only."""
-        folder = Path(self.member.config.output_dir)
-        equal = runs_of(self.member.config, self.seed)
-        return next((path for path in [folder / self.name, *equal] if (path / RESULTS).exists()), None)
+        return next((path for path in self._equal() if (path / RESULTS).exists()), None)
+
+    def resumes(self) -> bool:
+        """Return whether it has a saved state from which it would go on."""
+        return any(map(can_resume, self._equal()))
 
     def command(self) -> list[str]:
         """Return the command that starts or resumes it."""
-        values = self.member.config.model_dump(mode="json")
-        flags = {key: values[key] for key in [*self.member.changes, "output_dir"]} | {"seed": self.seed}
-        texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
-        plugins = [word for plugin in PLUGINS for word in ("--plugin", str(plugin.path))]
-        return [sys.executable, str(PROJECT / "main.py"), *plugins, "--config", str(self.member.base), *texts]
+        return self.member.command([self.seed])
 
 
 def _flag_text(value: object) -> str:
@@ -147,22 +162,43 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
     sweep = _read_file(path)
     common = {"output_dir": output_dir, "seed": list(seeds) if seeds else sweep.seeds}
     members: list[Member] = []
-    names: dict[str, list[str]] = {}  # of the members with a problem
+    problems: list[tuple[str, str]] = []
     for entry in sweep.members():
         base = Path(os.path.normpath(path.parent / expanded(entry.base or sweep.base)))
         changes = sweep.changes | entry.changes
         lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
         try:
             members.append(Member(entry.name, base, changes, load(base, {**changes, **common})))
-            lines += [f"{base}: eval = true: {RESERVED['eval']}"] if members[-1].config.eval else []
+            values = members[-1].config.model_dump()
+            wrong = [key for key in REFUSED_IN_A_BASE if values[key]]
+            lines += [f"{base}: {key} = {shown(values[key])}: {RESERVED[key]}" for key in wrong]
         except ConfigError as error:
             lines += str(error).splitlines()
-        for line in lines:
-            names.setdefault(line, []).append(entry.name)
-    problems = [f"{' | '.join(who)}: {line}" for line, who in names.items()]
-    if problems := [*problems, *_repeated(members)]:
-        raise ConfigError("\n".join(problems))
+        problems += [(entry.name, line) for line in lines]
+    if problems or _repeated(members):
+        raise ConfigError("\n".join([*joined(problems), *_repeated(members)]))
     return [PlannedRun(member, seed) for seed in members[0].config.seed for member in members]
+
+
+def joined(problems: Iterable[tuple[str, str]]) -> list[str]:
+    """Return each problem once, as `member | member: problem`."""
+    names: dict[str, list[str]] = {}
+    for name, line in problems:
+        names.setdefault(line, []).append(name)
+    return [f"{' | '.join(who)}: {line}" for line, who in names.items()]
+
+
+def ignored_folders(plan: Sequence[PlannedRun]) -> list[str]:
+    """Return a line for each base that names another output folder than that of the sweep."""
+    lines = []
+    for base in dict.fromkeys(planned.member.base for planned in plan):
+        folder, ours = read_object(base)[0].get("output_dir"), plan[0].member.config.output_dir
+        if isinstance(folder, str) and Path(folder) != Path(ours):
+            lines.append(
+                f"{base}: its output_dir {shown(folder)} is not used; the runs go to {ours}, "
+                "which --output_dir of the sweep changes"
+            )
+    return lines
 
 
 def _repeated(members: Sequence[Member]) -> list[str]:
@@ -179,6 +215,11 @@ def _repeated(members: Sequence[Member]) -> list[str]:
 
 def _read_file(path: Path) -> SweepFile:
     values, repeated = read_object(path)
+    if "dataset" in values and not values.keys() & {"base", "grid", "list"}:
+        how = f"to train it: python main.py --config {shlex.quote(str(path))}"
+        raise ConfigError(
+            f"{path}: the configuration of a run, not a sweep file, which has base, seeds and more; {how}"
+        )
     problems = [f"{path}: {key}: given twice; keep one" for key in repeated]
     try:
         sweep = SweepFile.model_validate(values)

@@ -6,16 +6,18 @@ that one message lists every problem. This module never imports torch.
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config.schema import schemas
+from utils.config.schema import COMMANDS, schemas
 from utils.config.wording import choices, describe
 from utils.errors import ConfigError
 from utils.files import expanded, path_argument
 from utils.json_file import parse as parse_json
-from utils.text import shown
+from utils.text import did_you_mean, shown
 
 DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
 USAGE = "main.py --config FILE [--key value ...]"
@@ -24,6 +26,12 @@ PLUGIN_MEANING = (
     "a Python file of your own that registers adapter types or learners (docs/extending.md); it is executed, so it can "
     "be given only here, not in a configuration or a checkpoint; may be given several times"
 )
+HELP_MEANING = "show the keys that are used most; all: every key; or the name of a key: all about it"
+MORE = (
+    "These are {} of {} keys. `main.py --help all` shows every key, `main.py --help KEY` what is known of one; "
+    "docs/keys.md has the same in tables."
+)
+WIDEST_METAVAR = 40  # characters; longer lists of choices are written into the help of their flag
 SEVERAL = ("seed", "device")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FROM_TEXT: dict[str, Callable[[str], object]] = {
@@ -68,29 +76,83 @@ def parse(argv: Sequence[str]) -> CommandLine:
             twice, the last one counts.
 
     Raises:
-        ConfigError: An argument belongs to no flag.
+        ConfigError: An argument belongs to no flag, or `--help` is asked for an unknown key.
     """
-    parser = argparse.ArgumentParser(
-        prog="main.py", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
-    parser.add_argument("--config", type=path_argument, metavar="FILE", help=CONFIG_MEANING)
-    parser.add_argument("--plugin", action="append", type=path_argument, metavar="FILE", help=PLUGIN_MEANING)
-    groups: dict[str, Any] = {}
-    for key, schema in schemas().items():
-        name = schema["group"]
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        _add(groups[name], key, schema)
-    known, rest = parser.parse_known_args(_underscored(argv))
+    argv = _underscored(argv)
+    _help_if_asked(argv)
+    known, rest = _parser(schemas()).parse_known_args(argv)
     given = vars(known)
     path, _ = given.pop("config", None), given.pop("plugin", None)
     return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
 
 
+def _parser(keys: Mapping[str, dict[str, Any]], epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser with a flag for each key, in groups; those that say what to do come first."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        usage=USAGE,
+        description=DESCRIPTION,
+        epilog=epilog,
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {COMMANDS: parser.add_argument_group(COMMANDS)}
+    add = groups[COMMANDS].add_argument
+    add("--config", type=path_argument, metavar="FILE", help=CONFIG_MEANING)
+    add("--plugin", action="append", type=path_argument, metavar="FILE", help=PLUGIN_MEANING)
+    add("-h", "--help", nargs="?", metavar="KEY", help=HELP_MEANING)
+    for key, schema in keys.items():
+        if (name := schema["group"]) not in groups:
+            groups[name] = parser.add_argument_group(name)
+        _add(groups[name], key, schema)
+    return parser
+
+
+def _help_if_asked(argv: Sequence[str]) -> None:
+    """Print the help that is asked for and exit: the first keys, all keys, or one key."""
+    asker = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asker.add_argument("-h", "--help", nargs="?", const="")
+    asked, keys = asker.parse_known_args(argv)[0].help, schemas()
+    if asked is None:
+        return
+    if asked == "all":
+        shown_keys, more = keys, None
+    elif asked:
+        key = asked.removeprefix("--").replace("-", "_")
+        if key not in keys:
+            raise ConfigError(f"--help {asked}: unknown key{did_you_mean(key, ['all', *keys], count=3)}")
+        print(_one_key(key, keys[key]))
+        sys.exit(0)
+    else:
+        shown_keys = {key: schema for key, schema in keys.items() if schema["first"] or schema["group"] == COMMANDS}
+        more = MORE.format(len(shown_keys), len(keys))
+    _parser(shown_keys, more).print_help()
+    sys.exit(0)
+
+
+def _one_key(key: str, schema: Mapping[str, Any]) -> str:
+    """Return what is known of a key."""
+    default = shown(schema["default"]) if "default" in schema else "none, it is required"
+    effect = "yes" if schema["changes_results"] else "no"
+    facts = {
+        "meaning": schema["description"],
+        "expected": describe(schema),
+        "default": default,
+        "group": schema["group"],
+        "can change a result": effect,
+    }
+    lines = (textwrap.fill(f"{name}: {fact}", 78, subsequent_indent="    ") for name, fact in facts.items())
+    return f"--{key}\n" + textwrap.indent("\n".join(lines), "  ")
+
+
 def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
     """Add a flag, with meaning, expected values and default in its help."""
-    named, type_ = choices(schema), _type(schema)
-    hint = [describe(schema)] if "expected" in schema or type_ in ("integer", "number") else []
+    type_, metavar = _type(schema), f"{{{','.join(choices(schema))}}}"
+    if wide := (not choices(schema) or len(metavar) > WIDEST_METAVAR):
+        metavar = METAVARS[type_]
+    bounded = type_ in ("integer", "number") or (wide and choices(schema))
+    hint = [describe(schema)] if "expected" in schema or bounded else []
     default = schema.get("default")
     plain = default if isinstance(default, str) else shown(default)
     hint.append(f"default: {plain}" if "default" in schema else "required")
@@ -99,7 +161,7 @@ def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
         number = {"nargs": "?", "const": "true"}
     group.add_argument(
         f"--{key}",
-        metavar=f"{{{','.join(named)}}}" if named else METAVARS[type_],
+        metavar=metavar,
         help=f"{schema['description']} ({'; '.join(hint)})".replace("%", "%%"),
         **number,
     )

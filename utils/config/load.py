@@ -1,6 +1,7 @@
 """Merge flags, environment, file and defaults into one configuration, or raise an error that lists every problem."""
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ def load(path: str | Path | None, flags: Mapping[str, object] | None = None) -> 
     if path is None:
         return resolve({}, "the flags (no --config given)", flags)
     values, repeated = read_object(Path(path))
+    if {"base", "seeds"} <= values.keys():
+        raise ConfigError(
+            f"{path}: a sweep file, not a configuration; run it: python -m tools.sweep {shlex.quote(str(path))}"
+        )
     return resolve(values, str(path), flags, [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated])
 
 

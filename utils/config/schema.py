@@ -31,10 +31,18 @@ from utils.config.values import (
 )
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
+COMMANDS = "What to do"  # group of the keys that say what to do, not how; `--help` has all of them
 
 
 def _key(
-    group: str, default: Any, meaning: str, *, changes_results: bool = True, expected: str | None = None, **bounds: Any
+    group: str,
+    default: Any,
+    meaning: str,
+    *,
+    changes_results: bool = True,
+    first: bool = False,
+    expected: str | None = None,
+    **bounds: Any,
 ) -> Any:
     """Declare one key.
 
@@ -43,10 +51,11 @@ def _key(
         default: `...` makes the key required.
         meaning: Description in `--help`, the JSON schema and docs/keys.md.
         changes_results: Whether runs that differ only in this key can have different results.
+        first: Whether it is one of the twenty keys of `--help`, which people use first; `--help all` has the others.
         expected: Description of valid values; None: made from type and bounds.
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
-    extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results}
+    extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
     if expected is not None:
         extra["expected"] = expected
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
@@ -60,6 +69,7 @@ _expansion = partial(_key, "Expansion")
 _nested = partial(_key, "Nested LoRA")
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
+_command = partial(_key, COMMANDS, changes_results=False)
 _unused = partial(_key, "Without effect", meaning="accepted because SEMA's files have it", changes_results=False)
 
 
@@ -69,25 +79,26 @@ class Config(BaseModel):
     # with a minimum length, even 0, pydantic refuses text that is not valid Unicode and could not be written to a file
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, str_min_length=0)
 
-    dataset: Dataset = _data(..., "name of the data set")
+    dataset: Dataset = _data(..., "name of the data set", first=True)
     data_root: PathText = _data(
         "data",
         "folder of the data sets; for imagefolder the folder with train/ and test/, for npz the file or its folder; "
         f"the environment variable {DATA_ROOT_VARIABLE} overrides the file, the flag overrides both",
         changes_results=False,
+        first=True,
     )
     shuffle: bool = _data(True, "shuffle the classes with the seed; false: keep the stored order")
     class_order_seed: Seed | None = _data(
         None, "seed of the class order, to keep the order for several values of `seed`; null: use `seed`"
     )
-    init_cls: int = _data(10, "classes in the first task", ge=1)
-    increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1)
+    init_cls: int = _data(10, "classes in the first task", ge=1, first=True)
+    increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1, first=True)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
     num_workers: int = _data(
-        2, "processes that load images; 0: load in the main process", ge=0, le=1024, changes_results=False
+        2, "processes that load images; 0: load in the main process", ge=0, le=1024, changes_results=False, first=True
     )
 
     model_name: ModelName = _model("sema", "name of the learner")
@@ -95,12 +106,15 @@ class Config(BaseModel):
         "pretrained_vit_b16_224_adapter",
         "pretrained_vit_b16_224_adapter or pretrained_vit_b16_224_in21k_adapter, as in SEMA, or the name of any "
         "VisionTransformer of timm followed by _adapter",
+        first=True,
     )
     pretrained: bool = _model(
         True, "download timm's weights, unless backbone_checkpoint is given; false: use random weights"
     )
     backbone_checkpoint: PathText | None = _model(
-        None, "file with the backbone's weights in timm's format (safetensors or torch), used instead of a download"
+        None,
+        "file with the backbone's weights in timm's format (safetensors or torch), used instead of a download",
+        first=True,
     )
     backbone_kwargs: BackboneKwargs = _model(
         {}, "further arguments of timm.create_model, such as image size, depth and width", expected=A_JSON_OBJECT
@@ -109,17 +123,17 @@ class Config(BaseModel):
         False, "normalise images with the mean and std of the weights; false: keep values in [0, 1], as in SEMA"
     )
 
-    ffn_adapter_type: AdapterType = _adapter("adaptmlp", "type of the adapters")
-    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST)
+    ffn_adapter_type: AdapterType = _adapter("adaptmlp", "type of the adapters", first=True)
+    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST, first=True)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
 
-    func_epoch: int = _training(5, "epochs of a func phase, which trains adapters, router and head", ge=1)
+    func_epoch: int = _training(5, "epochs of a func phase, which trains adapters, router and head", ge=1, first=True)
     rd_epoch: int = _training(20, "epochs of an rd phase, which trains representation descriptors", ge=0)
-    batch_size: int = _training(32, "images in a training batch", ge=1)
+    batch_size: int = _training(32, "images in a training batch", ge=1, first=True)
     optimizer: Literal["sgd", "adam"] = _training("sgd", "sgd: SGD with momentum 0.9; adam: AdamW")
     init_lr: float = _training(
-        0.005, "learning rate of the func phase; with nested_lora, of router and head only", gt=0
+        0.005, "learning rate of the func phase; with nested_lora, of router and head only", gt=0, first=True
     )
     rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0)
     min_lr: float = _training(0.0, "final learning rate of the cosine schedules", ge=0)
@@ -131,24 +145,26 @@ class Config(BaseModel):
     )
 
     exp_threshold: float = _expansion(
-        2.0, "a layer requests an adapter when the mean z-score of a batch is above this value", ge=0
+        2.0, "a layer requests an adapter when the mean z-score of a batch is above this value", ge=0, first=True
     )
     detect_batch_size: int = _expansion(128, "images in a batch of the scan", ge=1)
     rd_dim: int = _expansion(128, "inner width of a representation descriptor", ge=1, le=WIDEST)
     buffer_size: int = _expansion(500, "reconstruction losses that a descriptor stores; z-scores need at least 3", ge=3)
 
-    nested_lora_rank: int = _nested(16, "bottleneck of slow, and of fast", ge=1, le=WIDEST)
+    nested_lora_rank: int = _nested(16, "bottleneck of slow, and of fast", ge=1, le=WIDEST, first=True)
     nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
     nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
     nested_lora_update_interval_slow: int = _nested(
-        1, "update slow at every k-th optimizer step of a func phase; 0 and 1: at every step", ge=0
+        1, "update slow at every k-th optimizer step of a func phase; 0 and 1: at every step", ge=0, first=True
     )
     nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _nested(
         "skip",
         "skip: slow does not change between updates; accumulate: as skip, but an update uses the mean gradient of its "
         "interval; zero_grad: its gradient is zero between updates, but momentum and weight decay still change slow",
     )
-    nested_lora_use_consolidation: bool = _nested(False, "consolidate fast into slow at the end of each task")
+    nested_lora_use_consolidation: bool = _nested(
+        False, "consolidate fast into slow at the end of each task", first=True
+    )
     nested_lora_consolidation_alpha: float = _nested(0.1, "fraction of fast that is added to slow", ge=0, le=1)
     nested_lora_consolidation_mode: Literal["weights", "function"] = _nested(
         "weights",
@@ -166,6 +182,7 @@ class Config(BaseModel):
         "fp32",
         "fp32: everything in float32; bf16: matrix products in bfloat16; weights, losses, records, routers, "
         "descriptors and head stay in float32",
+        first=True,
     )
     rd_views: int = _speed(
         0,
@@ -205,8 +222,10 @@ class Config(BaseModel):
         False, "keep these activations in bfloat16: half the size, but a few predictions may differ"
     )
 
-    seed: Seeds = _run([1993], "seed of the run; several seeds: one run for each", expected=SEEDS, min_length=1)
-    device: Device = _run("auto", "device of the run; auto: a GPU if there is one", expected=A_DEVICE)
+    seed: Seeds = _run(
+        [1993], "seed of the run; several seeds: one run for each", expected=SEEDS, min_length=1, first=True
+    )
+    device: Device = _run("auto", "device of the run; auto: a GPU if there is one", expected=A_DEVICE, first=True)
     num_threads: int = _run(
         0, "CPU threads of the main process; 0: torch's choice, slow if other processes need the cores", ge=0, le=1024
     )
@@ -227,18 +246,19 @@ class Config(BaseModel):
     accept_changed_data: bool = _run(
         False, "continue or evaluate although images were changed, added or removed; the run's record says so"
     )
-    resume: PathText | None = _run(None, "directory of an unfinished run to continue")
-    auto_resume: bool = _run(
+    resume: PathText | None = _command(None, "directory of an unfinished run to continue")
+    auto_resume: bool = _command(
         False, "continue the newest unfinished run of this configuration and seed, if there is one; skip finished runs"
     )
     tensorboard: bool = _run(False, "write TensorBoard files to the run directory; needs the package tensorboard")
     wandb: Text | None = _run(
         None, "Weights & Biases project of the run; also writes TensorBoard files; needs tensorboard and wandb"
     )
-    output_dir: PathText = _run("logs", "folder of the run directories")
-    overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
-    eval: bool = _run(False, "evaluate checkpt_path instead of training")
-    checkpt_path: PathText | None = _run(None, "checkpoint to evaluate")
+    output_dir: PathText = _run("logs", "folder of the run directories", first=True)
+    overwrite: bool = _command(False, "replace a finished run of the same configuration and seed")
+    eval: bool = _command(False, "evaluate checkpt_path instead of training")
+    checkpt_path: PathText | None = _command(None, "checkpoint to evaluate")
+    dry_run: bool = _command(False, "check everything that is checked before training, and end")
     prefix: str = _run("reproduce", "a label of your own")
 
     memory_size: int = _unused(0, ge=0)
@@ -279,6 +299,11 @@ CHECKS = (
         for rate in ("nested_lora_lr_fast", "nested_lora_lr_slow")
     ),
     Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
+    Check(
+        ("eval", "dry_run"),
+        lambda wanted, dry: not (wanted and dry),
+        "a dry run is of a training; leave out one of them",
+    ),
 )
 
 

@@ -6,7 +6,7 @@ Shapes: N images, H height, W width.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ from utils.data.npz import read_arrays
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
 from utils.files import seen_from
+from utils.progress import progress
 from utils.text import NAMES_SHOWN, did_you_mean, listed, writable
 
 logger = logging.getLogger(__name__)
@@ -179,10 +180,10 @@ def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut
     return folders
 
 
-def _list_images(path: Path, folders: Iterable[Path], left_out: list[LeftOut]) -> Split:
+def _list_images(path: Path, folders: Collection[Path], left_out: list[LeftOut]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
-    for label, folder in enumerate(folders):
+    for label, folder in enumerate(progress(folders, f"listing {path}", len(folders))):
         for file in _files_within(folder, set()):
             if file.suffix.lower() in IMG_EXTENSIONS:
                 files.append(file)

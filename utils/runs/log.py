@@ -144,11 +144,15 @@ class RunClock:
         self.tasks.append(now - self.since)
         self.since = now
 
+    @property
+    def seconds(self) -> float:
+        """The time so far."""
+        return sum(self.tasks) + time.perf_counter() - self.since
+
     def report(self) -> dict[str, Any]:
         """Return what results.json holds under `run`."""
         started, *resumed = self.starts
-        seconds = sum(self.tasks) + time.perf_counter() - self.since
-        return {"started": started, "resumed": resumed, "seconds": seconds, "seconds_per_task": self.tasks}
+        return {"started": started, "resumed": resumed, "seconds": self.seconds, "seconds_per_task": self.tasks}
 
     def state(self) -> dict[str, Any]:
         """Return what `restore` needs."""

@@ -77,6 +77,14 @@ def test_folders_that_are_no_runs_are_left_out_and_said(runs, foreign):
     ]
 
 
+@pytest.mark.parametrize("name", ["sweep.md", "sweep.html"])
+def test_a_page_beside_the_runs_is_left_out_and_said(runs, tmp_path, name):
+    (tmp_path / name).write_text("# a table")
+    found = compare([tmp_path / name, *runs])
+    assert [len(group.runs) for group in found.groups] == [3, 3]
+    assert found.left_out == [f"{tmp_path / name}: left out, it is a page about runs, not a run"]
+
+
 def test_with_no_run_left_or_such_a_folder_for_a_baseline_there_is_nothing_to_compare(runs, foreign):
     with pytest.raises(UserError, match=r"(?s)no run to compare.*sweep\.logs: left out.*sweeps: left out"):
         compare(foreign)

@@ -24,7 +24,10 @@ from finished_runs import write_run
 from utils.config.flags import parse
 path, flags = parse(sys.argv[1:])
 if flags["func_epoch"] == 13:
+    print("in the middle", file=sys.stderr)
     sys.exit("unlucky")
+if flags.get("dry_run"):
+    sys.exit(0)
 while flags["func_epoch"] == 99:
     time.sleep(0.1)
 from pathlib import Path
@@ -74,36 +77,90 @@ def test_what_is_missing_runs_and_the_comparison_has_the_members_names(folder):
     assert "4 runs, 0 finished already" in done.stderr
     assert done.stderr.count("finished: batch_size=") == 4
     assert "Difference to batch_size=40 on equal seeds" in done.stdout
-    text = (folder / "runs" / "s.md").read_text()
+    text = (folder / "runs" / "s" / "table.md").read_text()
     assert text.startswith("# s\n\n")
     assert "| key | batch\\_size=40 | batch\\_size=60 |" in text.replace("  ", " ")
-    again = run(folder, "--seed", "1", "2", "3")
-    assert "6 runs, 4 finished already" in again.stderr
+    assert {path.name for path in (folder / "runs").iterdir() if "-" not in path.name} == {"s", ".sweep.lock"}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "counts"), [(["1", "2", "3"], "6 runs, 4 finished already"), (["3"], "2 runs, 0 finished already")]
+)
+def test_a_seed_can_be_added_and_the_tables_are_made_anew_over_all(folder, seeds, counts):
+    assert run(folder).returncode == 0
+    again = run(folder, "--seed", *seeds)
+    assert counts in again.stderr
     assert again.stderr.count("finished: batch_size=") == 2
-    assert "1, 2, 3" in (folder / "runs" / "s.md").read_text()
+    assert (folder / "runs" / "s" / "table.md").read_text().count("1, 2, 3 |") == 2
+    write_sweep(folder, seeds=[1, 2, 3, 4])
+    assert "8 runs, 6 finished already" in run(folder).stderr
 
 
 def test_a_dry_run_lists_the_runs_and_starts_none(folder):
     listed = run(folder, "--dry-run")
     names = [planned.name for planned in read_plan(folder / "s.json", str(folder / "runs"))]
-    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["missing", name] for name in names]
+    assert listed.returncode == 0
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["start", name] for name in names]
     assert not (folder / "runs").exists()
-    for name, content in zip(names, ["config.json", "results.json"], strict=False):
-        (folder / "runs" / name).mkdir(parents=True)
-        (folder / "runs" / name / content).touch()
+    for name, file in zip(names, ["resume/000.state", "results.json"], strict=False):
+        (folder / "runs" / name / file).parent.mkdir(parents=True)
+        (folder / "runs" / name / file).touch()
     states = [line.split()[0] for line in run(folder, "--dry-run").stdout.splitlines()]
-    assert states == ["unfinished", "finished", "missing", "missing"]
+    assert states == ["resume", "finished", "start", "start"]
 
 
-def test_runs_that_fail_twice_are_reported_and_the_others_compared(folder):
-    unlucky = {"name": "unlucky", "changes": {"batch_size": 50, "func_epoch": 13}}
-    write_sweep(folder, grid=None, list=[{"name": "lucky", "changes": {"batch_size": 60}}, unlucky], seeds=[1])
+def test_a_dry_run_says_what_main_would_refuse(folder):
+    write_sweep(folder, func_epoch=13)
+    done = run(folder, "--dry-run")
+    assert done.returncode == 2
+    assert len(done.stdout.splitlines()) == 4
+    both = "batch_size=40 | batch_size=60"
+    assert done.stderr.splitlines() == [
+        "4 runs, 0 finished already",
+        f"{both}: in the middle",
+        f"{both}: unlucky",
+    ]
+
+
+UNLUCKY = {"name": "unlucky", "changes": {"batch_size": 50, "func_epoch": 13}}
+
+
+def test_runs_that_fail_twice_stand_in_the_tables_and_are_tried_again(folder):
+    write_sweep(folder, grid=None, list=[{"name": "lucky", "changes": {"batch_size": 60}}, UNLUCKY], seeds=[1])
     done = run(folder)
     assert done.returncode == 1
-    assert done.stderr.count("unlucky, seed 1") == 3  # tried again, failed, and once more at the end
-    assert "    unlucky\n" in done.stderr
-    assert "lucky" in done.stdout
-    assert "unlucky" not in done.stdout
+    assert done.stderr.count("unlucky, seed 1") == 2  # tried again, failed
+    assert "    in the middle\n    unlucky\n" in done.stderr
+    log = f"{folder}/runs/s/logs/{read_plan(folder / 's.json', str(folder / 'runs'))[1].name}/attempt2.log"
+    assert Path(log).read_text() == "in the middle\nunlucky\n"
+    row = ["unlucky", "1", "exit code 1", "unlucky", log]
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()[:1]] == ["Failed runs"]
+    assert [cell.strip() for cell in done.stdout.splitlines()[2].strip().split("  ") if cell] == row
+    assert f"| {' | '.join(row)} |" in (folder / "runs" / "s" / "table.md").read_text().replace("\\_", "_")
+
+    assert "; failed before: unlucky" in run(folder, "--dry-run").stdout
+    (folder / "main.py").write_text(STAND_IN.replace("== 13", "== 14"))
+    again = run(folder)
+    assert again.returncode == 0
+    assert "2 runs, 1 finished already, 1 failed before: tried again" in again.stderr
+    assert "Failed runs" not in again.stdout
+    assert "Failed runs" not in (folder / "runs" / "s" / "table.md").read_text()
+
+
+def test_where_all_runs_fail_the_table_says_why(folder):
+    write_sweep(folder, func_epoch=13, seeds=[1])
+    done = run(folder)
+    assert done.returncode == 1
+    assert done.stdout.startswith("Failed runs\n")
+    assert done.stdout.count("unlucky") == 2
+    assert "Mean" not in (folder / "runs" / "s" / "table.md").read_text()
+
+
+def test_a_base_whose_output_dir_is_not_used_is_named(folder):
+    (folder / "base.json").write_text('{"dataset": "cub", "output_dir": "elsewhere"}')
+    assert f'base.json: its output_dir "elsewhere" is not used; the runs go to {folder}/runs, ' in run(folder).stderr
+    (folder / "base.json").write_text(json.dumps({"dataset": "cub", "output_dir": f"{folder}/runs/"}))
+    assert "is not used" not in run(folder).stderr
 
 
 def test_problems_are_listed_before_anything_runs(folder):
@@ -118,10 +175,10 @@ def test_problems_are_listed_before_anything_runs(folder):
 def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
     write_sweep(folder, func_epoch=99)
     process = subprocess.Popen(command(folder, "--jobs", str(jobs)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    logs = folder / "runs" / "s.logs"
+    logs = folder / "runs" / "s" / "logs"
     deadline = time.monotonic() + 30
     try:
-        while len(list(logs.glob("*.log"))) < jobs:
+        while len(list(logs.glob("*/*.log"))) < jobs:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         beside = run(folder)
@@ -217,7 +274,7 @@ def test_a_sweep_of_real_runs_of_which_one_fails_at_first(tmp_path, monkeypatch,
     assert "    eval = true (flag --eval)" in told.err
     assert told.err.count("finished: ") == 2
     assert "update_interval_slow=2" in told.out
-    assert "update_interval_slow=2" in Path("runs/tiny_sweep.html").read_text()
+    assert "update_interval_slow=2" in Path("runs/tiny_sweep/report.html").read_text()
     assert json.loads((second / "config.json").read_text())["nested_lora_update_interval_slow"] == 2
 
     monkeypatch.setattr(sweep, "write_page", lambda comparison, target: None)

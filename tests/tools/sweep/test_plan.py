@@ -1,6 +1,7 @@
 """Sweep files: what they ask for, what is refused, and what the shipped ones hold."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,14 @@ ODD_VALUES = {
 }
 
 
+def test_a_base_may_be_named_like_a_flag(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("--seed.json").write_text('{"dataset": "cub"}')
+    Path("s.json").write_text('{"base": "--seed.json", "seeds": [1], "list": [{"name": "a"}]}')
+    (run,) = read_plan(Path("s.json"), "runs")
+    assert parse(run.command()[2:]).path == Path("--seed.json")
+
+
 def test_the_command_makes_the_run_that_was_planned(plan):
     (run,) = plan(seeds=[3], list=[{"name": "odd", "changes": ODD_VALUES}])
     path, flags = parse(run.command()[2:])
@@ -132,6 +141,22 @@ def test_a_run_is_finished_by_its_results_under_any_configuration_s_name(plan, t
 
 
 # ---- what is refused
+
+
+@pytest.mark.parametrize("name", ["flat.json", "a file.json"])
+def test_a_configuration_is_not_taken_for_a_sweep_and_the_right_command_is_shown(plan, tmp_path, name):
+    (tmp_path / name).write_text('{"dataset": "cub", "seed": 1}')
+    with pytest.raises(ConfigError, match="the configuration of a run, not a sweep file") as refused:
+        read_plan(tmp_path / name, "logs")
+    assert str(refused.value).endswith(f"to train it: python main.py --config {shlex.quote(str(tmp_path / name))}")
+
+
+def test_a_base_that_resumes_or_checks_is_refused(plan, tmp_path):
+    (tmp_path / "odd.json").write_text('{"dataset": "cub", "resume": "logs/x", "dry_run": true}')
+    assert [line.split(": ", 2)[2] for line in problems(plan, list=[{"name": "a", "base": "odd.json"}])] == [
+        'resume = "logs/x": a sweep resumes unfinished runs',
+        "dry_run = true: use the flag --dry-run of the sweep",
+    ]
 
 
 def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan):

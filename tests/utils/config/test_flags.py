@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from adapter_cases import registered
 
 from utils.config.flags import parse, plugins
 from utils.config.load import load
-from utils.config.schema import schemas
+from utils.config.schema import COMMANDS, schemas
 from utils.errors import ConfigError
 
 IN_JSON = {"True": "true", "False": "false", "None": "null"}
@@ -105,11 +106,19 @@ def test_a_flag_without_its_value_ends_with_code_2(capsys):
     assert "--batch_size" in capsys.readouterr().err
 
 
-def test_help_lists_every_key_with_meaning_default_and_choices(capsys):
+def help_of(capsys, *argv: str) -> str:
+    """What `--help` prints on a console of 80 columns."""
     with pytest.raises(SystemExit) as ended:
-        parse(["--help"])
+        parse(argv)
     assert ended.value.code == 0
-    page = "".join(capsys.readouterr().out.replace("│", " ").split())
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    return out
+
+
+def test_help_all_lists_every_key_with_meaning_default_and_choices(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = "".join(help_of(capsys, "--help", "all").split())
     for key, schema in schemas().items():
         default = str(schema["default"]) if "default" in schema else ""
         expected = [f"--{key}", schema["description"], *schema.get("enum", [])]
@@ -119,10 +128,37 @@ def test_help_lists_every_key_with_meaning_default_and_choices(capsys):
     assert "--plugin" in page
 
 
+def test_help_lists_twenty_keys_and_those_that_say_what_to_do_and_how_to_see_the_others(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    page = help_of(capsys, "--help")
+    first = {key for key, schema in schemas().items() if schema["first"]}
+    commands = {key for key, schema in schemas().items() if schema["group"] == COMMANDS}
+    assert len(first) == 20
+    assert commands >= {"resume", "eval", "checkpt_path", "dry_run"}
+    assert set(re.findall(r"^  --(\w+)", page, re.M)) == first | commands | {"config", "plugin"}
+    more = " ".join(page.split("\n\n")[-1].split())
+    assert more.startswith(f"These are {len(first | commands)} of {len(schemas())} keys. `main.py --help all`")
+    assert page == help_of(capsys, "-h") == help_of(capsys, "--config", "x.json", "--help", "--batch_size", "many")
+
+
+def test_help_of_a_key_says_all_about_it(capsys):
+    told = help_of(capsys, "--help", "batch-size")
+    assert told.splitlines() == [
+        "--batch_size",
+        "  meaning: images in a training batch",
+        "  expected: an integer >= 1",
+        "  default: 32",
+        "  group: Training",
+        "  can change a result: yes",
+    ]
+    assert "default: none, it is required" in help_of(capsys, "--help=dataset")
+    with pytest.raises(ConfigError, match=r"^--help batch_sise: unknown key; did you mean batch_size"):
+        parse(["--help", "batch_sise"])
+
+
 def test_help_lists_the_choices_that_a_plugin_has_added(capsys):
-    with registered("gain"), pytest.raises(SystemExit):
-        parse(["--help"])
-    assert "{adaptmlp,nested_lora,gain}" in "".join(capsys.readouterr().out.split())
+    with registered("gain"):
+        assert "{adaptmlp,nested_lora,gain}" in help_of(capsys, "--help")
 
 
 @pytest.mark.parametrize(

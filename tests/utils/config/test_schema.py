@@ -36,8 +36,8 @@ NO_INFLUENCE = {
     "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
-    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "checkpoint_every", "on_nan",
-    "image_cache_gib", "accept_changed_data",
+    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "checkpoint_every",
+    "on_nan", "image_cache_gib", "accept_changed_data",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -426,7 +426,8 @@ OTHER_VALUES = {
     "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
-    "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "on_nan": "skip",
+    "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "dry_run": True,
+    "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
