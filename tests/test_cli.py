@@ -10,7 +10,7 @@ import pytest
 import main
 from utils.config.schema import Config
 from utils.errors import ConfigError
-from utils.runs import checkpoint
+from utils.runs import checkpoint_meta
 
 ROOT = Path(__file__).parents[1]
 TORCH_LOADED = 99
@@ -83,7 +83,7 @@ def test_what_the_user_can_put_right_ends_with_code_2_and_no_traceback(argv, mes
 
 def test_evaluation_takes_the_configuration_of_the_checkpoint_and_flags_beat_it(monkeypatch):
     monkeypatch.setattr(
-        checkpoint, "read_config", {"a.safetensors": {"dataset": "vtab", "ffn_num": 3, "rd_dim": 4}}.get
+        checkpoint_meta, "read_config", {Path("a.safetensors"): {"dataset": "vtab", "ffn_num": 3, "rd_dim": 4}}.get
     )
     flags = {"eval": True, "checkpt_path": "a.safetensors", "rd_dim": 5}
     config = main.read_config(None, flags)
@@ -96,7 +96,7 @@ def test_evaluation_with_a_file_takes_the_configuration_of_the_file():
 
 
 def test_a_checkpoint_s_faults_are_named_by_its_path(monkeypatch):
-    monkeypatch.setattr(checkpoint, "read_config", lambda path: {"dataset": "vtab", "ffn_nun": 3})
+    monkeypatch.setattr(checkpoint_meta, "read_config", lambda path: {"dataset": "vtab", "ffn_nun": 3})
     with pytest.raises(ConfigError, match=r"ffn_nun = 3 \(a\.pth\): unknown key; did you mean ffn_num\?"):
         main.read_config(None, {"eval": True, "checkpt_path": "a.pth"})
 

@@ -16,14 +16,17 @@ from utils.errors import ConfigError
 from utils.json_file import parse as parse_json
 from utils.text import shown
 
-DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
+DESCRIPTION = (
+    "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed; or --eval or --export a "
+    "checkpoint, or --predict images with it."
+)
 USAGE = "main.py --config FILE [--key value ...]"
 CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags override the file, the file the defaults"
 PLUGIN_MEANING = (
     "a Python file of your own that registers adapter types or learners (docs/extending.md); it is executed, so it can "
     "be given only here, not in a configuration or a checkpoint; may be given several times"
 )
-SEVERAL = ("seed", "device")  # flags that take several values
+SEVERAL = ("seed", "device", "predict")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FROM_TEXT: dict[str, Callable[[str], object]] = {
     "boolean": lambda text: TRUTH[text.lower()],

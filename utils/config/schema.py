@@ -18,11 +18,13 @@ from utils.config.values import (
     CHOICES,
     LARGEST,
     SEEDS,
+    SOME_IMAGES,
     WIDEST,
     AdapterType,
     BackboneKwargs,
     Dataset,
     Device,
+    Images,
     ModelName,
     Seed,
     Seeds,
@@ -30,6 +32,7 @@ from utils.config.values import (
 )
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
+USES = ("eval", "predict", "export")  # keys that use a checkpoint instead of training
 
 
 def _key(
@@ -59,6 +62,7 @@ _expansion = partial(_key, "Expansion")
 _nested = partial(_key, "Nested LoRA")
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
+_trained = partial(_key, "Trained models", changes_results=False)
 _unused = partial(_key, "Without effect", meaning="accepted because SEMA's files have it", changes_results=False)
 
 
@@ -233,9 +237,24 @@ class Config(BaseModel):
     )
     output_dir: Text = _run("logs", "folder of the run directories")
     overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
-    eval: bool = _run(False, "evaluate checkpt_path instead of training")
-    checkpt_path: Text | None = _run(None, "checkpoint to evaluate")
     prefix: str = _run("reproduce", "a label of your own")
+
+    checkpt_path: Text | None = _trained(
+        None, "checkpoint to evaluate, to predict with or to export; of a run directory its last checkpoint is taken"
+    )
+    eval: bool = _trained(False, "evaluate checkpt_path on the test images")
+    predict: Images | None = _trained(
+        None, "predict the classes of these images, or of all images in these folders", expected=SOME_IMAGES
+    )
+    top_k: int = _trained(5, "classes to print for each image, the most probable first", ge=1)
+    predict_format: Literal["table", "json", "csv"] = _trained("table", "how predictions are printed")
+    export: Text | None = _trained(None, "write a network that needs no other file to this file, NAME.safetensors")
+    export_form: Literal["network", "merged", "timm"] = _trained(
+        "network",
+        "network: backbone, adapters and head as they are; merged: the branches of each adapter merged into one "
+        "adaptmlp adapter, an equal function; timm: a plain timm model, possible only if no adapter has an effect "
+        "that depends on the image",
+    )
 
     memory_size: int = _unused(0, ge=0)
     memory_per_class: int = _unused(0, ge=0)
@@ -274,7 +293,16 @@ CHECKS = (
         )
         for rate in ("nested_lora_lr_fast", "nested_lora_lr_slow")
     ),
-    Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
+    *(
+        Check((use, "checkpt_path"), lambda wanted, path: not wanted or path is not None, f"{use} needs a checkpt_path")
+        for use in USES
+    ),
+    Check(USES, lambda *wanted: sum(map(bool, wanted)) <= 1, f"give only one of {', '.join(USES)}"),
+    Check(
+        ("export",),
+        lambda path: path is None or path.endswith(".safetensors"),
+        "expected the name of a file that ends in .safetensors",
+    ),
 )
 
 
