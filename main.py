@@ -19,8 +19,8 @@ from utils.choices import load_plugin
 from utils.config.flags import parse, plugins
 from utils.config.load import load, resolve
 from utils.config.schema import USES, Config
+from utils.data.listing import find_images
 from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError, UserError
-from utils.image_files import find_images
 
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
@@ -70,7 +70,7 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
     checkpoint = flags.get("checkpt_path")
     if path is None and (uses := [use for use in USES if flags.get(use) not in (None, False)]):
         if not isinstance(checkpoint, str):
-            raise ConfigError(f"--{uses[0]} needs --checkpt_path, a checkpoint or a run directory")
+            raise ConfigError(f"{uses[0]} needs a checkpt_path: a checkpoint or a run directory")
         from utils.runs import checkpoint_meta
 
         file = checkpoint_meta.checkpoint_file(Path(checkpoint))

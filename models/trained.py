@@ -21,10 +21,10 @@ from models.base import Setup
 from utils.config.load import load, resolve
 from utils.config.schema import Config
 from utils.data.images import check_header, open_image, test_transform
+from utils.data.listing import find_images
 from utils.data.readable import unreadable
 from utils.devices import resolve_device
 from utils.errors import DataError
-from utils.image_files import find_images
 from utils.progress import progress
 from utils.runs.checkpoint import CheckpointError, read_checkpoint
 from utils.runs.checkpoint_meta import checkpoint_file, read_config

@@ -236,7 +236,7 @@ class Config(BaseModel):
         None, "Weights & Biases project of the run; also writes TensorBoard files; needs tensorboard and wandb"
     )
     output_dir: Text = _run("logs", "folder of the run directories")
-    overwrite: bool = _run(False, "replace a finished run of the same configuration and seed")
+    overwrite: bool = _run(False, "replace a finished run of the same configuration and seed, or the file of export")
     prefix: str = _run("reproduce", "a label of your own")
 
     checkpt_path: Text | None = _trained(
