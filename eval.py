@@ -39,7 +39,9 @@ def evaluate(config: Config) -> dict[str, Any]:
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
-    meta = learner.load_checkpoint(checkpoint_file(Path(str(config.checkpt_path))))
+    file = checkpoint_file(Path(str(config.checkpt_path)))
+    meta = learner.load_checkpoint(file)
+    print(f"checkpoint {file}", file=sys.stderr)
     if meta:
         refuse_other_tasks(meta, tasks)
     else:

@@ -15,12 +15,13 @@ from utils.runs.checkpoint_meta import read_config
 
 
 def constant_network(folder: Path, biases: dict[int, float], **keys: object) -> TrainedModel:
-    """A network whose adapters add constants: the same number to every feature, by layer."""
+    """A network whose adapters add constants: by layer, a number times a ramp over the features."""
     values = {**read_config(NESTED / "checkpoints" / "task_2.safetensors"), **keys}
     config = resolve(values, "", {})
     network = SEMAVitNet(config, 6)
     for layer, number in biases.items():
-        torch.nn.init.constant_(network.slots[layer].functional[0].up_proj.bias, number)
+        bias = network.slots[layer].functional[0].up_proj.bias
+        bias.data = number * torch.linspace(-1, 1, len(bias))
     meta = {"config": values, "adapter_type": config.ffn_adapter_type, "task_sizes": [4], "class_names": list("abcdef")}
     save_checkpoint(folder / "a.safetensors", network.learned_state(), meta)
     save_file(network.frozen_state(), folder / "vit.safetensors")
