@@ -166,7 +166,7 @@ class TrainedModel:
                 outputs.append(self.network(x)[output].cpu())
                 names += [name for name, _ in ready]
         if not outputs:
-            raise DataError(f"none of the {len(given)} images can be read" if given else "no image is given")
+            raise DataError(f"none of the images can be read; left out: {len(given)}" if given else "no image is given")
         return names, torch.cat(outputs).numpy(), len(given) - len(names)
 
     def _prepared(self, name: str, item: Any) -> Tensor | None:  # -> (3, S, S)

@@ -213,7 +213,7 @@ def test_unreadable_files_are_left_out_and_counted_if_so_configured(tmp_path, ca
     found = model.predict([tmp_path / "cut.png", tmp_path / "good.png"])
     assert (found.images, found.left_out) == ([str(tmp_path / "good.png")], 1)
     assert "cut.png: not a readable image" in caplog.text
-    with pytest.raises(DataError, match="none of the 1 images can be read"):
+    with pytest.raises(DataError, match="none of the images can be read; left out: 1"):
         model.predict(tmp_path / "cut.png")
 
 
