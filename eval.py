@@ -1,20 +1,27 @@
-"""Evaluate a checkpoint with the network, metrics and table of the trainer."""
+"""Evaluate a checkpoint with the network, metrics and table of the trainer; predict images with it, or export it."""
 
+import csv
+import io
+import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from models import Setup, get_model
+from models.export import export_model
+from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks
 from utils.config.schema import Config
 from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.metrics import AccuracyMatrix, class_legend, format_table
-from utils.runs.checkpoint import CheckpointError, read_meta
+from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta
+from utils.text import writable
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +41,15 @@ def evaluate(config: Config) -> dict[str, Any]:
     if data.left_out:
         logger.warning("%s", data.summary)
     tasks = make_tasks(config, data)
-    meta = read_meta(Path(str(config.checkpt_path)))
+    file = checkpoint_file(Path(str(config.checkpt_path)))
+    print(f"checkpoint {file}", file=sys.stderr)
+    meta = read_meta(file)
     if meta:
         refuse_other_tasks(meta, tasks)
-    changed = other_test_images(meta, config, data)
+    changed = other_test_images(meta, file, data, config.accept_changed_data)
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
-    learner.load_checkpoint(str(config.checkpt_path))
+    learner.load_checkpoint(file)
     if not meta:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)
@@ -70,8 +79,8 @@ def refuse_other_tasks(meta: Mapping[str, Any], tasks: DataManager) -> None:
         raise CheckpointError(f"the checkpoint knows {sum(meta['task_sizes'])} classes, there are {tasks.nb_classes}")
 
 
-def other_test_images(meta: Mapping[str, Any], config: Config, data: ImageData) -> bool:
-    """Return whether the test images are not those of the checkpoint's run, which the configuration has to accept.
+def other_test_images(meta: Mapping[str, Any], checkpoint: Path, data: ImageData, accept: bool) -> bool:
+    """Return whether the test images are not those of the checkpoint's run.
 
     Raises:
         DataError: They are not, and this is not accepted.
@@ -79,10 +88,77 @@ def other_test_images(meta: Mapping[str, Any], config: Config, data: ImageData) 
     then, now = meta.get("data", {}).get("test"), fingerprints(data)["test"]
     if then is None or then == now:
         return False
-    found = changes_of_run(Path(str(config.checkpt_path)).parent.parent, data, "test")
+    found = changes_of_run(checkpoint.parent.parent, data, "test")
     what = f"the test images are not those of the checkpoint: {then['images']} then, {now['images']} now"
     what += f": {found}" if found else ""
-    if not config.accept_changed_data:
+    if not accept:
         raise DataError(f"{what}; {ACCEPT}")
     logger.warning("%s; accuracies of earlier tasks are left out", what)
     return True
+
+
+def predict(config: Config, images: Sequence[Path]) -> None:
+    """Print the most probable classes of some images on standard output; everything else goes to standard error.
+
+    Raises:
+        UserError: Device, backbone or checkpoint are missing or invalid, or an image cannot be read.
+    """
+    model = checkpointed(config)
+    predictions = model.predict(images)
+    print(f"images: {len(predictions)}, unreadable files left out: {predictions.left_out}", file=sys.stderr)
+    print(FORMATS[config.predict_format](predictions, config.top_k, model))
+
+
+def export(config: Config) -> None:
+    """Write the network of a checkpoint to a file of its own.
+
+    Raises:
+        UserError: Device, backbone or checkpoint are missing or invalid, the file exists or cannot be written, or the
+            network has no such form.
+    """
+    file = Path(str(config.export))
+    if file.exists() and not config.overwrite:
+        raise ConfigError(f"export = {file}: there is such a file; choose another name, or replace it with --overwrite")
+    export_model(checkpointed(config), file, config.export_form)
+    print(f"wrote {file}, {file.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
+
+
+def checkpointed(config: Config) -> TrainedModel:
+    """Return the network of the key `checkpt_path`, and say which one it is."""
+    prepare_device(config.device, config.num_threads, config.deterministic)
+    model = TrainedModel(config, checkpoint_file(Path(str(config.checkpt_path))))
+    print(model, file=sys.stderr)
+    return model
+
+
+def as_table(predictions: ImagePredictions, k: int, _: TrainedModel) -> str:
+    """Return a table with probabilities in per cent."""
+    return predictions.table(k)
+
+
+def as_json(predictions: ImagePredictions, k: int, model: TrainedModel) -> str:
+    """Return one JSON object. Probabilities have full precision."""
+    images = [
+        {
+            "image": image,
+            "top": [{"class": name, "label": label, "probability": value} for label, name, value in top],
+        }
+        for image, top in zip(predictions.images, predictions.top(k), strict=True)
+    ]
+    head = {"checkpoint": str(model.file), "classes": len(model.class_names), "left_out": predictions.left_out}
+    return json.dumps({**head, "images": images}, indent=2)
+
+
+def as_csv(predictions: ImagePredictions, k: int, _: TrainedModel) -> str:
+    """Return a row for each image and class. Probabilities have full precision."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["image", "rank", "class", "label", "probability"])
+    for image, top in zip(predictions.images, predictions.top(k), strict=True):
+        rows.writerows(
+            [writable(image), rank, writable(name), label, value] for rank, (label, name, value) in enumerate(top, 1)
+        )
+    return text.getvalue().rstrip("\n")
+
+
+FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}

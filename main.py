@@ -1,9 +1,11 @@
-"""Command line: train the runs of one configuration, or evaluate a checkpoint.
+"""Command line: train the runs of one configuration, or evaluate, apply or export a checkpoint.
 
     python main.py --config exps/quickstart.json [--any_key value ...] [--seed 1 2 3]
     python main.py --plugin my_adapter.py --config exps/quickstart.json --ffn_adapter_type my_adapter
     python main.py --resume logs/RUN
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
+    python main.py --predict IMAGE_OR_FOLDER ... --checkpt_path logs/RUN
+    python main.py --export FILE.safetensors --checkpt_path logs/RUN
 
 Exit codes: 0 done, 1 a file could not be written or read, 2 an error that the user can correct,
 3 the audit of the run failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -16,8 +18,9 @@ from pathlib import Path
 from utils.choices import load_plugin
 from utils.config.flags import parse, plugins
 from utils.config.load import load, resolve
-from utils.config.schema import Config
-from utils.errors import AuditError, DivergenceError, StoppedError, UserError
+from utils.config.schema import USES, Config
+from utils.data.listing import find_images
+from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError, UserError
 
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
-    """Return the configuration: flags over the file, or else over the run to resume or the checkpoint to evaluate.
+    """Return the configuration: flags over the file, or else over the run to resume or the checkpoint to use.
 
     Raises:
         UserError: File, run directory, checkpoint or flags are wrong.
@@ -65,21 +68,33 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
 
         return resolve(begun_config(Path(begun)), begun, flags)
     checkpoint = flags.get("checkpt_path")
-    if path is None and flags.get("eval") is True and isinstance(checkpoint, str):
-        from utils.runs import checkpoint as checkpoints
+    if path is None and (uses := [use for use in USES if flags.get(use) not in (None, False)]):
+        if not isinstance(checkpoint, str):
+            raise ConfigError(f"{uses[0]} needs a checkpt_path: a checkpoint or a run directory")
+        from utils.runs import checkpoint_meta
         from utils.runs.directory import relocated
 
-        on_record = checkpoints.read_config(checkpoint)
-        return resolve(relocated(on_record, Path(checkpoint).absolute().parent.parent), checkpoint, flags)
+        file = checkpoint_meta.checkpoint_file(Path(checkpoint))
+        on_record = checkpoint_meta.read_config(file)
+        return resolve(relocated(on_record, file.absolute().parent.parent), str(file), flags)
     return load(path, flags)
 
 
 def run(config: Config, name: str) -> None:
-    """Train or evaluate. torch is imported only here, so that `--help` and configuration errors are quick."""
+    """Do what is asked. torch is imported only here, so that `--help` and configuration errors are quick."""
     if config.eval:
         from eval import evaluate
 
         evaluate(config)
+    elif config.predict is not None:
+        images = find_images(config.predict)
+        from eval import predict
+
+        predict(config, images)
+    elif config.export is not None:
+        from eval import export
+
+        export(config)
     else:
         from trainer import train
 

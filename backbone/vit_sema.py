@@ -6,7 +6,7 @@ Shapes: B batch, N tokens (class token included), D embedding width.
 import difflib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -120,10 +120,10 @@ def load_weights(vit: VisionTransformer, path: Path) -> None:
         raise BackboneError(f"backbone_checkpoint {str(path)!r} does not fit the backbone: {error}") from error
 
 
-def weights_hash(vit: VisionTransformer) -> str:
-    """Return the SHA-256 (hex) of the names and values of all tensors of the network."""
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of the names and values of all tensors of a network."""
     digest = hashlib.sha256()
-    for key, value in sorted(vit.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,8 +1,9 @@
-"""Learners by name, and what they are made of."""
+"""Learners by name, what they are made of, and trained networks for new images."""
 
 from models.base import Setup as Setup
 from models.protocol import Hooks as Hooks
 from models.protocol import TaskLearner as TaskLearner
+from models.trained import load_run as load_run
 from utils.choices import LEARNERS
 
 

@@ -10,7 +10,7 @@ import pytest
 import main
 from utils.config.schema import Config
 from utils.errors import ConfigError
-from utils.runs import checkpoint
+from utils.runs import checkpoint_meta
 
 ROOT = Path(__file__).parents[1]
 TORCH_LOADED = 99
@@ -71,7 +71,7 @@ def test_problems_of_file_and_flags_are_listed_together(tmp_path):
         (["--config", "exps/sema_cifr.json"], "did you mean sema_cifar.json"),
         (["--config"], "--config"),
         (["--config", "exps/sweeps/interval.json"], "run it: python -m tools.sweep exps/sweeps/interval.json"),
-        (["--dataset", "cub", "--dry-run", "--eval", "--checkpt_path", "x"], "a dry run is of a training"),
+        (["--config", "exps/quickstart.json", "--dry-run", "--eval", "--checkpt_path", "x"], "give only one of eval, "),
         (["quickstart"], "belongs to no flag"),
         (["--dataset", "cub", "--device", "0", "1"], "one device for now"),
         (["--dataset", "cub", "--eval"], "needs a checkpt_path"),
@@ -86,7 +86,7 @@ def test_what_the_user_can_put_right_ends_with_code_2_and_no_traceback(argv, mes
 
 def test_evaluation_takes_the_configuration_of_the_checkpoint_and_flags_beat_it(monkeypatch):
     monkeypatch.setattr(
-        checkpoint, "read_config", {"a.safetensors": {"dataset": "vtab", "ffn_num": 3, "rd_dim": 4}}.get
+        checkpoint_meta, "read_config", {Path("a.safetensors"): {"dataset": "vtab", "ffn_num": 3, "rd_dim": 4}}.get
     )
     flags = {"eval": True, "checkpt_path": "a.safetensors", "rd_dim": 5}
     config = main.read_config(None, flags)
@@ -99,7 +99,7 @@ def test_evaluation_with_a_file_takes_the_configuration_of_the_file():
 
 
 def test_a_checkpoint_s_faults_are_named_by_its_path(monkeypatch):
-    monkeypatch.setattr(checkpoint, "read_config", lambda path: {"dataset": "vtab", "ffn_nun": 3})
+    monkeypatch.setattr(checkpoint_meta, "read_config", lambda path: {"dataset": "vtab", "ffn_nun": 3})
     with pytest.raises(ConfigError, match=r"ffn_nun = 3 \(a\.pth\): unknown key; did you mean ffn_num\?"):
         main.read_config(None, {"eval": True, "checkpt_path": "a.pth"})
 

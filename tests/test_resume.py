@@ -255,7 +255,7 @@ def test_a_state_of_another_run_or_network_is_refused_and_nothing_changes(
         with pytest.raises(StateError, match="no state can be used"):
             trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
         assert "of another run" in (begun / "log.txt").read_text()
-    monkeypatch.setattr("backbone.vit_sema.weights_hash", lambda vit: "0" * 64)
+    monkeypatch.setattr("backbone.vit_sema.weights_hash", lambda state: "0" * 64)
     with pytest.raises(CheckpointError, match="the checkpoint was made on"):
         trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
     assert (begun / "metrics.jsonl").read_bytes() == before

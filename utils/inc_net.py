@@ -27,6 +27,8 @@ from utils.errors import ConfigError
 from utils.memory import memory
 from utils.runs.checkpoint import CheckpointError, adapter_type, differences, refuse_packed, structure
 
+FROZEN = "backbone."  # before the backbone's names in a network's names
+
 
 def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
     """Return the frozen ViT with its SEMA slots, and its provenance: full timm name, origin and SHA-256 of the weights.
@@ -46,7 +48,8 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
                 raise BackboneError(f"backbone_checkpoint {local!r} cannot be read as weights: {error}") from error
             vit_sema.load_weights(vit, Path(local))
         origin = "hub" if config.pretrained else "random"
-        provenance = {"timm_name": name, "weights": str(local or origin), "sha256": vit_sema.weights_hash(vit)}
+        sha256 = vit_sema.weights_hash(vit.state_dict())
+        provenance = {"timm_name": name, "weights": str(local or origin), "sha256": sha256}
         vit_sema.insert_slots(vit, EasyDict({**dict(config), "d_model": vit.embed_dim}))
     except BackboneError as error:
         raise ConfigError(str(error)) from error
@@ -191,25 +194,38 @@ class SEMAVitNet(nn.Module):
         """Return what a run changes, under its public names: adapters, routers, descriptors, records, head."""
         return _public_names(self.slots, self.fc)
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Return what no run changes, the backbone without its slots, under timm's names."""
+        return {name: value for name, value in self.backbone.state_dict().items() if ".adapter_module." not in name}
+
     def load_learned(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
-        """Take the structure and values of a checkpoint.
+        """Take the structure and values of a checkpoint, and the backbone's values if it has them.
 
         Args:
-            tensors: From `learned_state`; records may be missing.
+            tensors: From `learned_state`, and all or none of `frozen_state`, each after `FROZEN`; records may be
+                missing.
             meta: The checkpoint's `adapter_type` and the provenance of its `backbone`, if known.
 
         Raises:
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
-        self._refuse_other_network(tensors, meta or {})
+        meta = meta or {}
+        mine = self.frozen_state()
+        frozen = {name: tensors[FROZEN + name] for name in mine if FROZEN + name in tensors}
+        provenance = self.provenance
+        if frozen:
+            provenance = {**provenance, **(meta.get("backbone") or {}), "sha256": vit_sema.weights_hash(frozen)}
+        self._refuse_other_network(tensors, meta, provenance)
         with torch.device("meta"):  # shapes alone: a file's structure takes no memory before it is checked
             sketch = self._restored(tensors, torch.device("meta"))
-        if unlike := differences(_public_names(sketch, self.fc), tensors):
+        expected = _public_names(sketch, self.fc) | {FROZEN + name: mine[name] for name in mine if frozen}
+        if unlike := differences(expected, tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
         slots = self._restored(tensors, self.fc.weight.device)
         for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
             block.adapter_module = slot
         self.load_state_dict(dict(tensors), strict=False)
+        self.provenance = provenance
         self.to(self.fc.weight.device)
 
     def training_state(self) -> dict[str, Any]:
@@ -239,16 +255,18 @@ class SEMAVitNet(nn.Module):
             slots[layer].restore_structure(*shape)
         return slots
 
-    def _refuse_other_network(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def _refuse_other_network(
+        self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], here: Mapping[str, str]
+    ) -> None:
         mine = self.adapter_type.kind
         theirs = adapter_type(tensors, meta, {name: ADAPTERS[name].branches for name in ADAPTERS.names()})
         if mine != theirs:
             raise CheckpointError(f"the checkpoint holds {theirs} adapters, the configuration asks for {mine}")
         backbone = meta.get("backbone")
-        if backbone is not None and backbone["sha256"] != self.provenance["sha256"]:
+        if backbone is not None and backbone["sha256"] != here["sha256"]:
             raise CheckpointError(
                 f"the checkpoint was made on {backbone['timm_name']} with weights {backbone['sha256'][:16]} "
-                f"({backbone['weights']}), here is {self.provenance['timm_name']} with {self.provenance['sha256'][:16]}"
+                f"({backbone['weights']}), here is {here['timm_name']} with {here['sha256'][:16]}"
             )
         found, most = structure(tensors), self.fc.out_features  # a layer gets at most one adapter a task
         depth = len(self.slots)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 LONGEST_VALUE = 80  # characters
@@ -23,6 +24,11 @@ def listed(names: Sequence[str]) -> str:
     """Return the first names, separated by commas, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def same_name(name: str) -> str:
+    """Return a name in the form in which names are compared, Unicode's NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
 def writable(text: str) -> str:

@@ -19,7 +19,10 @@ from utils.files import expanded, path_argument
 from utils.json_file import parse as parse_json
 from utils.text import did_you_mean, shown
 
-DESCRIPTION = "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed, or --eval a checkpoint."
+DESCRIPTION = (
+    "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed; or --eval or --export a "
+    "checkpoint, or --predict images with it."
+)
 USAGE = "main.py --config FILE [--key value ...]"
 CONFIG_MEANING = "JSON file of the run, such as exps/quickstart.json; flags override the file, the file the defaults"
 PLUGIN_MEANING = (
@@ -32,7 +35,7 @@ MORE = (
     "docs/keys.md has the same in tables."
 )
 WIDEST_METAVAR = 40  # characters; longer lists of choices are written into the help of their flag
-SEVERAL = ("seed", "device")  # flags that take several values
+SEVERAL = ("seed", "device", "predict")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FROM_TEXT: dict[str, Callable[[str], object]] = {
     "boolean": lambda text: TRUTH[text.lower()],

@@ -18,11 +18,13 @@ from utils.config.values import (
     CHOICES,
     LARGEST,
     SEEDS,
+    SOME_IMAGES,
     WIDEST,
     AdapterType,
     BackboneKwargs,
     Dataset,
     Device,
+    Images,
     ModelName,
     PathText,
     Seed,
@@ -32,6 +34,7 @@ from utils.config.values import (
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
 COMMANDS = "What to do"  # group of the keys that say what to do, not how; `--help` has all of them
+USES = ("eval", "predict", "export")  # keys that use a checkpoint instead of training
 
 
 def _key(
@@ -70,6 +73,7 @@ _nested = partial(_key, "Nested LoRA")
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
 _command = partial(_key, COMMANDS, changes_results=False)
+_trained = partial(_key, "Trained models", changes_results=False)
 _unused = partial(_key, "Without effect", meaning="accepted because SEMA's files have it", changes_results=False)
 
 
@@ -255,11 +259,28 @@ class Config(BaseModel):
         None, "Weights & Biases project of the run; also writes TensorBoard files; needs tensorboard and wandb"
     )
     output_dir: PathText = _run("logs", "folder of the run directories", first=True)
-    overwrite: bool = _command(False, "replace a finished run of the same configuration and seed")
-    eval: bool = _command(False, "evaluate checkpt_path instead of training")
-    checkpt_path: PathText | None = _command(None, "checkpoint to evaluate")
+    overwrite: bool = _command(
+        False, "replace a finished run of the same configuration and seed, or the file of export"
+    )
     dry_run: bool = _command(False, "check everything that is checked before training, and end")
     prefix: str = _run("reproduce", "a label of your own")
+
+    checkpt_path: PathText | None = _command(
+        None, "checkpoint to evaluate, to predict with or to export; of a run directory its last checkpoint is taken"
+    )
+    eval: bool = _command(False, "evaluate checkpt_path on the test images")
+    predict: Images | None = _command(
+        None, "predict the classes of these images, or of all images in these folders", expected=SOME_IMAGES
+    )
+    top_k: int = _trained(5, "classes to print for each image, the most probable first", ge=1)
+    predict_format: Literal["table", "json", "csv"] = _trained("table", "how predictions are printed")
+    export: PathText | None = _command(None, "write a network that needs no other file to this file, NAME.safetensors")
+    export_form: Literal["network", "merged", "timm"] = _trained(
+        "network",
+        "network: backbone, adapters and head as they are; merged: the branches of each adapter merged into one "
+        "adaptmlp adapter, an equal function; timm: a plain timm model, possible only if no adapter has an effect "
+        "that depends on the image",
+    )
 
     memory_size: int = _unused(0, ge=0)
     memory_per_class: int = _unused(0, ge=0)
@@ -298,11 +319,19 @@ CHECKS = (
         )
         for rate in ("nested_lora_lr_fast", "nested_lora_lr_slow")
     ),
-    Check(("eval", "checkpt_path"), lambda wanted, path: not wanted or path is not None, "eval needs a checkpt_path"),
+    *(
+        Check((use, "checkpt_path"), lambda wanted, path: not wanted or path is not None, f"{use} needs a checkpt_path")
+        for use in USES
+    ),
     Check(
-        ("eval", "dry_run"),
-        lambda wanted, dry: not (wanted and dry),
-        "a dry run is of a training; leave out one of them",
+        (*USES, "dry_run"),
+        lambda *wanted: sum(map(bool, wanted)) <= 1,
+        f"give only one of {', '.join(USES)} and dry_run",
+    ),
+    Check(
+        ("export",),
+        lambda path: path is None or path.endswith(".safetensors"),
+        "expected the name of a file that ends in .safetensors",
     ),
 )
 

@@ -13,6 +13,7 @@ from utils.text import did_you_mean, nearest
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
+SOME_IMAGES = "an image or a folder, or a list of them"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
 WIDEST = 8192  # inner width of an adapter or a descriptor; more than any ViT has
@@ -42,6 +43,10 @@ def _device(value: object) -> str:
     raise ValueError(f"expected {A_DEVICE}" + (f'; did you mean "{near}"?' if near else ""))
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
 def _without_repeats(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed is given twice; expected {SEEDS}")
@@ -68,8 +73,11 @@ PathText = Annotated[
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # the range of numpy's RandomState
 Seeds = Annotated[
     list[Seed],
-    BeforeValidator(lambda seed: seed if isinstance(seed, list) else [seed], json_schema_input_type=Seed | list[Seed]),
+    BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]),
     AfterValidator(_without_repeats),
+]
+Images = Annotated[
+    list[PathText], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])
 ]
 Device = Annotated[str, BeforeValidator(_device, json_schema_input_type=str | int | list[str | int])]
 BackboneKwargs = Annotated[dict[str, JsonValue], AfterValidator(_for_timm)]

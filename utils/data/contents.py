@@ -7,7 +7,6 @@ SEMA_CACHE, or nested-sema in XDG_CACHE_HOME or ~/.cache.
 import json
 import os
 import time
-import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -20,7 +19,7 @@ from utils.data.images import check_header, open_image
 from utils.data.readable import read_all
 from utils.errors import DataError
 from utils.files import atomic_write
-from utils.text import writable
+from utils.text import same_name, writable
 
 RECENT = 2.0  # seconds; a file that is younger could be changed without a change of its times
 Stamp = list[int]  # size in bytes, times of the last change of content and of attributes in nanoseconds
@@ -38,11 +37,6 @@ class Content(NamedTuple):
     name: str
     size: int
     digest: str
-
-
-def same_name(name: str) -> str:
-    """Return a name in the form in which names are compared, Unicode's NFC."""
-    return unicodedata.normalize("NFC", name)
 
 
 def of_array(images: np.ndarray) -> tuple[Content, ...]:

@@ -98,17 +98,22 @@ def _to_tensor(spec: InputSpec) -> list[Callable[..., Tensor]]:
     return [ToTensor()] if spec.mean is None else [ToTensor(), Normalize(spec.mean, spec.std)]
 
 
-def open_image(image: Path | np.ndarray) -> Image.Image:
+def open_image(image: Path | np.ndarray | Image.Image) -> Image.Image:
     """Open an image in RGB, as torchvision's loader and SEMA do.
 
     Transparency is dropped, an animation gives its first frame, and the EXIF orientation is ignored.
 
     Args:
-        image: A file, or uint8 pixels (H, W) or (H, W, 3).
+        image: A file, uint8 pixels (H, W) or (H, W, 3), or an image of PIL.
 
     Raises:
         DataError: The file cannot be read as an image, or has more than `MOST_PIXELS`.
     """
+    if isinstance(image, Image.Image):
+        try:
+            return _rgb(image)
+        except Exception as error:  # it may be read only now
+            raise DataError(f"a PIL image of mode {image.mode} cannot be read: {error}") from error
     if isinstance(image, np.ndarray):
         whole = Image.fromarray(image)
         return whole if whole.mode == "RGB" else whole.convert("RGB")  # convert copies even if it is RGB

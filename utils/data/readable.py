@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
+from utils.errors import DataError
 from utils.progress import progress
+from utils.text import writable
 
 READERS = 8  # threads; PIL releases the GIL while it decodes
 
@@ -22,3 +25,17 @@ def read_all(read: Callable[[Item], Result], items: Sequence[Item], what: str) -
         return list(progress(pool.map(read, items), what, len(items)))
     finally:
         pool.shutdown(cancel_futures=True)  # otherwise Ctrl-C would wait for all files
+
+
+def unreadable(files: Sequence[Path], read: Callable[[Path], object]) -> dict[Path, str]:
+    """Return the files for which `read` raises DataError, in order, with the messages."""
+
+    def problem(file: Path) -> str:
+        try:
+            read(file)
+        except DataError as error:
+            return writable(str(error))
+        return ""
+
+    problems = read_all(problem, files, "checking images")
+    return {file: text for file, text in zip(files, problems, strict=True) if text}

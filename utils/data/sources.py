@@ -6,7 +6,7 @@ Shapes: N images, H height, W width.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,15 +14,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from torchvision.datasets import CIFAR100
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.data.contents import Content, of_array, of_files, same_name
+from utils.data.contents import Content, of_array, of_files
+from utils.data.listing import ENDINGS, files_within
 from utils.data.npz import read_arrays
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
 from utils.files import seen_from
 from utils.progress import progress
-from utils.text import NAMES_SHOWN, did_you_mean, listed, writable
+from utils.text import NAMES_SHOWN, did_you_mean, listed, same_name, writable
 
 logger = logging.getLogger(__name__)
 
@@ -184,28 +184,13 @@ def _list_images(path: Path, folders: Collection[Path], left_out: list[LeftOut])
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(progress(folders, f"listing {path}", len(folders))):
-        for file in _files_within(folder, set()):
-            if file.suffix.lower() in IMG_EXTENSIONS:
+        for file in files_within(folder):
+            if file.suffix.lower() in ENDINGS:
                 files.append(file)
                 labels.append(label)
             else:
                 left_out.append(LeftOut(_below(path, file), f"ending in {writable(file.suffix) or 'nothing'}"))
     return Split(files, np.array(labels, dtype=np.int64))
-
-
-def _files_within(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files in a folder and, as torchvision's ImageFolder does, in those within it; none that is hidden."""
-    found = folder.stat()
-    here = (found.st_dev, found.st_ino)
-    if here in above:  # a link to a folder around it
-        return
-    with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in sorted(shown, key=lambda entry: same_name(entry.name)):
-        if entry.is_dir():
-            yield from _files_within(folder / entry.name, above | {here})
-        else:
-            yield folder / entry.name
 
 
 def _below(path: Path, file: Path) -> str:

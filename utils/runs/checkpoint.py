@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from utils.choices import require_plugins
 from utils.files import atomic_write
 from utils.runs.checkpoint_meta import FORMAT as FORMAT
 from utils.runs.checkpoint_meta import CheckpointError as CheckpointError
+from utils.runs.checkpoint_meta import read_config as read_config
 from utils.runs.checkpoint_meta import read_meta as read_meta
 from utils.text import shown_key
 
@@ -42,20 +42,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read_tensors(path), meta
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Return the configuration that a checkpoint was made with.
-
-    Raises:
-        CheckpointError: As `read_meta`, or the file holds no configuration, as public `.pth` files.
-        UserError: A plug-in that it was made with is not loaded.
-    """
-    meta = read_meta(Path(path))
-    require_plugins(meta.get("plugins"), str(path), unchanged=False)
-    if "config" not in meta:
-        raise CheckpointError(f"checkpoint {str(path)!r} holds no configuration; give one with --config")
-    return dict(meta["config"])
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,16 +1,18 @@
 """The metadata of a checkpoint. Imports no torch, so that finished runs can be read quickly."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, JsonValue, PlainValidator, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from utils.choices import require_plugins
 from utils.errors import UserError
 from utils.files import seen_from
 from utils.json_file import faults, parse
 from utils.metrics import AccuracyMatrix
-from utils.text import shown
+from utils.text import did_you_mean, shown
 
 FORMAT = "nested-sema-1"
 
@@ -47,10 +49,10 @@ def read_meta(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged or not a checkpoint, or its metadata has values of wrong types.
     """
     if not path.is_file():
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} does not exist{seen_from(path)}" + (f"; there are {near}" if near else "")
-        )
+        beside = list(path.parent.iterdir()) if path.parent.is_dir() else []
+        there = ", ".join(sorted(str(file) for file in beside if file.suffix == ".safetensors"))
+        near = f"; there are {there}" if there else did_you_mean(path.name, [file.name for file in beside])
+        raise CheckpointError(f"checkpoint {str(path)!r} does not exist{seen_from(path)}{near}")
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -66,3 +68,41 @@ def read_meta(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         reason = faults(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {reason}") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return the configuration that a checkpoint was made with.
+
+    Raises:
+        CheckpointError: As `read_meta`, or the file holds no configuration, as public `.pth` files.
+        UserError: A plug-in that it was made with is not loaded.
+    """
+    meta = read_meta(Path(path))
+    require_plugins(meta.get("plugins"), str(path), unchanged=False)
+    if "config" not in meta:
+        raise CheckpointError(f"checkpoint {str(path)!r} holds no configuration; give one with --config")
+    return dict(meta["config"])
+
+
+def checkpoint_file(path: Path, task: int | None = None) -> Path:
+    """Return the checkpoint of a run directory after a task (None: the last one); any other path as it is.
+
+    Raises:
+        CheckpointError: The directory has no such checkpoint, or a task is given for a path that is no directory.
+    """
+    if not path.is_dir():
+        if task is not None:
+            raise CheckpointError(f"task = {task}: {str(path)!r} is no run directory; its file is one of one task")
+        return path
+    found = {
+        int(match[1]): file
+        for file in (*path.glob("*.safetensors"), *path.glob("checkpoints/*.safetensors"))
+        if (match := re.fullmatch("task_([0-9]{1,6})", file.stem))
+    }
+    if not found:
+        runs = sorted({str(file.parents[1]) for file in path.glob("*/checkpoints/task_*.safetensors")})
+        there = f"; run directories in it: {', '.join(runs[:8])}" if runs else ""
+        raise CheckpointError(f"{str(path)!r} holds no checkpoint (checkpoints/task_T.safetensors){there}")
+    if task is not None and task not in found:
+        raise CheckpointError(f"task = {task}: {str(path)!r} has checkpoints of the tasks {sorted(found)}")
+    return found[max(found) if task is None else task]

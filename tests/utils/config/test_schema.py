@@ -14,8 +14,7 @@ from utils.choices import ADAPTERS, LEARNERS
 from utils.config.flags import parse
 from utils.config.identity import content, counted, digests, on_record, result_hash
 from utils.config.load import load, resolve
-from utils.config.schema import Config, defaults, schemas
-from utils.config.wording import describe
+from utils.config.schema import USES, Config, defaults, schemas
 from utils.datasets import DATASETS
 from utils.errors import ConfigError, UserError
 
@@ -35,6 +34,7 @@ NESTED_DEFAULTS = {
 NO_INFLUENCE = {
     "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
+    "predict", "top_k", "predict_format", "export", "export_form",
     "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "checkpoint_every",
     "on_nan", "image_cache_gib", "accept_changed_data",
@@ -434,7 +434,7 @@ OTHER_VALUES = {
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
-    "min_lr": 0.0001, "adapt_start_layer": 8,
+    "min_lr": 0.0001, "adapt_start_layer": 8, "predict_format": "csv", "export_form": "timm",
 }  # fmt: skip
 
 
@@ -444,7 +444,7 @@ def other_value(key: str, value: object) -> object:
     return value + "x" if isinstance(value, str) else value + 1
 
 
-@pytest.mark.parametrize("key", sorted(set(Config.model_fields) - {"model_name", "eval"}))
+@pytest.mark.parametrize("key", sorted(set(Config.model_fields) - {"model_name", *USES}))
 def test_hash_changes_with_every_key_that_changes_results_and_with_no_other(key):
     plain = load(None, {"dataset": "cub"})
     other = load(None, {"dataset": "cub", key: other_value(key, getattr(plain, key))})
@@ -452,8 +452,9 @@ def test_hash_changes_with_every_key_that_changes_results_and_with_no_other(key)
     assert (result_hash(other) != result_hash(plain)) == (key not in NO_INFLUENCE)
 
 
-def test_evaluating_does_not_change_the_hash():
-    trained, evaluated = {"dataset": "cub"}, {"dataset": "cub", "eval": True, "checkpt_path": "x"}
+@pytest.mark.parametrize("use", [{"eval": True}, {"predict": ["a.png"]}, {"export": "a.safetensors"}])
+def test_using_a_checkpoint_does_not_change_the_hash(use):
+    trained, evaluated = {"dataset": "cub"}, {"dataset": "cub", **use, "checkpt_path": "x"}
     assert result_hash(load(None, trained)) == result_hash(load(None, evaluated))
 
 
@@ -504,7 +505,7 @@ def test_paths_on_record_are_absolute(tmp_path, monkeypatch):
     assert on_record(config) == {**config.model_dump(mode="json"), **changed}
 
 
-PATHS = ["data_root", "backbone_checkpoint", "checkpt_path", "resume", "output_dir"]
+PATHS = ["data_root", "backbone_checkpoint", "checkpt_path", "resume", "output_dir", "export"]
 
 
 @pytest.mark.parametrize("key", PATHS)
@@ -529,8 +530,8 @@ def test_a_variable_that_is_not_set_is_refused_unless_a_file_has_that_name(key, 
 
 
 def test_every_key_that_names_a_path_is_declared_as_one():
-    found = [key for key, schema in schemas().items() if "path" in describe(schema)]
-    assert sorted(found) == sorted(PATHS)
+    found = [key for key, schema in schemas().items() if "'path'" in str(schema)]
+    assert sorted(found) == sorted([*PATHS, "predict"])
 
 
 # ---------------------------------------------------------------- the module itself

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.data.readable import READERS, read_all
+from utils.data.readable import READERS, read_all, unreadable
 from utils.errors import DataError
 
 FILES = [Path(f"{number}.png") for number in range(40)]
@@ -36,3 +36,12 @@ def test_an_error_ends_it_without_the_rest_of_the_files(kind: type[BaseException
         read_all(interrupted, FILES * 50, "reading")
     assert len(looked_at) < 20 * READERS
     assert threading.active_count() == before
+
+
+def test_bad_files_come_in_order_with_their_messages():
+    def broken(file: Path) -> None:
+        if int(file.stem) % 13 == 3:
+            time.sleep(0.01)
+            raise DataError(f"{file}: broken")
+
+    assert list(unreadable(FILES, broken).items()) == [(Path(f"{n}.png"), f"{n}.png: broken") for n in (3, 16, 29)]
