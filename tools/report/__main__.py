@@ -10,6 +10,11 @@ cadence, consolidation, expansion. `--figures` also writes every figure of the p
 Exit codes: 0 success, 2 invalid arguments or runs.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,20 +22,17 @@ from pathlib import Path
 from tools.compare.__main__ import runs_parser
 from tools.compare.comparison import compare
 from tools.report.build import write_report
-from utils.errors import UserError
+from utils.console import command
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = runs_parser("tools.report", __doc__)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the page, an HTML file")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="folder for the figures as PDF and PNG")
     options = parser.parse_args(argv)
-    try:
-        write_report(compare(options.runs, options.baseline), options.output, options.figures)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    write_report(compare(options.runs, options.baseline), options.output, options.figures)
     print(options.output)
     return 0
 
