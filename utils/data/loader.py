@@ -139,7 +139,7 @@ class StreamLoader:
             sampler=self._requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=partial(_follow, os.getpid()),
+            worker_init_fn=_follow,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # otherwise every pass would draw from the global generator
         )
@@ -151,9 +151,9 @@ class StreamLoader:
         return indices, self.way.finish(images, self.device), _send(labels, self.device)
 
 
-def _follow(parent: int, _: int) -> None:
-    """End a worker when the main process was killed: one that hangs, or waits to send, would not notice."""
-    follow(parent, partial(os._exit, 1))
+def _follow(_: int) -> None:
+    """End a worker when the process that started it was killed: one that hangs, or waits to send, would not notice."""
+    follow(os.getppid(), partial(os._exit, 1))
 
 
 @contextmanager
