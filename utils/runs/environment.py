@@ -53,10 +53,10 @@ def require_package(name: str, requirement: str) -> ModuleType:
             or in the working directory is not the package.
     """
     problem = f"{name} is not installed: pip install '{requirement}'"
-    if name not in sys.modules:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and (found := _not_a_package(spec)):
-            raise UserError(f"{problem} ({found} is not the package)")
+    loaded = sys.modules.get(name)  # torch imports wandb
+    spec = loaded.__spec__ if loaded else importlib.util.find_spec(name)
+    if spec is not None and (found := _not_a_package(spec)):
+        raise UserError(f"{problem} ({found} is not the package)")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

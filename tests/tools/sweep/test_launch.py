@@ -160,7 +160,7 @@ def test_jobs_of_a_cluster_are_cancelled(tmp_path):
 
 def test_without_submitit_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match="submitit is not installed: pip install 'submitit>=1.5'"):
+    with pytest.raises(UserError, match=r"submitit is not installed: pip install 'submitit>=1\.5'"):
         slurm(tmp_path, {})
 
 

@@ -95,7 +95,7 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it():
 @pytest.mark.parametrize("made", ["wanted/run-20250101/file", "wanted/__init__.py", "wanted.py"])
 @pytest.mark.parametrize("inside", ["", "elsewhere"])
 def test_a_folder_or_file_with_the_name_of_a_package_is_not_taken_for_it(tmp_path, monkeypatch, made, inside):
-    (tmp_path / inside / made).parent.mkdir(parents=True)
+    (tmp_path / inside / made).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / inside / made).write_text("raise SystemExit('not the package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / inside)
