@@ -1,5 +1,12 @@
 """A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
 
+import sys
+
+from utils.console import complete_environment
+
+if "torch" not in sys.modules:  # which asks for the user's name when it is imported
+    complete_environment()
+
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -56,7 +56,7 @@ def start() -> None:
     import logging  # now that Ctrl-C ends the process quietly
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of caches that it cannot write or has to build
-    _complete_environment()
+    complete_environment()
 
 
 def command(main: Callable[P, int]) -> Callable[P, int]:
@@ -68,7 +68,7 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
     @functools.wraps(main)
     def answering(*args: P.args, **kwargs: P.kwargs) -> int:
         sys.stdout, sys.stderr = sys.stdout or _Nowhere(), sys.stderr or _Nowhere()
-        _complete_environment()
+        complete_environment()
         try:
             try:
                 return main(*args, **kwargs)
@@ -165,7 +165,7 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
         sys.__excepthook__(kind, error, trace)
 
 
-def _complete_environment() -> None:
+def complete_environment() -> None:
     """Give the user a name and a home for libraries that need them when they are imported."""
     import getpass
     import tempfile
