@@ -11,6 +11,15 @@ Exit codes: 0 done, 1 a file could not be written or read, 2 an error that the u
 3 the audit of the run failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
+if __name__ == "__main__":
+    import os
+    import sys
+
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # `python -P` leaves it out
+    from utils.console import start
+
+    start()
+
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +28,10 @@ from utils.choices import load_plugin
 from utils.config.flags import parse, plugins
 from utils.config.load import load, resolve
 from utils.config.schema import USES, Config
+from utils.console import command
 from utils.data.listing import find_images
-from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError, UserError
+from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError
+from utils.stopping import stop_with_sweep
 
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
@@ -29,6 +40,7 @@ AFTER_DIVERGENCE = (
 AFTER_A_FAILED_FILE = "the run's files are kept; correct this, then continue with the same command and --auto_resume"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: that of the process) and return its exit code."""
     try:
@@ -38,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         path, flags = parse(argv)
         config = read_config(path, flags)
         run(config, path.stem if path else config.dataset)
-    except (UserError, AuditError) as error:
+    except AuditError as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 3
+        return 3
     except DivergenceError as error:
         print(f"{error}; {AFTER_DIVERGENCE}", file=sys.stderr)
         return 4
@@ -50,9 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -82,6 +91,7 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
 
 def run(config: Config, name: str) -> None:
     """Do what is asked. torch is imported only here, so that `--help` and configuration errors are quick."""
+    stop_with_sweep()
     if config.eval:
         from eval import evaluate
 

@@ -5,6 +5,11 @@
 Runs whatever is missing of exps/sweeps/quickstart_speed.json, as `python -m tools.sweep` does.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tools.generated import replace_part
-from utils.errors import UserError
+from utils.console import command
 
 
 def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -17,12 +17,8 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """End the process with the exit code of a command, which gets the process's arguments; 2 after a user's error."""
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    """End the process with the exit code of a command, which gets the process's arguments."""
+    sys.exit(command(lambda: main(sys.argv[1:]) or 0)())
 
 
 def write_parts(document: Path, parts: Mapping[str, str]) -> None:

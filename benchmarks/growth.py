@@ -10,6 +10,11 @@ one at once. `--write` puts the tables into docs/performance.md, into the part o
 Shapes: S image side.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace

@@ -8,6 +8,11 @@ compared take turns, and the fastest pass of each counts. The tables go into doc
 Shapes: N images, H height, W width.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import tempfile
 from collections import deque
 from collections.abc import Sequence

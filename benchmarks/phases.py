@@ -8,6 +8,11 @@ All inputs and weights are random: nothing is downloaded. `--write` puts the tab
 part of the device's kind; `--from` takes what `--json` wrote, on whichever machine, instead of measuring.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -5,6 +5,11 @@
 Runs that are finished are kept. The table goes into docs/quickstart.md.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -9,6 +9,11 @@ instead which operators the time goes to, in float32 and in bfloat16. `--write` 
 docs/performance.md, into the part of the device's kind.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,6 +5,11 @@
 Runs whatever is missing, as `python -m tools.sweep` does.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -8,6 +8,11 @@ of the turns' ratios the median. For the branch scores one whole run is made, un
 docs/telemetry.md.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import json
 import tempfile
 from collections.abc import Sequence

@@ -1,11 +1,19 @@
 """A tiny real ViT, its configuration, and tasks of a few images: what the tests of backbone, utils and models share."""
 
 import os
+import sys
+
+from utils.console import complete_environment
+
+if "torch" not in sys.modules:  # which asks for the user's name when it is imported
+    complete_environment()
+
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import leftovers
 import numpy as np
 import pytest
 import timm
@@ -47,6 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    leftovers.watch()
     # In the background of a shell script SIGINT is ignored, under nohup SIGHUP: processes that tests start inherit it.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:

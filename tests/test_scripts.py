@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from leftovers import MARK
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("bash", "cat", "chmod", "cp", "dirname", "mkdir", "nohup", "rm", "sleep", "touch")
+WATCHED = {name: os.environ[name] for name in (MARK,) if name in os.environ}
 QUICKSTART = "main.py|--config|exps/quickstart.json|--overwrite"
 PYTHON = r"""#!{bash}
 # Answers -c as a Python of that version would, makes virtual environments that hold a copy of itself, installs nothing.
@@ -69,7 +71,13 @@ class Machine:
         return subprocess.Popen(
             command,
             cwd=self.project,
-            env={"PATH": str(self.commands), "RECORD": str(self.record), "HOME": str(self.project), **environment},
+            env={
+                "PATH": str(self.commands),
+                "RECORD": str(self.record),
+                "HOME": str(self.project),
+                **WATCHED,
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,6 +1,12 @@
 """Write the generated parts of the documents, and the drawing: `python -m tools.docs`."""
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import ast
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -10,6 +16,7 @@ from tools.drawing import method
 from tools.generated import markdown_table, read_part, read_tables, replace_part
 from utils.config.schema import schemas
 from utils.config.wording import describe
+from utils.console import command
 from utils.files import atomic_write
 from utils.text import shown
 
@@ -87,5 +94,12 @@ def write(root: Path) -> None:
     atomic_write(root / DRAWING, method().encode())
 
 
-if __name__ == "__main__":
+@command
+def main() -> int:
+    """Write them in the working directory."""
     write(Path.cwd())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,11 @@ biases of its own. Percentages are relative to the configuration given with --to
 Exit codes: 0 within the tolerance, 1 outside, 2 an error in a configuration or the command line.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import argparse
 import json
 import sys
@@ -22,7 +27,7 @@ from typing import Any
 from utils.choices import load_plugin
 from utils.config.load import load
 from utils.config.schema import Config
-from utils.errors import UserError
+from utils.console import command
 from utils.files import path_argument
 
 TOLERANCE = Decimal("3.5")  # per cent
@@ -174,6 +179,7 @@ def _difference(match: Match, second: Born) -> str:
     return f"{words} {second.config}, {'within' if match.within else 'outside'}"
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     form = argparse.RawDescriptionHelpFormatter
@@ -184,14 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=("terminal", "json"), default="terminal")
     parser.add_argument("--plugin", type=path_argument, action="append", default=[], help="file of adapter types")
     given = parser.parse_args(arguments)
-    try:
-        for plugin in given.plugin:
-            load_plugin(plugin)
-        configs = [(str(path), load(path)) for path in (given.first, given.second)]
-        (first, total_at), (second, _) = (born(name, config) for name, config in configs)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    for plugin in given.plugin:
+        load_plugin(plugin)
+    configs = [(str(path), load(path)) for path in (given.first, given.second)]
+    (first, total_at), (second, _) = (born(name, config) for name, config in configs)
     width = best_width(total_at, second.total)
     present = compare(first, first.width, first.total, second.total, given.tolerance)
     best = compare(first, width, total_at(width), second.total, given.tolerance)

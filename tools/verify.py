@@ -10,6 +10,11 @@ edited on purpose can have the right checksums, but then the other checks are ha
 Exit codes: 0 all checks passed, 1 a check failed, 2 not a finished run.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -17,6 +22,7 @@ from pathlib import Path
 
 from tools.finished.checks import CHECKS
 from tools.finished.reader import foreign_path, parse_run, require_files
+from utils.console import command
 from utils.errors import UserError
 from utils.files import path_argument
 
@@ -37,6 +43,7 @@ def verify(path: Path) -> dict[str, list[str]]:
     return {READABLE: []} | {check.name: check.faults(run) for check in CHECKS}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = argparse.ArgumentParser(

@@ -1,6 +1,9 @@
 """Write files completely or not at all, and convert values to strict JSON."""
 
+import errno
+import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -8,7 +11,17 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+logger = logging.getLogger(__name__)
+
+NOT_SUPPORTED = {  # what file systems answer that cannot flush folders or lock files
+    getattr(errno, name)
+    for name in ("EACCES", "EBADF", "EINVAL", "EISDIR", "ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EPERM")
+}
+UNSYNCED = "cannot be flushed to the disk here; after a power failure the newest files can be missing or older ones"
+UNLOCKED = "cannot be locked here; a second process that uses it at the same time is not noticed, so start only one"
+_warned: set[tuple[str, int]] = set()
 
 
 def expanded(path: str) -> str:
@@ -60,17 +73,55 @@ def atomic_write(path: Path, content: bytes) -> None:
         with naming(path), temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            with if_supported(path, UNSYNCED):
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # flush the new name, too; Windows cannot open folders
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    with if_supported(path.parent, UNSYNCED):
+        descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(descriptor)  # the new name, too
         finally:
             os.close(descriptor)
+
+
+def lock(file: IO[bytes], path: Path) -> None:
+    """Lock an open file for this process, or warn where files cannot be locked. The lock ends with the process.
+
+    Unlike with flock, child processes do not inherit the lock; but closing the file anywhere in this process ends it.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+        OSError: An error of the disk.
+    """
+    with if_supported(path, UNLOCKED):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EACCES:  # some systems say so
+                raise BlockingIOError(errno.EAGAIN, error.strerror) from None
+            raise
+
+
+@contextmanager
+def if_supported(path: Path, lost: str) -> Iterator[None]:
+    """Let network mounts and the like lack an operation: warn of what is `lost`, once for each file system.
+
+    Raises:
+        OSError: The disk is full or broken.
+    """
+    try:
+        with naming(path):
+            yield
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        where = (lost, os.stat(path.parent).st_dev)
+        if where not in _warned:
+            _warned.add(where)
+            logger.warning("%s: %s (%s)", path, lost, error.strerror)
 
 
 @contextmanager

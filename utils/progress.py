@@ -1,6 +1,7 @@
 """How far a long command is: a bar on a terminal, elsewhere a line now and then."""
 
 import logging
+import os
 import re
 import sys
 import time
@@ -27,8 +28,8 @@ def progress(iterable: Iterable[T], what: str, total: int, done: int = 0) -> Ite
 
 
 def on_terminal() -> bool:
-    """Return whether standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Return whether standard error is a terminal that can show a bar."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _with_bar(iterable: Iterable[T], bar: tqdm) -> Iterator[T]:

@@ -4,13 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from utils.errors import StoppedError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PARENT = "SEMA_PARENT"  # environment variable: the process number of a sweep, for its runs
+LOOK = 1.0  # seconds from one look at the parent process to the next
+PATIENCE = 8.0  # seconds for a run to save its state when its sweep has ended
 
 
 class StopRequest:
@@ -32,17 +37,49 @@ class StopRequest:
         elif not self._ending:
             self._ending = True
             _say(f"{signal.Signals(number).name} again: ended at once; what was saved is still there")
-            try:
-                for child in multiprocessing.active_children():  # they would print an error otherwise
-                    child.kill()
-            finally:
-                os._exit(128 + number)
+            _end(number)
+
+
+def _end(number: int) -> NoReturn:
+    try:
+        for child in multiprocessing.active_children():  # they would print an error otherwise
+            child.kill()
+    finally:
+        os._exit(128 + number)
 
 
 def _say(text: str) -> None:
     """Write to stderr without Python's buffers, which may be in use when a signal arrives."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
+
+
+def follow(parent: int, end: Callable[[], object]) -> None:
+    """Call a function, in a thread, when the parent of this process has ended, even by SIGKILL.
+
+    Args:
+        parent: Its process number.
+        end: Ends this process.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        end()
+
+    threading.Thread(target=watch, name="follows its parent", daemon=True).start()
+
+
+def stop_with_sweep() -> None:
+    """Let a run that a sweep started save its state and stop when the sweep has ended without asking for it."""
+    if parent := os.environ.pop(PARENT, None):
+        follow(int(parent), _stop)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    _end(signal.SIGTERM)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from utils import files
 from utils.files import atomic_write, json_line, naming, plain, read_text, write_json
 
 
@@ -38,6 +39,38 @@ def test_until_the_bytes_are_on_the_disk_the_old_content_stands(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", watched)
     atomic_write(path, b"new")
     assert seen == [(b"old", [b"new"]), (b"new", [])]  # the file, then its folder
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("call", ["fsync", "open"])
+def test_where_a_folder_cannot_be_flushed_one_warning_says_what_is_lost(tmp_path, monkeypatch, caplog, number, call):
+    real = getattr(os, call)
+
+    def refusing(what, *more):
+        if stat.S_ISDIR(os.stat(what).st_mode):
+            raise OSError(number, os.strerror(number))
+        return real(what, *more)
+
+    monkeypatch.setattr(os, call, refusing)
+    monkeypatch.setattr(files, "_warned", set())
+    for name in ("a", "b"):
+        atomic_write(tmp_path / name, b"new")
+    assert (tmp_path / "b").read_bytes() == b"new"
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path}: cannot be flushed to the disk here; after a power failure")
+    assert warning.endswith(f"({os.strerror(number)})")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_an_error_of_the_disk_stays_an_error_for_folders_too(tmp_path, monkeypatch, number):
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
+        atomic_write(tmp_path / "a", b"new")
+    assert error.value.filename == str(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_debris(tmp_path, monkeypatch):

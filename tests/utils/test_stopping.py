@@ -99,6 +99,36 @@ def test_the_second_ends_the_process_at_once_whatever_it_is_doing(where, second)
     assert done.stderr.splitlines()[-1] == f"{second.name} again: ended at once; what was saved is still there"
 
 
+ORPHAN = """
+import os, signal, subprocess, sys, time
+from utils import stopping
+stopping.LOOK, stopping.PATIENCE = 0.05, 0.3
+if sys.argv[1] == "parent":
+    os.environ[stopping.PARENT] = str(os.getpid())
+    subprocess.Popen([sys.executable, "-c", sys.argv[3], "child", sys.argv[2], sys.argv[3]])
+    time.sleep(60)
+with stopping.stop_requests() as request:
+    stopping.stop_with_sweep()
+    assert stopping.PARENT not in os.environ
+    print("up", flush=True)
+    while request.signal is None:
+        time.sleep(0.02)
+    print(request.signal.name, flush=True)
+    while sys.argv[2] == "deaf":
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("how", ["polite", "deaf"])
+def test_the_run_of_a_killed_sweep_is_asked_to_stop_and_then_ended(how):
+    command = [sys.executable, "-c", ORPHAN, "parent", how, ORPHAN]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == "up\n"
+        parent.kill()
+        assert parent.stdout.read() == "SIGTERM\n"  # to the end of the child, which has the pipe, too
+
+
 def test_outside_the_main_thread_there_is_nothing_to_note():
     found = []
 

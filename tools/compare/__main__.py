@@ -12,6 +12,11 @@ so are folders that are left out because they hold no run.
 Exit codes: 0 success, 2 invalid arguments or runs.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
@@ -20,23 +25,20 @@ from tools.compare.comparison import Comparison, compare
 from tools.compare.data import as_csv, as_json
 from tools.compare.fairness import warnings
 from tools.compare.tables import READABLE
-from utils.errors import UserError
+from utils.console import command
 from utils.files import path_argument
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "json": as_json}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = runs_parser("tools.compare", __doc__)
     add = parser.add_argument
     add("--format", choices=FORMATS, default="terminal", help="default: terminal; csv and json: unrounded")
     options = parser.parse_args(argv)
-    try:
-        comparison = compare(options.runs, options.baseline)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    comparison = compare(options.runs, options.baseline)
     sys.stdout.write(FORMATS[options.format](comparison))
     if options.format == "csv":  # the other formats contain them
         for line in warnings(comparison):

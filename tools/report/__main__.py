@@ -10,16 +10,22 @@ cadence, consolidation, expansion. `--figures` also writes every figure of the p
 Exit codes: 0 success, 2 invalid arguments or runs.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import sys
 from collections.abc import Sequence
 
 from tools.compare.__main__ import runs_parser
 from tools.compare.comparison import compare
 from tools.report.build import write_report
-from utils.errors import UserError
+from utils.console import command
 from utils.files import path_argument
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return its exit code."""
     parser = runs_parser("tools.report", __doc__)
@@ -28,11 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--figures", type=path_argument, metavar="DIR", help="folder for the figures as PDF and PNG")
     options = parser.parse_args(argv)
-    try:
-        write_report(compare(options.runs, options.baseline), options.output, options.figures)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    write_report(compare(options.runs, options.baseline), options.output, options.figures)
     print(options.output)
     return 0
 

@@ -15,8 +15,12 @@ OUTPUT_DIR/NAME/logs/.
 Exit codes: 0 all runs finished, 1 some failed, 2 an error in the sweep file or the command line, 130 interrupted.
 """
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import argparse
-import fcntl
 import json
 import signal
 import sys
@@ -33,8 +37,9 @@ from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, ignored_folders, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
+from utils.console import command
 from utils.errors import UserError
-from utils.files import atomic_write, path_argument
+from utils.files import atomic_write, lock, path_argument
 from utils.text import shown
 
 FOLDER = "logs/sweeps"
@@ -43,14 +48,12 @@ AFTER_A_FAILED_FILE = "the finished runs are kept; correct this, then go on with
 MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user asks for more
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: that of the process) and return its exit code."""
     options = _parser().parse_args(argv)
     try:
         return run(options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
@@ -122,9 +125,10 @@ def _locked(folder: Path) -> Iterator[None]:
         UserError: Another sweep runs there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".sweep.lock").open("w") as lock:  # the lock ends with the process
+    path = folder / ".sweep.lock"
+    with path.open("wb") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, path)
         except BlockingIOError:
             raise UserError(f"another sweep runs in {folder}; wait for it, or choose another --output_dir") from None
         yield

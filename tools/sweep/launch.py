@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.runs.environment import require_package
+from utils.stopping import PARENT
 
 PATIENCE = 10.0  # seconds from asking a job to stop until it is killed
 INTO_A_FILE = 'exec "$@" > "$0" 2>&1'  # for a shell: writes the output of a command to the file named before it
@@ -60,7 +62,7 @@ def local(slots: int, gpus: Sequence[str] = ()) -> Start:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ, **gpu},
+                env={"OMP_NUM_THREADS": threads, **os.environ, **gpu, PARENT: str(os.getpid())},
                 start_new_session=True,  # keeps Ctrl-C in the terminal from it
             )
 
@@ -107,10 +109,7 @@ def slurm(folder: Path, parameters: Mapping[str, object], cluster: str = "slurm"
     Raises:
         UserError: submitit or the cluster is missing, or a parameter is wrong.
     """
-    try:
-        import submitit  # an extra
-    except ModuleNotFoundError:
-        raise UserError("--launcher slurm needs submitit: pip install 'submitit>=1.5'") from None
+    submitit = require_package("submitit", "submitit>=1.5")
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(name=folder.name, **{**CLUSTER_DEFAULTS, **parameters})

@@ -1,5 +1,10 @@
 """`python -m utils.data NAME --data_root DIR` checks that a data set is complete; it downloads cifar224 if needed."""
 
+if __name__ == "__main__":
+    from utils.console import start
+
+    start()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -8,12 +13,14 @@ from typing import get_args
 
 from torchvision.datasets import CIFAR100
 
+from utils.console import command
 from utils.data.sources import OnBadImage, load_dataset
 from utils.datasets import DATASETS
 from utils.errors import DataError
 from utils.files import path_argument
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a data set and print its size. cifar224 is downloaded first if it is missing."""
     parser = argparse.ArgumentParser(prog="python -m utils.data", description=main.__doc__)

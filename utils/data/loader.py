@@ -3,11 +3,13 @@
 Shapes: B batch, S image side.
 """
 
+import os
 import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import UserError
-from utils.stopping import SIGNALS
+from utils.stopping import SIGNALS, follow
 from utils.streams import generator, seeded
 
 Stream = tuple[int | str, ...]
@@ -137,6 +139,7 @@ class StreamLoader:
             sampler=self._requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            worker_init_fn=_follow,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # otherwise every pass would draw from the global generator
         )
@@ -146,6 +149,11 @@ class StreamLoader:
             raise batch
         indices, images, labels = batch
         return indices, self.way.finish(images, self.device), _send(labels, self.device)
+
+
+def _follow(_: int) -> None:
+    """End a worker when the process that started it was killed: one that hangs, or waits to send, would not notice."""
+    follow(os.getppid(), partial(os._exit, 1))
 
 
 @contextmanager

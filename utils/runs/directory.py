@@ -5,7 +5,6 @@
 A finished run has a results.json, an unfinished run has none. Results are replaced only if the user asks for it.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -21,7 +20,7 @@ from utils.choices import require_plugins
 from utils.config.identity import LOCATIONS, content, digests, result_hash
 from utils.config.schema import Config
 from utils.errors import UserError
-from utils.files import naming, seen_from
+from utils.files import lock, naming, seen_from
 from utils.json_file import read_object
 from utils.text import shown
 
@@ -220,9 +219,8 @@ def locked(path: Path) -> Iterator[None]:
         raise RunDirError(f"run directory {str(path)!r} cannot be made: {error}") from error
     with file:
         try:
-            # Unlike with flock, child processes do not inherit the lock; but closing the file anywhere here ends it.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (PermissionError, BlockingIOError):
+            lock(file, path / LOCK)
+        except BlockingIOError:
             file.seek(0)
             owner = file.read().decode(errors="replace").strip() or "another process"
             raise RunDirError(f"{path}: {owner} is using this run directory; wait until it ends, or stop it") from None

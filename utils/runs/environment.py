@@ -1,6 +1,7 @@
 """The environment of a run: versions, machine, commit and command line."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
@@ -8,8 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from utils.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
 PROJECT = Path(__file__).resolve().parents[2]
@@ -38,6 +43,31 @@ def reproduce_line(begun: Mapping[str, Any]) -> str:
     """Return the command that repeats a run, from the `environment` in which it was started."""
     changes = ", with uncommitted changes" if begun["dirty"] else ""
     return f"{begun['command']}  # at commit {begun['commit']}{changes}, requirements.lock {begun['lock']}"
+
+
+def require_package(name: str, requirement: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        UserError: It is not installed; with the command that installs it. A file or folder of that name in the project
+            or in the working directory is not the package.
+    """
+    problem = f"{name} is not installed: pip install '{requirement}'"
+    loaded = sys.modules.get(name)  # torch imports wandb
+    spec = loaded.__spec__ if loaded else importlib.util.find_spec(name)
+    if spec is not None and (found := _not_a_package(spec)):
+        raise UserError(f"{problem} ({found} is not the package)")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{problem} ({error})") from None
+
+
+def _not_a_package(spec: ModuleSpec) -> Path | None:
+    """Return where a module lies if it is a folder without code, or in the project or the working directory."""
+    places = list(spec.submodule_search_locations or []) or [str(spec.origin)]
+    place = Path(places[0]).resolve()
+    return place if spec.origin is None or place.parent in (PROJECT, Path.cwd()) else None
 
 
 def _version(package: str) -> str | None:

@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from utils.files import json_line, naming, plain, write_json
+from utils.files import UNSYNCED, if_supported, json_line, naming, plain, write_json
 from utils.json_file import read_object
 from utils.runs import directory as run_dir
 from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan, checksums
@@ -79,7 +79,8 @@ class RunLog:
         if not file.exists():
             return 0
         with naming(file), file.open("rb") as opened:
-            os.fsync(opened.fileno())
+            with if_supported(file, UNSYNCED):
+                os.fsync(opened.fileno())
             return os.fstat(opened.fileno()).st_size
 
     def forget_events_after(self, length: int) -> None:

@@ -7,7 +7,6 @@ resumed run replaces the points of the lines it repeats. W&B reads the TensorBoa
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from utils.config.schema import Config
 from utils.errors import UserError
 from utils.files import plain
+from utils.runs.environment import require_package
 from utils.runs.events import FILE, Event, EventSink
 from utils.runs.log import RunLog
 
@@ -48,7 +48,7 @@ def _points(value: Any, path: tuple[str, ...] = (), place: str = "") -> Iterator
             else:
                 yield from _points(inner, (*path, str(number)))
     elif isinstance(value, dict):
-        if "adapter" in value:  # an entry of telemetry, a receipt of a consolidation
+        if {"layer", "adapter"} <= value.keys():  # an entry of telemetry, a receipt of a consolidation
             path, place = path[:1], f"layer{value['layer']}_adapter{value['adapter']}"
             value = {key: inner for key, inner in value.items() if key not in ("layer", "adapter")}
         else:
@@ -72,10 +72,7 @@ def require_trackers(config: Config) -> None:
         UserError: With the command that installs the missing package.
     """
     for package in _packages(config):
-        try:
-            import_module(package)
-        except ModuleNotFoundError as error:
-            raise UserError(f"{package} is not installed: pip install '{PACKAGES[package]}' ({error})") from None
+        require_package(package, PACKAGES[package])
 
 
 @contextmanager
@@ -108,7 +105,7 @@ def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
 
 
 def _start_wandb(project: str, path: Path, config: Config) -> Any:
-    wandb, values = import_module("wandb"), config.model_dump(mode="json")
+    wandb, values = require_package("wandb", PACKAGES["wandb"]), config.model_dump(mode="json")
     try:
         return wandb.init(project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=values)
     except wandb.Error as error:

@@ -34,6 +34,18 @@ from pathlib import Path
 seed, size = flags.pop("seed")[0], flags["batch_size"]
 write_run(Path(flags["output_dir"]), path.stem, seed, [[size], [size - 9, size + seed]], sizes=[10, 10], **flags)
 """
+# instead of training: waits for the request to stop, and then saves a file as a run saves its state
+KILLED = """
+import os, pathlib, time
+from utils.stopping import stop_requests, stop_with_sweep
+here = pathlib.Path(__file__).parent
+with stop_requests() as request:
+    stop_with_sweep()
+    (here / f"up-{os.getpid()}").touch()
+    while request.signal is None:
+        time.sleep(0.05)
+    (here / f"saved-{os.getpid()}").touch()
+"""
 # of the stand-in's process, so that nothing is patched in a subprocess
 PROGRAM = """
 import sys
@@ -193,6 +205,25 @@ def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
     assert process.returncode == 130
     assert "run the same command to resume" in errors
     assert not children_in(folder)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked up there")
+def test_the_runs_of_a_sweep_that_is_killed_stop_within_ten_seconds(folder):
+    (folder / "main.py").write_text(f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n" + KILLED)
+    process = subprocess.Popen(command(folder), cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while len(list(folder.glob("up-*"))) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10
+    while children_in(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(list(folder.glob("saved-*"))) == 2
 
 
 def children_in(folder: Path) -> list[str]:

@@ -136,7 +136,7 @@ LOCAL = {"timeout_min": 5, "gpus_per_node": 0, "cpus_per_task": 1}
 def test_a_job_of_a_cluster_prints_to_the_log_and_says_where_its_own_lies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start = slurm(tmp_path / "slurm", LOCAL, cluster="local")
-    script = "import os, sys; print(os.getcwd(), sys.argv[1]); sys.exit('no luck')"
+    script = "import os, sys; print(os.getcwd(), sys.argv[1], flush=True); sys.exit('no luck')"
     job = start([sys.executable, "-c", script, "it's $1"], Path("the log"), 0)
     wait(job)
     assert (tmp_path / "the log").read_text() == f"{tmp_path} it's $1\nno luck\n"
@@ -160,7 +160,7 @@ def test_jobs_of_a_cluster_are_cancelled(tmp_path):
 
 def test_without_submitit_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match="pip install 'submitit"):
+    with pytest.raises(UserError, match=r"submitit is not installed: pip install 'submitit>=1\.5'"):
         slurm(tmp_path, {})
 
 

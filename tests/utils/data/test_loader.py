@@ -280,6 +280,43 @@ def test_a_worker_that_dies_between_two_passes_is_told(make):
     assert len(whole(loader, "func", 2)) == 3  # with new workers
 
 
+HANGING = """
+import os, pathlib, sys, time, torch
+from utils.data.loader import StreamLoader
+class Hanging:
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        pathlib.Path(sys.argv[1], str(os.getpid())).touch()
+        time.sleep(100)
+if __name__ == "__main__":
+    for _ in StreamLoader(Hanging(), 2, torch.device("cpu"), 0).epoch("x", batch_size=1, shuffle=False):
+        pass
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_hang_end_with_a_main_process_that_is_killed(tmp_path: Path):
+    command = [sys.executable, "-c", HANGING, str(tmp_path)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}) as main:
+        deadline = time.monotonic() + 60
+        while len(workers := {int(file.name) for file in tmp_path.iterdir()}) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        main.kill()
+    deadline = time.monotonic() + 10
+    while any(map(runs, workers)):  # they are no children of this process
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # each process imports torch
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

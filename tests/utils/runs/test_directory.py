@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from utils import files
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
@@ -137,12 +138,27 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         pass
 
 
-def test_where_files_cannot_be_locked_nobody_is_said_to_be_at_work(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_files_cannot_be_locked_one_warning_says_what_is_lost(tmp_path, monkeypatch, caplog, number):
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with pytest.raises(RunDirError, match=r"cannot be locked: .*No locks available"), locked(tmp_path):
+    monkeypatch.setattr(files, "_warned", set())
+    for _ in range(2):
+        with locked(tmp_path):
+            pass
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path}/.lock: cannot be locked here; a second process")
+    assert warning.endswith(f"({os.strerror(number)})")
+
+
+def test_a_broken_disk_is_an_error_of_the_lock(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "lockf", broken)
+    with pytest.raises(RunDirError, match=r"cannot be locked: .*Input/output error"), locked(tmp_path):
         pass
 
 

@@ -2,12 +2,23 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
 
+import pytest
+
+from utils.errors import UserError
 from utils.runs.directory import RunPlan
-from utils.runs.environment import PROJECT, commit_state, environment, lock_hash, reproduce_line
+from utils.runs.environment import (
+    PROJECT,
+    commit_state,
+    environment,
+    lock_hash,
+    reproduce_line,
+    require_package,
+)
 from utils.runs.log import RunLog
 
 
@@ -67,3 +78,32 @@ def test_the_line_that_makes_a_run_again(tmp_path):
     }
     assert reproduce_line(begun) == f"python main.py --config x.json  # at commit c0ffee, requirements.lock {lock}"
     assert "c0ffee, with uncommitted changes, req" in reproduce_line({**begun, "dirty": True})
+
+
+# ---- optional packages
+
+
+def test_an_installed_package_is_imported():
+    assert require_package("tensorboard", "tensorboard>=2.18").__name__ == "tensorboard"
+
+
+def test_a_missing_package_is_said_with_the_command_that_installs_it():
+    with pytest.raises(UserError, match=r"^no_such is not installed: pip install 'no_such>=1' \(No module named"):
+        require_package("no_such", "no_such>=1")
+
+
+@pytest.mark.parametrize("made", ["wanted/run-20250101/file", "wanted/__init__.py", "wanted.py"])
+@pytest.mark.parametrize("inside", ["", "elsewhere"])
+def test_a_folder_or_file_with_the_name_of_a_package_is_not_taken_for_it(tmp_path, monkeypatch, made, inside):
+    (tmp_path / inside / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside / made).write_text("raise SystemExit('not the package')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / inside)
+    if inside and made != "wanted/run-20250101/file":  # somebody put it into the search path
+        with pytest.raises(SystemExit):
+            require_package("wanted", "wanted>=1")
+        return
+    place = tmp_path / inside / ("wanted.py" if made == "wanted.py" else "wanted")
+    message = re.escape(f"wanted is not installed: pip install 'wanted>=1' ({place} is not the package)")
+    with pytest.raises(UserError, match=f"^{message}$"):
+        require_package("wanted", "wanted>=1")

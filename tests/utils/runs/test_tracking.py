@@ -197,6 +197,12 @@ POINTS: dict[str, tuple[Event, dict[str, float]]] = {
 }  # fmt: skip
 
 
+def test_a_run_with_plain_adapters_is_tracked_too(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run("plain", tensorboard=True, ffn_adapter_type="adaptmlp", max_tasks=1)
+    ((line, task),) = numbered(path, "task")
+    assert read_back(path / FOLDER)["task/parameters/adapter"] == [(line, task["parameters"]["adapter"])]
+
+
 @pytest.mark.parametrize("what", POINTS)
 def test_the_points_of_an_event(what: str) -> None:
     event, points = POINTS[what]
