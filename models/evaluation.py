@@ -127,10 +127,10 @@ class Evaluator:
 
     @torch.no_grad()
     def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return predicted classes (B,), whether the true ones have one of the five highest logits (B,), and confidence.
+        """Return predicted classes, whether the true ones have one of the five highest logits, and confidence.
 
-        `x` is the input (B, N, D) of block `settled`; see `predict`. Confidence (B,) is the softmax probability of the
-        predicted class.
+        `x` is the input (B, N, D) of block `settled`; see `predict`. All that is returned is (B,); confidence is the
+        softmax probability of the predicted class.
         """
         logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
         top = logits.topk(min(5, classes), dim=1).indices

@@ -31,7 +31,7 @@ class Page:
 
 def page(comparison: Comparison) -> Page:
     """Return the tables and sentences of a comparison."""
-    lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison))}
+    lists = {"Legend": list(_legend(comparison)), "Warnings": warnings(comparison)}  # what comes last is seen first
     return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
 
 
