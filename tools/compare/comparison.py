@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tools.compare.measures import Measure
-from tools.compare.paired import Difference, Spread, difference, spread
 from tools.compare.names import configuration_names
+from tools.compare.paired import Difference, Spread, difference, spread
 from tools.finished.reader import Run, RunError, foreign_folder, missing_path, read_run, unfinished
 from tools.pilot.runs import read_log
 from utils.text import did_you_mean, shown
@@ -116,8 +116,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
         baseline: A run's path (it is read if not in `paths`) or a configuration's name, to compare the others with.
 
     Raises:
-        UserError: A run is missing or damaged, there is no finished one, the baseline is unfinished, or no configuration
-            has its name.
+        UserError: A run is missing or damaged, none is finished, or the baseline is unfinished or unknown.
     """
     foreign = {path: reason for path in paths if (reason := foreign_folder(path) or unfinished(path))}
     runs = _read_all(path for path in paths if path not in foreign)

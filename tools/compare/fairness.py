@@ -1,6 +1,7 @@
 """Warnings about a comparison: too few seeds, unpaired seeds, unequal conditions."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import combinations, groupby
 
 from tools.compare.comparison import Comparison, Group
@@ -33,7 +34,9 @@ def _listed(names: Iterable[str]) -> str:
 def _few_seeds(comparison: Comparison) -> Iterator[str]:
     few = [(group.name, len(group.runs)) for group in comparison.groups if len(group.runs) < FEW]
     counts = ((name, "only one seed" if count == 1 else f"only {count} seeds") for name, count in few)
-    yield from _together("configurations", ((n, f"{c}; fewer than {FEW} say little about the spread") for n, c in counts))
+    yield from _together(
+        "configurations", ((n, f"{c}; fewer than {FEW} say little about the spread") for n, c in counts)
+    )
 
 
 def _unpaired(comparison: Comparison) -> Iterator[str]:
@@ -113,6 +116,10 @@ def _task_sizes(run: Run) -> str | None:
     return " + ".join(runs) if all(sizes) else None
 
 
+def _value(key: str, run: Run) -> object:
+    return run.config.get(key)
+
+
 def _short(values: object, key: str) -> str | None:
     value = values.get(key) if isinstance(values, dict) else None
     return None if value is None else str(value)[:10]
@@ -129,7 +136,7 @@ CONDITIONS: dict[str, Callable[[Run], object]] = {
     "data sets": lambda run: run.config.get("dataset"),
     "tasks (number x classes)": _task_sizes,
     "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
-    **{what: lambda run, key=key: run.config.get(key) for key, what in TRAINING.items()},
+    **{what: partial(_value, key) for key, what in TRAINING.items()},
     "commits": lambda run: _short(run.environment, "commit"),
 }
 CHECKS = (_unequal, _unequal_weights, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)
