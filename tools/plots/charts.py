@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from tools.plots.drawing import COLUMN, INK, SERIES, Numbers, styled
 
 LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv<>P"
+STEPS = [digit * 10**power for power in range(4) for digit in (1, 2, 5)]  # between the numbers of cells
 MANY = 60  # points of a line; with more, markers would hide it
 NAMED_PER_INCH, LONGEST_NAME = 5, 16  # classes for which there is room to name them; characters of a name
 
@@ -137,7 +138,8 @@ def _ticks(count: int, names: Sequence[str] = ()) -> tuple[list[float], list[str
     if names:
         short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
         return [number + 0.5 for number in range(count)], short
-    shown = range(0, count, math.ceil(count / 15))
+    step = next(step for step in (*STEPS, count) if count <= 15 * step)
+    shown = range(0, count, step)
     return [place + 0.5 for place in shown], list(map(str, shown))
 
 
@@ -176,7 +178,7 @@ def bar_chart(values: Sequence[float], names: Sequence[str], x_label: str, *, wi
     with styled():
         figure, axes = _canvas(width, width)
         places = [number + 0.5 for number in range(len(values))]
-        axes.barh(places, values, height=0.8, color=SERIES[0], linewidth=0)
+        axes.barh(places, values, height=0.8 if len(values) <= MANY else 1, color=SERIES[0], linewidth=0)
         _label(axes, x_label, "class ↓")
         axes.set_yticks(*_ticks(len(values), names if len(values) <= NAMED_PER_INCH * width else ()))
         axes.set(xlim=(0, 100), ylim=(len(values), 0))
