@@ -24,7 +24,14 @@ from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
 from utils.runs.forecast import Forecast
 from utils.runs.log import RunClock, RunLog
-from utils.runs.predictions import WHOLE, predictions_file, save_predictions
+from utils.runs.predictions import (
+    WHOLE,
+    Mistake,
+    confident_mistakes,
+    predictions_file,
+    save_mistakes,
+    save_predictions,
+)
 from utils.runs.states import SavedStates, StateError
 from utils.runs.tracking import require_trackers, tracked
 from utils.stopping import StateKeeper, StopRequest, stop_requests
@@ -202,7 +209,11 @@ class Run:
         for name, alone in branches.items():
             self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
-        save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
+        save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
+        if task + 1 == self.tasks.nb_tasks:
+            wrong = confident_mistakes(predictions.labels, predictions.top1, predictions.confidence)
+            shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong)
+            save_mistakes(self.log.path, [Mistake(at, *image) for at, image in zip(wrong, shown, strict=True)])
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
@@ -218,7 +229,9 @@ class Run:
         self.learner.after_task()
         adapters, counts = "-".join(map(str, state["adapters"])), state["parameters"]
         sizes = f"adapters per block {adapters}, {counts['total'] - counts['backbone']} parameters"
-        logger.info("task %d: top-1 %.2f, top-5 %.2f, %s", task, accuracy["top1"], accuracy["top5"], sizes)
+        # Of five classes or fewer the true one is always among the first five.
+        top5 = f"top-5 {accuracy['top5']:.2f}, " if sum(self.learner.task_sizes) > 5 else ""
+        logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
 

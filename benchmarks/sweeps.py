@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.command import make_parser, run_command, write_parts
 from tools.compare.comparison import Comparison
 from tools.compare.measures import MEASURES
+from tools.compare.plot import accuracy_curves
 from tools.compare.tables import Page, Table, markdown_page, page
-from tools.report.figures import accuracy_curves
 from tools.sweep import __main__ as sweep
 from tools.sweep.plan import read_plan
 from utils.files import atomic_write
@@ -57,7 +57,7 @@ def write(folder: str) -> None:
         UserError: A run is damaged.
     """
     interval, matched = (finished(path, folder) for path in (INTERVAL, MATCHED))
-    atomic_write(PICTURE, accuracy_curves(matched.groups).png())
+    atomic_write(PICTURE, accuracy_curves(matched.groups).file("png"))
     write_parts(DOCUMENT, {"interval": tables(interval), "matched": tables(matched), "legend": legend(matched)})
 
 

@@ -126,14 +126,16 @@ class Evaluator:
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
 
     @torch.no_grad()
-    def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor]:
-        """Return predicted classes (B,), and whether the true ones have one of the five highest logits (B,).
+    def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return predicted classes, whether the true ones have one of the five highest logits, and confidence.
 
-        `x` is the input (B, N, D) of block `settled`; see `predict`.
+        `x` is the input (B, N, D) of block `settled`; see `predict`. All that is returned is (B,); confidence is the
+        softmax probability of the predicted class.
         """
         logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
         top = logits.topk(min(5, classes), dim=1).indices
-        return top[:, 0], (top == labels[:, None]).any(dim=1)
+        confidence = logits.float().softmax(dim=1).gather(1, top[:, :1])
+        return top[:, 0], (top == labels[:, None]).any(dim=1), confidence[:, 0]
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""

@@ -54,6 +54,7 @@ class Predictions(NamedTuple):
     labels: np.ndarray  # (n,) true classes
     top1: np.ndarray  # (n,) predicted classes
     top5_hits: np.ndarray  # (n,) whether the true class is among the five (or all, if fewer) highest logits
+    confidence: np.ndarray  # (n,) the softmax probability of the predicted class among the classes seen
 
 
 class TaskLearner(Protocol):

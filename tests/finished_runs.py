@@ -1,16 +1,19 @@
 """Finished runs made for tests: directories as the trainer leaves them, logs as PILOT-family code bases print them."""
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from utils.config.identity import result_hash
 from utils.config.schema import Config
 from utils.files import plain
 from utils.metrics import AccuracyMatrix
+from utils.runs.predictions import WHOLE, Mistake, confident_mistakes, predictions_file, save_mistakes, save_predictions
 
 Rows = Sequence[Sequence[int]]
 RECORDED = Path(__file__).parent / "recorded"  # runs of an earlier version; only ever read
@@ -53,6 +56,33 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
     (path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     (path / "results.json").write_text(json.dumps(plain(results)))
     return path
+
+
+def answer(run: Path, names: Sequence[str] | None = None, mistakes: bool = True) -> np.ndarray:
+    """Give a run predictions after its last task that its results.json counts, and return those: [true, predicted].
+
+    The images of a task are divided evenly among its classes. Those of a class that are wrong are taken for the next
+    class, with a confidence that falls from image to image.
+    """
+    results = json.loads((run / "results.json").read_text())
+    sizes, count, correct = (results["accuracy"][key] for key in ("task_sizes", "count", "correct"))
+    firsts = np.cumsum([0, *sizes[:-1]])
+    labels = np.concatenate([np.arange(n) % k + first for n, k, first in zip(count, sizes, firsts, strict=True)])
+    right = np.concatenate([np.arange(n) < hits for n, hits in zip(count, correct[-1], strict=True)])
+    predicted = np.where(right, labels, (labels + 1) % sum(sizes))
+    confidence = np.linspace(0.99, 0.5, len(labels)) if mistakes else None
+    save_predictions(predictions_file(run, len(sizes) - 1), labels, {WHOLE: predicted}, confidence)
+    if confidence is not None:
+        shown = io.BytesIO()
+        Image.new("RGB", (96, 40), "red").save(shown, "JPEG")
+        wrong = confident_mistakes(labels, predicted, confidence)
+        save_mistakes(run, [Mistake(at, f"folder/{at}.png", shown.getvalue()) for at in wrong])
+    if names:
+        (run / "results.json").write_text(json.dumps({**results, "class_names": list(names)}))
+    counts = np.zeros((sum(sizes), sum(sizes)), int)
+    for true, taken in zip(labels, predicted, strict=True):
+        counts[true, taken] += 1
+    return counts
 
 
 class PilotRun:

@@ -27,7 +27,10 @@ BREACHES = {
         "import utils.timescales.gate",
     ),
     "config, data and time scales do not know each other": ("utils/data/tasks.py", "import utils.config.schema"),
-    "sweep -> report -> compare -> pilot -> finished": ("tools/finished/reader.py", "import tools.compare.measures"),
+    "sweep -> report -> compare -> plots, pilot -> finished": (
+        "tools/finished/reader.py",
+        "import tools.compare.measures",
+    ),
     "no cycles": ("backbone/registry.py", "import backbone.nested_lora"),
     "what must answer at once does so without torch": ("utils/config/load.py", "import torch"),
 }

@@ -111,6 +111,8 @@ def test_a_run_ended_again_and_again_is_the_uninterrupted_run(
         one, other = (read_checkpoint(path / "checkpoints" / f"{file}.safetensors")[0] for path in (cut, whole))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("task_0.npz", "task_1.npz", "task_2.npz", "mistakes.npz"):
+        assert (cut / "predictions" / name).read_bytes() == (whole / "predictions" / name).read_bytes()
     assert len(json.loads((cut / "results.json").read_text())["run"]["resumed"]) > 4
     assert not (cut / "resume").exists()
 

@@ -1,5 +1,6 @@
 """Whole runs through the trainer and the evaluator: what lies in the directory, and what may depend on what."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import trainer
 from eval import evaluate
@@ -20,6 +22,7 @@ from utils.errors import ConfigError, UserError
 from utils.metrics import AccuracyMatrix
 from utils.runs.checkpoint import CheckpointError, read_checkpoint, read_meta
 from utils.runs.directory import RunDirError
+from utils.runs.predictions import read_mistakes, read_predictions
 
 KEYS: dict[str, Any] = {
     "dataset": "npz",
@@ -105,6 +108,29 @@ def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..
     for task in found["tasks"]:
         assert task["accuracy"]["top1"] == pytest.approx(100 * matrix.average_accuracy(task["task"]), abs=0.005)
     assert "slow: lr 0.001" in (path / "log.txt").read_text()
+
+
+def test_a_run_keeps_its_most_confident_mistakes_with_their_images(run: Callable[..., Path], images: Path) -> None:
+    path = run(max_tasks=2)
+    order = read_meta(path / "checkpoints" / "task_1.safetensors")["class_order"]
+    labels, answers, confidence = read_predictions(path / "predictions" / "task_1.npz")
+    mistakes = read_mistakes(path)
+    assert mistakes
+    assert confidence is not None
+    wrong = labels != answers["whole"]
+    assert len(mistakes) == min(24, wrong.sum())
+    assert sorted(confidence[wrong])[::-1][: len(mistakes)] == [confidence[mistake.position] for mistake in mistakes]
+    stored = np.load(images)
+    for mistake in mistakes:
+        row = int(mistake.name.removeprefix("test image "))
+        assert stored["y_test"][row] == order[labels[mistake.position]]
+        with Image.open(io.BytesIO(mistake.thumbnail)) as shown:
+            assert abs(np.asarray(shown).mean() - stored["x_test"][row].mean()) < 3
+
+
+def test_top5_of_few_classes_is_not_printed(run: Callable[..., Path]) -> None:
+    lines = [line for line in (run() / "log.txt").read_text().splitlines() if ": top-1 " in line]
+    assert ["top-5" in line for line in lines] == [False, False, True]  # of 2, 4 and 6 classes
 
 
 def test_results_and_checkpoints_name_the_classes_in_the_order_of_the_tasks(run: Callable[..., Path]) -> None:

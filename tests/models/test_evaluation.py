@@ -24,6 +24,8 @@ def test_accuracy_against_counting_by_hand(make, tasks):
     accuracy, predictions = learner.eval_task()
     assert predictions.labels.tolist() == labels.tolist()
     assert predictions.top1.tolist() == first
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(predictions.confidence, (shares / shares.sum(axis=1, keepdims=True)).max(axis=1), 1e-5)
     assert predictions.top5_hits.all()  # of five classes
     assert accuracy["top1"] == share(hits)
     assert accuracy["top5"] == 100.0

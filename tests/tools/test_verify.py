@@ -17,11 +17,11 @@ from tools.finished.checks import CHECKS
 from tools.verify import READABLE, main, verify
 from utils.runs.directory import checksums
 from utils.runs.images import read_images, write_images
-from utils.runs.predictions import read_predictions, save_predictions
+from utils.runs.predictions import read_mistakes, read_predictions, save_mistakes, save_predictions
 
 (
     MEASURES, TASKS, BRANCHES, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS, THRESHOLDS,
-    PREDICTIONS, CHECKPOINTS, IMAGES, FILES,
+    PREDICTIONS, MISTAKES, CHECKPOINTS, IMAGES, FILES,
 ) = (check.name for check in CHECKS)  # fmt: skip
 
 
@@ -152,6 +152,7 @@ EDITS: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
     ),
     "lost predictions": ("predictions/task_0.npz", Path.unlink, {FILES, PREDICTIONS}),
     "lost checkpoint": ("checkpoints/task_1.safetensors", Path.unlink, {FILES, CHECKPOINTS}),
+    "mistakes": ("predictions/mistakes.npz", lambda f: save_mistakes(f.parents[1], []), {FILES, MISTAKES}),
     "environment": ("environment.json", lambda f: edit(f, '"cores"', '"kernels"'), {FILES}),
     "new file": ("checkpoints/task_3.safetensors", Path.touch, {FILES}),
     "parameters": ("results.json", lambda f: edit(f, '"multiply_adds": ', '"multiply_adds": 1'), {FILES, TASKS}),
@@ -193,12 +194,26 @@ def test_what_a_check_found_before_a_malformed_value_is_named_too(path: Path) ->
 
 def test_predictions_changed_with_their_checksum_do_not_give_the_matrix(path: Path) -> None:
     file = path / "predictions" / "task_1.npz"
-    labels, answers = read_predictions(file)
-    save_predictions(file, labels, {**answers, "fast": (labels + 1) % 4})
+    labels, answers, confidence = read_predictions(file)
+    save_predictions(file, labels, {**answers, "fast": (labels + 1) % 4}, confidence)
     forge(path)
     (fault,) = verify(path)[PREDICTIONS]
     assert fault.startswith(f"{file}: right answers and images of fast = [[0, 0], [8, 8]], but results.json gives")
     assert failed(path) == {PREDICTIONS}
+
+
+def test_mistakes_that_are_not_those_of_the_predictions_are_found(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=2)
+    mistakes = read_mistakes(path) or []
+    assert len(mistakes) > 1
+    save_mistakes(path, mistakes[::-1])
+    forge(path)
+    (fault,) = verify(path)[MISTAKES]
+    assert fault.startswith(f"{path / 'predictions' / 'mistakes.npz'}: positions = [")
+    assert failed(path) == {MISTAKES}
+    (path / "predictions" / "mistakes.npz").unlink()
+    forge(path)
+    assert verify(path)[MISTAKES] == [f"{path / 'predictions' / 'mistakes.npz'}: missing; the run directory is damaged"]
 
 
 def test_a_checkpoint_of_another_matrix_is_found_though_its_checksum_is_right(path: Path) -> None:
@@ -229,7 +244,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, path: Path) -> None:
 
 def test_the_number_of_test_images_counts(path: Path) -> None:
     file = path / "predictions" / "task_0.npz"
-    labels, answers = read_predictions(file)
+    labels, answers, _ = read_predictions(file)
     save_predictions(file, labels[1:], {name: array[1:] for name, array in answers.items()})
     assert PREDICTIONS in failed(path)
     np.savez(file, labels=labels)

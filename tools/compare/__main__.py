@@ -3,11 +3,12 @@
     python -m tools.compare logs/*                                        # every configuration, over its seeds
     python -m tools.compare logs/* --baseline logs/sema_cifar-a59b1a3e-s1 # and its difference to that one's
     python -m tools.compare logs/nested-* pilot/reproduce_1993.log --format markdown
+    python -m tools.compare logs/* --plot accuracy.pdf                    # and draw the accuracy curves for a paper
 
 A RUN is a run directory, or a log file with lines such as `CNN top1 curve: [...]`. Runs that differ only in the seed,
 and in keys that cannot change a result, are one configuration. The accuracies of a run directory are computed from its
 counts of correct answers, those of a log from its percentages. Inconsistencies in a log are reported as warnings, and
-so are folders that are left out because they hold no run.
+so are folders that are left out because they hold no run, and unfinished runs.
 
 Exit codes: 0 success, 2 invalid arguments or runs.
 """
@@ -28,6 +29,7 @@ from tools.compare.tables import READABLE
 from utils.console import command
 from utils.files import path_argument
 
+PLOTS = (".svg", ".pdf", ".png")
 FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "json": as_json}
 
 
@@ -37,13 +39,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = runs_parser("tools.compare", __doc__)
     add = parser.add_argument
     add("--format", choices=FORMATS, default="terminal", help="default: terminal; csv and json: unrounded")
+    add("--plot", type=_plot_file, metavar="FILE", help="write the accuracy curves to a .svg, .pdf or .png file")
+    add("--width", type=_inches, default=3.4, metavar="INCHES", help="of the plot; default: 3.4, a column of a paper")
     options = parser.parse_args(argv)
     comparison = compare(options.runs, options.baseline)
+    if options.plot:
+        from tools.compare.plot import write_plot  # imports matplotlib
+
+        write_plot(comparison.groups, options.plot, options.width)
+        print(f"written: {options.plot}", file=sys.stderr)
     sys.stdout.write(FORMATS[options.format](comparison))
     if options.format == "csv":  # the other formats contain them
         for line in warnings(comparison):
             print(f"warning: {line}", file=sys.stderr)
     return 0
+
+
+def _plot_file(text: str) -> Path:
+    if not text.lower().endswith(PLOTS):
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .svg, .pdf or .png")
+    return Path(text)
+
+
+def _inches(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 1 <= width <= 40:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of inches from 1 to 40")
+    return width
 
 
 def runs_parser(module: str, description: str | None) -> argparse.ArgumentParser:

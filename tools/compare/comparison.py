@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.compare.measures import Measure
+from tools.compare.names import configuration_names
 from tools.compare.paired import Difference, Spread, difference, spread
-from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run
+from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run, unfinished
 from tools.pilot.runs import read_log
 from utils.progress import progress
 from utils.text import did_you_mean, shown
@@ -112,13 +113,14 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Read runs and group them by configuration.
 
     Args:
-        paths: Run directories and log files; other folders and pages, which `logs/*` may name too, are left out.
+        paths: Run directories and log files. Other folders and pages, which `logs/*` may name too, and unfinished runs
+            are left out.
         baseline: A run's path (it is read if not in `paths`) or a configuration's name, to compare the others with.
 
     Raises:
-        UserError: A run is missing, unfinished or damaged, there is none, or no configuration has the baseline's name.
+        UserError: A run is missing or damaged, none is finished, or the baseline is unfinished or unknown.
     """
-    foreign = {path: reason for path in paths if (reason := foreign_path(path))}
+    foreign = {path: reason for path in paths if (reason := foreign_path(path) or unfinished(path))}
     runs = _read_all([path for path in paths if path not in foreign])
     if not runs:
         raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
@@ -151,12 +153,10 @@ def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:
         else:
             same = "the same" if twin.matrix == run.matrix and twin.curve == run.curve else "other"
             repeated.append(f"{run.path}: left out, as {twin.path} is seed {run.seed} too; it has {same} accuracies")
-    labels = [group[0].label for group in kept.values()]
-    groups = []
-    for label, (key, group) in zip(labels, kept.items(), strict=True):
+    names = configuration_names([group[0] for group in kept.values()])
+    for group in kept.values():
         group.sort(key=lambda run: math.inf if run.seed is None else run.seed)
-        groups.append(Group(label if labels.count(label) == 1 else f"{label}-{key}", group))
-    return groups, repeated
+    return list(map(Group, names, kept.values())), repeated
 
 
 def _baseline(groups: Sequence[Group], name: str, keys: Container[str]) -> Group:

@@ -1,12 +1,14 @@
 """Warnings about a comparison: too few seeds, unpaired seeds, unequal conditions."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import combinations, groupby
 
 from tools.compare.comparison import Comparison, Group
 from tools.finished.reader import Run
 
 FEW = 3  # seeds; with fewer the standard deviation says little
+NAMED = 4  # configurations or runs with the same warning
 
 
 def warnings(comparison: Comparison) -> list[str]:
@@ -14,11 +16,27 @@ def warnings(comparison: Comparison) -> list[str]:
     return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
 
 
+def _together(kind: str, notes: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a sentence for each different note, with all to whom it applies: (who, note)."""
+    applies: dict[str, list[str]] = {}
+    for who, note in notes:
+        applies.setdefault(note, []).append(who)
+    for note, names in applies.items():
+        yield f"{names[0]}: {note}" if len(names) == 1 else f"{len(names)} {kind} ({_listed(names)}): {note}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return some names, in quotes where one has a comma."""
+    first, *more = (f'"{name}"' if "," in name else name for name in names)
+    return ", ".join([first, *more[: NAMED - 1], *(["..."] if len(more) >= NAMED else [])])
+
+
 def _few_seeds(comparison: Comparison) -> Iterator[str]:
-    for group in comparison.groups:
-        if len(group.runs) < FEW:
-            count = "only one seed" if len(group.runs) == 1 else f"only {len(group.runs)} seeds"
-            yield f"{group.name}: {count}; fewer than {FEW} say little about the spread"
+    few = [(group.name, len(group.runs)) for group in comparison.groups if len(group.runs) < FEW]
+    counts = ((name, "only one seed" if count == 1 else f"only {count} seeds") for name, count in few)
+    yield from _together(
+        "configurations", ((n, f"{c}; fewer than {FEW} say little about the spread") for n, c in counts)
+    )
 
 
 def _unpaired(comparison: Comparison) -> Iterator[str]:
@@ -74,9 +92,10 @@ def _equal_accuracies(comparison: Comparison) -> Iterator[str]:
 
 
 def _odd_runs(comparison: Comparison) -> Iterator[str]:
-    for _, run in comparison.runs:
-        seed = "" if run.seed is None or not run.is_log else f", seed {run.seed}"
-        yield from (f"{run.path}{seed}: {note}" for note in run.notes)
+    def place(run: Run) -> str:
+        return f"{run.path}" if run.seed is None or not run.is_log else f"{run.path}, seed {run.seed}"
+
+    yield from _together("runs", ((place(run), note) for _, run in comparison.runs for note in run.notes))
 
 
 def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[str]:
@@ -86,7 +105,7 @@ def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[s
         if value is not None:
             by_value.setdefault(str(value), {})[name] = None
     if len(by_value) > 1:
-        parts = (f"{value} in {', '.join(names)}" for value, names in by_value.items())
+        parts = (f"{value} in {_listed(names)}" for value, names in by_value.items())
         yield f"unequal {what}: {'; '.join(parts)}"
 
 
@@ -97,15 +116,27 @@ def _task_sizes(run: Run) -> str | None:
     return " + ".join(runs) if all(sizes) else None
 
 
+def _value(key: str, run: Run) -> object:
+    return run.config.get(key)
+
+
 def _short(values: object, key: str) -> str | None:
     value = values.get(key) if isinstance(values, dict) else None
     return None if value is None else str(value)[:10]
 
 
+# Keys that change how much or from where a network learns: what differs in them too may explain a difference.
+TRAINING = {
+    "func_epoch": "epochs of the adapters (func_epoch)",
+    "rd_epoch": "epochs of the descriptors (rd_epoch)",
+    "batch_size": "batch sizes",
+    "backbone_type": "backbones",
+}
 CONDITIONS: dict[str, Callable[[Run], object]] = {
     "data sets": lambda run: run.config.get("dataset"),
     "tasks (number x classes)": _task_sizes,
     "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
+    **{what: partial(_value, key) for key, what in TRAINING.items()},
     "commits": lambda run: _short(run.environment, "commit"),
 }
-CHECKS = (_few_seeds, _unpaired, _unequal, _unequal_weights, _uncommitted, _equal_accuracies, _odd_runs)
+CHECKS = (_unequal, _unequal_weights, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)

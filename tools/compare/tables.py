@@ -33,7 +33,8 @@ class Page:
 
 def page(comparison: Comparison) -> Page:
     """Return the tables and sentences of a comparison."""
-    lists = {"Warnings": warnings(comparison), "Legend": list(_legend(comparison)) if comparison.groups else []}
+    legend = list(_legend(comparison)) if comparison.groups else []
+    lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
     return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
 
 

@@ -21,7 +21,15 @@ from utils.runs.checkpoint_meta import CheckpointError, read_meta
 from utils.runs.directory import CONFIG, RESULTS, checksums
 from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
 from utils.runs.images import IMAGES, RECORD, fingerprint, read_images
-from utils.runs.predictions import WHOLE, predictions_file, read_predictions
+from utils.runs.predictions import (
+    FOLDER,
+    MISTAKES,
+    WHOLE,
+    confident_mistakes,
+    predictions_file,
+    read_mistakes,
+    read_predictions,
+)
 from utils.text import shown
 from utils.timescales.judge import judge
 from utils.timescales.scales import GATED, NAMES, NEITHER, SCALES
@@ -219,7 +227,7 @@ def _predictions(run: Run) -> Faults:
     for task in run.tasks:
         file = predictions_file(run.path, task)
         try:
-            labels, answers = read_predictions(file)
+            labels, answers, _ = read_predictions(file)
         except RunError as error:
             yield str(error)
             continue
@@ -230,6 +238,19 @@ def _predictions(run: Run) -> Faults:
             found = count_hits(answers[name], labels, matrix.task_sizes[: task + 1])
             right = matrix.correct[task], matrix.count[: task + 1]
             yield from unequal(file, f"right answers and images of {name}", found, right, RESULTS)
+
+
+def _mistakes(run: Run) -> Faults:
+    mistakes, file = read_mistakes(run.path), predictions_file(run.path, run.tasks[-1])
+    labels, answers, confidence = read_predictions(file)
+    if mistakes is None and confidence is None:  # written by an earlier version
+        return
+    if mistakes is None or confidence is None:
+        missing = f"{run.path / FOLDER / MISTAKES}: missing" if mistakes is None else f"{file}: no confidence"
+        yield f"{missing}; the run directory is damaged"
+        return
+    found, right = [mistake.position for mistake in mistakes], confident_mistakes(labels, answers[WHOLE], confidence)
+    yield from unequal(run.path / FOLDER / MISTAKES, "positions", found, right, file.name)
 
 
 def _checkpoints(run: Run) -> Faults:
@@ -270,6 +291,7 @@ CHECKS = (
     Check("epochs are those of the configuration", _epochs, "verify"),
     Check("expansion thresholds are those of the configuration", _thresholds, "verify"),
     Check("accuracies are the counts of the predictions", _predictions, "verify"),
+    Check("mistakes are the most confident of the predictions", _mistakes, "verify"),
     Check("checkpoints belong to the run", _checkpoints, "verify"),
     Check("images are those of the run", _images, "verify"),
     Check("files are as the run wrote them", _files, "verify"),

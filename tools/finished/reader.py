@@ -1,5 +1,6 @@
 """Read finished runs, and refuse those that are incomplete, damaged or edited."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,13 @@ def foreign_path(path: Path) -> str:
     if path.is_file() and path.suffix in PAGES:
         return f"{path}: left out, it is a page about runs, not a run"
     return ""
+
+
+def unfinished(path: Path) -> str:
+    """Return why a comparison leaves out a run without results; empty for another path."""
+    if not (path / CONFIG).is_file() or (path / RESULTS).exists():
+        return ""
+    return f"{path}: left out, the run is unfinished; to finish it: python main.py --resume {shlex.quote(str(path))}"
 
 
 def _runs_within(path: Path) -> str:

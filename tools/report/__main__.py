@@ -1,11 +1,12 @@
-"""Write one self-contained HTML page about finished runs: it needs no network, no server and no JavaScript.
+"""Write one self-contained HTML page about finished runs: it needs no network and no server, and the runs no data.
 
     python -m tools.report logs/* -o report.html
     python -m tools.report logs/* -o report.html --baseline sema_cifar --figures figures/
 
 A RUN is what `tools.compare` takes: a run directory, or a log file of a PILOT-family code base. The page has the
-comparison's tables, accuracy curves and matrices, and what the runs recorded: their time scales over steps and tasks,
-cadence, consolidation, expansion. `--figures` also writes every figure of the page as PDF and PNG.
+comparison's tables, accuracy curves and matrices, accuracy by class, confusions, the most confident mistakes with their
+images, and what the runs recorded: their time scales over steps and tasks, cadence, consolidation, expansion.
+`--figures` also writes every figure of the page as PDF and PNG.
 
 Exit codes: 0 success, 2 invalid arguments or runs.
 """

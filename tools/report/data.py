@@ -39,6 +39,16 @@ def mean_matrix(matrices: Sequence[AccuracyMatrix]) -> np.ndarray:
     return 100 * np.mean([matrix.matrix[:size, :size] for matrix in matrices], axis=0)
 
 
+def distinct(named: Iterable[tuple[str, np.ndarray | None]]) -> list[tuple[str, np.ndarray]]:
+    """Return matrices that differ, each under the names of all that are equal to it: `a = b`; None is left out."""
+    found: dict[tuple[object, bytes], tuple[str, np.ndarray]] = {}
+    for name, values in named:
+        if values is not None:
+            key = (values.shape, values.tobytes())
+            found[key] = (f"{found[key][0]} = {name}" if key in found else name, values)
+    return list(found.values())
+
+
 def branches(run: Run) -> dict[str, AccuracyMatrix]:
     """Return the accuracy matrix of every subset of branches, all of them first; empty if none was measured."""
     measured = {name: AccuracyMatrix.from_json(matrix) for name, matrix in run.results.get("branches", {}).items()}

@@ -4,25 +4,39 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from tools.compare.comparison import Group
+from tools.compare.plot import ACCURACY, AFTER, band_line, last
 from tools.finished.reader import Run
+from tools.plots.charts import Line, heat_map, line_chart, line_numbers
+from tools.plots.drawing import Drawing, Numbers
 from tools.report import data
-from tools.report.charts import Line, heat_map, line_chart
 from tools.report.data import Quantity, Reading, Scan
-from tools.report.drawing import Drawing
-from utils.metrics import AccuracyMatrix
 from utils.timescales.scales import NEITHER
 
-ACCURACY, AFTER, WITHIN = "accuracy (%)", "after learning task", "task, from its first step to its last"
+WITHIN = "task, from its first step to its last"
 
 
-def _of(group: Group, title: str, text: str, draw: Callable[..., Figure]) -> Drawing:
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{title} {group.name}").strip("-")[:80]
-    return Drawing(name, f"{group.name}: {title}", text, draw)
+def of_group(group: str, title: str, text: str, draw: Callable[..., Figure], numbers: Numbers) -> Drawing:
+    """Return a chart of the configuration of that name."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{title} {group}").strip("-")[:80]
+    return Drawing(name, f"{group}: {title}", text, draw, numbers)
+
+
+def _lines(group: Group, title: str, text: str, lines: Sequence[Line], x: str, y: str, **more: Any) -> Drawing:
+    return of_group(group.name, title, text, partial(line_chart, lines, x, y, **more), line_numbers(lines, x))
+
+
+def _table_of(values: np.ndarray, row: str, column: str, digits: int) -> Numbers:
+    """Return a matrix with the numbers of its rows and columns; NaN as an empty cell."""
+    cells = [["" if math.isnan(value) else f"{value:.{digits}f}" for value in line] for line in values]
+    return Numbers(
+        [row, *(f"{column} {n}" for n in range(values.shape[1]))], [[str(n), *c] for n, c in enumerate(cells)]
+    )
 
 
 def _seeds(group: Group) -> str:
@@ -32,33 +46,14 @@ def _seeds(group: Group) -> str:
 # ---- accuracy
 
 
-def accuracy_curves(groups: Sequence[Group]) -> Drawing:
-    """Draw A_t of every configuration."""
-    lines = [_band_line(group.name, [run.curve for run in group.runs], number) for number, group in enumerate(groups)]
-    text = f"Mean over seeds; the band is one standard deviation to either side. {_last(lines)}"
-    return Drawing("accuracy", "Accuracy over all classes seen", text, partial(line_chart, lines, AFTER, ACCURACY))
-
-
-def _band_line(label: str, curves: Sequence[Sequence[float]], style: int) -> Line:
-    """Return mean and standard deviation over seeds in per cent, over the tasks that all runs have."""
-    per_cent = 100 * np.array(list(zip(*curves, strict=False)))
-    y, width = per_cent.mean(axis=1), per_cent.std(axis=1, ddof=1) if len(curves) > 1 else None
-    band = None if width is None else ((y - width).tolist(), (y + width).tolist())
-    return Line(label, range(len(y)), y.tolist(), style, band)
-
-
-def _last(lines: Sequence[Line]) -> str:
-    return "; ".join(f"{line.label} ends at {line.y[-1]:.1f} %" for line in lines) + "."
-
-
-def matrix(group: Group, title: str, matrices: Sequence[AccuracyMatrix]) -> Drawing | None:
-    """Draw R of a configuration."""
-    values = data.mean_matrix(matrices)
+def matrix(group: str, title: str, values: np.ndarray) -> Drawing | None:
+    """Draw R in per cent."""
     if np.isnan(values).all():
         return None
     ends = f"The last row goes from {values[-1, 0]:.0f} % on task 0 to {values[-1, -1]:.0f} % on the last task."
     draw = partial(heat_map, values, "accuracy on task (%)", AFTER, top=100)
-    return _of(group, title, f"A row for each task learned, a column for each task. {ends}", draw)
+    numbers = _table_of(values, AFTER, "accuracy on task", 2)
+    return of_group(group, title, f"A row for each task learned, a column for each task. {ends}", draw, numbers)
 
 
 def branch_title(name: str) -> str:
@@ -66,16 +61,22 @@ def branch_title(name: str) -> str:
     return f"{name} branch" if name == NEITHER else name.replace("+", " + ") if "+" in name else f"{name} only"
 
 
-def branches(group: Group) -> Iterator[Drawing | None]:
-    """Draw A_t with each subset of branches, then R with each."""
+def by_branch(group: Group) -> Drawing | None:
+    """Draw A_t with each subset of branches."""
     found = {branch_title(name): matrices for name, matrices in data.shared_branches(group).items()}
-    if found:
-        curves = [[matrix.average_accuracies for matrix in matrices] for matrices in found.values()]
-        lines = list(map(_band_line, found, curves, range(len(curves))))
-        text = f"Accuracy of the network with only some of its branches, mean over {_seeds(group)}. {_last(lines)}"
-        yield _of(group, "accuracy by branch", text, partial(line_chart, lines, AFTER, ACCURACY))
-    for title, matrices in found.items():
-        yield matrix(group, title, matrices)
+    if not found:
+        return None
+    curves = [[matrix.average_accuracies for matrix in matrices] for matrices in found.values()]
+    lines = list(map(band_line, found, curves, range(len(curves))))
+    text = f"Accuracy of the network with only some of its branches, mean over {_seeds(group)}. {last(lines)}"
+    return _lines(group, "accuracy by branch", text, lines, AFTER, ACCURACY)
+
+
+def branches(group: Group) -> Iterator[Drawing | None]:
+    """Draw R with each subset of branches; equal matrices once."""
+    named = ((branch_title(name), data.mean_matrix(some)) for name, some in data.shared_branches(group).items())
+    for title, values in data.distinct(named):
+        yield matrix(group.name, title, values)
 
 
 # ---- time scales
@@ -97,16 +98,17 @@ def time_scales(group: Group) -> Iterator[Drawing]:
     recorded = list(dict.fromkeys(quantity for entry in entries for quantity in entry))
     for title, (y_label, limits, keys) in TELEMETRY.items():
         lines = [
-            _over_tasks(_label(quantity) if number == 0 else None, readings, quantity, style)
+            _over_tasks(_seeded(_label(quantity), run, measured), readings, quantity, style, thin=number > 0)
             for style, quantity in enumerate(quantity for quantity in recorded if quantity[0] in keys)
-            for number, (_, readings) in enumerate(measured)
+            for number, (run, readings) in enumerate(measured)
         ]
         if lines:
-            text = f"Mean over the adapters in training, a line for each seed. {_ends(lines)}"
-            yield _of(group, title, text, partial(line_chart, lines, WITHIN, y_label, limits=limits))
+            each = ", a line for each seed" if len(measured) > 1 else ""
+            text = f"Mean over the adapters in training{each}. {_ends(lines)}"
+            yield _lines(group, title, text, lines, WITHIN, y_label, limits=limits)
     for key, branch in recorded:
-        if key == "norms":
-            yield _norm_by_layer(group, *measured[0], branch)
+        if key == "norms" and (drawing := _norm_by_layer(group, *measured[0], branch)):
+            yield drawing
 
 
 def _label(quantity: Quantity) -> str:
@@ -116,7 +118,12 @@ def _label(quantity: Quantity) -> str:
 
 
 def _over_tasks(
-    label: str | None, readings: Sequence[Reading], quantity: Quantity, style: int, layer: int | None = None
+    label: str,
+    readings: Sequence[Reading],
+    quantity: Quantity,
+    style: int,
+    layer: int | None = None,
+    thin: bool = False,
 ) -> Line:
     """Return a line with a gap between tasks, as each task may train other adapters."""
     points: list[tuple[float, float]] = []
@@ -125,19 +132,26 @@ def _over_tasks(
             points.append((reading.task, math.nan))
         points.append((reading.at, reading.mean(quantity, layer)))
     x, y = zip(*points, strict=True)
-    return Line(label, x, y, style)
+    return Line(label, x, y, style, thin=thin)
+
+
+def _seeded(label: str, run: Run, measured: Sequence[tuple[Run, Any]]) -> str:
+    """Return a label with the seed if there are several."""
+    return label if len(measured) == 1 else f"{label}, seed {run.seed}"
 
 
 def _ends(lines: Sequence[Line]) -> str:
-    known = {line.label: [y for y in line.y if not math.isnan(y)] for line in lines if line.label}
+    known = {line.label: [y for y in line.y if not math.isnan(y)] for line in lines if not line.thin}
     return "; ".join(f"{label} goes from {y[0]:.3g} to {y[-1]:.3g}" for label, y in known.items() if y) + "."
 
 
-def _norm_by_layer(group: Group, run: Run, readings: Sequence[Reading], branch: str) -> Drawing:
+def _norm_by_layer(group: Group, run: Run, readings: Sequence[Reading], branch: str) -> Drawing | None:
+    """Draw the norm in the layers where it changes; a layer whose adapters do not train has no line."""
     layers = sorted({layer for reading in readings for layer, _ in reading.adapters})
-    lines = [_over_tasks(f"layer {at}", readings, ("norms", branch), style, at) for style, at in enumerate(layers)]
+    moving = [at for at in layers if any(reading.mean(("update_norms", branch), at) > 0 for reading in readings)]
+    lines = [_over_tasks(f"layer {at}", readings, ("norms", branch), style, at) for style, at in enumerate(moving)]
     text = f"Seed {run.seed} only; mean over the layer's adapters in training. {_ends(lines)}"
-    return _of(group, f"norm of {branch} by layer", text, partial(line_chart, lines, WITHIN, f"norm of {branch}"))
+    return _lines(group, f"norm of {branch} by layer", text, lines, WITHIN, f"norm of {branch}") if lines else None
 
 
 # ---- consolidation and expansion
@@ -147,12 +161,14 @@ def drift(groups: Sequence[Group]) -> Drawing | None:
     """Draw the change of the adapters' outputs by consolidation."""
     lines = []
     for style, group in enumerate(groups):
-        for number, made in enumerate(made for made in map(data.consolidations, group.runs) if made):
+        consolidated = [(run, made) for run in group.runs if (made := data.consolidations(run))]
+        for number, (run, made) in enumerate(consolidated):
             x, y = [float(event.task) for event in made], [data.mean(event.drifts) for event in made]
-            lines.append(Line(None if number else group.name, x, y, style))
-    text = f"Mean over layers and adapters, a line for each seed. {_ends(lines)}"
-    draw = partial(line_chart, lines, "consolidation at the end of task", "relative drift")
-    return Drawing("drift", "Consolidation drift", text, draw) if lines else None
+            lines.append(Line(_seeded(group.name, run, consolidated), x, y, style, thin=number > 0))
+    each = ", a line for each seed" if any(line.thin for line in lines) else ""
+    text, x_label = f"Mean over layers and adapters{each}. {_ends(lines)}", "consolidation at the end of task"
+    draw, numbers = partial(line_chart, lines, x_label, "relative drift"), line_numbers(lines, x_label)
+    return Drawing("drift", "Consolidation drift", text, draw, numbers) if lines else None
 
 
 def expansion(group: Group, run: Run, scan: Scan) -> Drawing:
@@ -160,18 +176,16 @@ def expansion(group: Group, run: Run, scan: Scan) -> Drawing:
     count = len(next(iter(scan.z.values()), []))
     lines = [Line(f"layer {layer}", range(1, count + 1), z, style) for style, (layer, z) in enumerate(scan.z.items())]
     axes = "scanned batch, counted through all tasks", "smallest z of the layer"
-    draw = partial(line_chart, lines, *axes, levels=scan.thresholds, marks=scan.asked, mark_label="adds an adapter")
+    more: dict[str, Any] = {"levels": scan.thresholds, "marks": scan.asked, "mark_label": "adds an adapter"}
     above = ", ".join(f"{level:g}" for level in scan.thresholds)
     text = f"Dashed: the threshold, {above}. {count} batches were scanned; {len(scan.asked)} of them added an adapter."
-    return _of(group, f"z in the scans of seed {run.seed}", text, draw)
+    return _lines(group, f"z in the scans of seed {run.seed}", text, lines, *axes, **more)
 
 
-def adapters(group: Group) -> Drawing | None:
-    """Draw the number of adapters in every block after every task."""
-    counts = data.adapters_per_layer(group)
-    if counts is None:
-        return None
-    digits = 0 if (counts == counts.round()).all() else 1
-    draw = partial(heat_map, counts, AFTER, "layer", top=float(counts.max()), digits=digits)
-    text = f"Mean over {_seeds(group)}; {counts[:, 0].sum():g} after task 0, {counts[:, -1].sum():g} after the last."
-    return _of(group, "adapters per layer", text, draw)
+def adapters(groups: Sequence[Group]) -> Iterator[Drawing]:
+    """Draw the number of adapters in every block after every task; equal ones once."""
+    for name, counts in data.distinct((group.name, data.adapters_per_layer(group)) for group in groups):
+        digits = 0 if (counts == counts.round()).all() else 1
+        draw = partial(heat_map, counts, AFTER, "layer", top=float(counts.max()), digits=digits)
+        text = f"Mean over seeds; {counts[:, 0].sum():g} after task 0, {counts[:, -1].sum():g} after the last."
+        yield of_group(name, "adapters per layer", text, draw, _table_of(counts, "layer", "after task", digits))

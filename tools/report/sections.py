@@ -1,19 +1,31 @@
 """The sections of a report, in order. A section without data says what is missing."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from tools.compare.comparison import Comparison, Group
+from tools.compare.plot import BAND, accuracy_curves
 from tools.compare.tables import Table
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
+from tools.plots.drawing import Drawing
 from tools.report import figures
-from tools.report.data import Consolidation, cadences, consolidations, mean, scans, shared_branches
-from tools.report.drawing import Drawing
+from tools.report.classes import Classes, class_drawings, class_tables, classes_of, pictures
+from tools.report.data import (
+    Consolidation,
+    cadences,
+    consolidations,
+    distinct,
+    mean,
+    mean_matrix,
+    scans,
+    shared_branches,
+)
 from tools.report.page import Part, Section
 from utils.runs import events
 
+MOST_OPEN = 6  # drawings of one kind that the reader need not open
 RECORDED = "runs whose adapters have branches with time scales record them"
 
 
@@ -21,10 +33,10 @@ def _named(group: Group, run: Run) -> str:
     return f"{group.name}, {'seed unknown' if run.seed is None else f'seed {run.seed}'}"
 
 
-def _drawn(title: str, drawings: Iterable[Drawing | None]) -> list[Part]:
+def _drawn(title: str, drawings: Iterable[Drawing | None], folded: bool = False) -> list[Part]:
     """Put the drawings under one heading; without any there is none."""
     found = [drawing for drawing in drawings if drawing]
-    return [Part(title, drawings=found)] if found else []
+    return [Part(title, drawings=found, folded=folded)] if found else []
 
 
 def summary(comparison: Comparison) -> Section:
@@ -38,17 +50,49 @@ def summary(comparison: Comparison) -> Section:
 
 def accuracy(comparison: Comparison) -> Section:
     """Return the accuracy curves of all configurations."""
-    intro = "Accuracy on the test images of all classes seen, after every task: mean over seeds, and a band of one "
-    intro += "standard deviation to either side where there are several."
-    return Section("accuracy", "Accuracy curves", intro, _drawn("", [figures.accuracy_curves(comparison.groups)]))
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    intro = "Accuracy on the test images of all classes seen, after every task"
+    intro += f": mean over seeds; where there are several, {BAND}." if several else "."
+    return Section("accuracy", "Accuracy curves", intro, _drawn("", [accuracy_curves(comparison.groups)]))
+
+
+def classes(comparison: Comparison) -> Section:
+    """Return accuracy by class, confusions and the most confident mistakes."""
+    found = [(group, summed) for group in comparison.groups if (summed := classes_of(group))]
+    parts = [Part(of[0].name, parts=list(_of_classes(*of)), folded=number > 0) for number, of in enumerate(found)]
+    intro = "What the networks answer on the test images of each class after the last task. Click on a column's name "
+    intro += "to sort a table."
+    return Section("classes", "Classes", intro if parts else "No run has predictions.", parts)
+
+
+def _of_classes(group: Group, found: Classes) -> Iterator[Part]:
+    seeds = ", ".join("unknown" if run.seed is None else str(run.seed) for run in found.runs)
+    line = f"Test images of seeds {seeds}, added up." if len(found.runs) > 1 else f"Seed {seeds}."
+    if len(found.runs) < len(group.runs):
+        line += " Of the other runs the predictions or the names of the classes are not known."
+    if found.tasks is None:
+        line += " The runs have different class orders, so that a class has no task; classes are matched by name."
+    shown, more = class_tables(found)
+    yield Part("", [line], shown, list(class_drawings(group, found)), sortable=True)
+    if more:
+        yield Part("All classes", tables=more, folded=True, sortable=True)
+    for number, run in enumerate(group.runs):
+        images, title = pictures(run), f"Most confident mistakes of seed {run.seed}"
+        none = [] if images else ["The run has none, or is of a version that did not keep them."]
+        yield Part(title, none, pictures=images, folded=number > 0)
 
 
 def matrices(comparison: Comparison) -> Section:
     """Return R of every configuration, and of its branches."""
-    whole = [figures.matrix(g, "accuracy matrix", [run.matrix for run in g.runs]) for g in comparison.groups]
-    parts = _drawn("Whole networks", whole)
-    parts += [part for g in comparison.groups for part in _drawn(f"Branches of {g.name}", figures.branches(g))]
-    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent, mean over seeds."
+    each = distinct((group.name, mean_matrix([run.matrix for run in group.runs])) for group in comparison.groups)
+    whole = [drawing for of in each if (drawing := figures.matrix(of[0], "accuracy matrix", of[1]))]
+    parts = _drawn("Whole networks", whole[:MOST_OPEN])
+    parts += _drawn(f"{len(whole) - MOST_OPEN} more matrices", whole[MOST_OPEN:], folded=True)
+    parts += _drawn("Branches", map(figures.by_branch, comparison.groups))
+    for group in comparison.groups:
+        parts += _drawn(f"Matrices of the branches of {group.name}", figures.branches(group), folded=True)
+    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent, mean over seeds. "
+    intro += "Equal matrices are shown once."
     if not any(map(shared_branches, comparison.groups)):
         intro += f" No run has matrices of single branches; {RECORDED} unless branch_eval is false."
     return Section("matrices", "Accuracy matrices", intro if parts else "No run has an accuracy matrix.", parts)
@@ -56,7 +100,9 @@ def matrices(comparison: Comparison) -> Section:
 
 def time_scales(comparison: Comparison) -> Section:
     """Return norms, contribution and agreement of the branches."""
-    parts = [part for group in comparison.groups for part in _drawn(group.name, figures.time_scales(group))]
+    parts: list[Part] = []
+    for group in comparison.groups:
+        parts += _drawn(group.name, figures.time_scales(group), folded=bool(parts))
     intro = "How large the branches are, how much they change, what share of the adapters' output they have, and "
     intro += "whether they agree, at every telemetry reading."
     if not parts:
@@ -144,8 +190,11 @@ def _decimal(value: float) -> str:
 def expansion(comparison: Comparison) -> Section:
     """Return when layers asked for adapters, and how many they have."""
     timelines = [figures.expansion(*of, scan) for of in comparison.runs if (scan := scans(of[1]))]
-    parts = _drawn("z-scores in the scans", timelines)
-    parts += _drawn("Adapters per layer", map(figures.adapters, comparison.groups))
+    parts = _drawn("z-scores in the scans", timelines[:MOST_OPEN])
+    parts += _drawn(f"{len(timelines) - MOST_OPEN} more runs", timelines[MOST_OPEN:], folded=True)
+    adapters = list(figures.adapters(comparison.groups))
+    parts += _drawn("Adapters per layer", adapters[:MOST_OPEN])
+    parts += _drawn(f"{len(adapters) - MOST_OPEN} more configurations", adapters[MOST_OPEN:], folded=True)
     intro = "A layer asks for an adapter when the smallest z of its adapters on a batch is above the threshold."
     if not timelines:
         intro = "No run has scan events: runs of one task, and runs without expansion, do not scan."
@@ -183,5 +232,5 @@ def _run_row(group: Group, run: Run) -> list[str]:
 
 
 SECTIONS: tuple[Callable[[Comparison], Section], ...] = (
-    summary, accuracy, matrices, time_scales, cadence, consolidation, expansion, configurations, runs
+    summary, accuracy, classes, matrices, time_scales, cadence, consolidation, expansion, configurations, runs
 )  # fmt: skip

@@ -3,6 +3,8 @@
 Shapes: H height, W width, S image side.
 """
 
+import io
+import logging
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,9 @@ Transform = Callable[[Image.Image], Tensor]  # RGB -> (3, S, S)
 # Formats that are accepted, whatever a file's name says. PIL knows more, such as EPS, for which it runs Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 8192 x 8192, 268 MB in PIL; a header of a few bytes can claim any size
+THUMBNAIL = 96  # longest side in pixels
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,24 @@ def open_pixels(image: Path | np.ndarray) -> np.ndarray:
     if isinstance(image, np.ndarray) and image.ndim == 3:
         return image
     return np.asarray(open_image(image))
+
+
+def thumbnail(image: Path | np.ndarray, name: str) -> tuple[str, bytes]:
+    """Return a name and a small JPEG of an image; for a file that cannot be read, a warning and no JPEG.
+
+    Args:
+        image: See `open_image`.
+        name: Of an array. The name of a file is its own, with its folder.
+    """
+    name = name if isinstance(image, np.ndarray) else f"{image.parent.name}/{image.name}"
+    content = io.BytesIO()
+    try:
+        small = open_image(image).copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.save(content, format="JPEG", quality=90, subsampling=0)
+    except DataError as error:
+        logger.warning("%s; it has no thumbnail", error)
+    return name, content.getvalue()
 
 
 def check_header(path: Path) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import Compose
 
 from utils.data.decoded import DecodedImages
-from utils.data.images import InputSpec, open_image, open_pixels, test_transform, train_transform
+from utils.data.images import InputSpec, open_image, open_pixels, test_transform, thumbnail, train_transform
 from utils.data.resample import random_part
 from utils.data.sources import Half, ImageData, Split
 from utils.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ class DataManager:
         """
         split = {"train": self._data.train, "test": self._data.test}[source]
         classes = list(indices)
-        by_class = [np.flatnonzero(split.labels == self.class_order[label]) for label in classes]
+        by_class = self._rows(split, classes)
         if not any(map(len, by_class)):
             names = ", ".join(self.class_names[label] for label in classes)
             raise DataError(f"there is no {source} image of any of these classes: {names}")
@@ -111,6 +111,20 @@ class DataManager:
             "part": [open_pixels, random_part],
         }
         return TaskImages(images, rows, labels, Compose(steps[mode]))
+
+    def thumbnails(self, indices: Iterable[int], positions: Iterable[int]) -> list[tuple[str, bytes]]:
+        """Return the names and thumbnails of some of the test images that `get_dataset` returns for these classes.
+
+        The name of a file has its folder, that of an image in an array its row among the stored test images. The
+        thumbnail is a JPEG file; it is empty, with a warning, if the image can no longer be read.
+        """
+        split = self._data.test
+        rows = np.concatenate(self._rows(split, indices))
+        return [thumbnail(split.images[row], f"test image {row}") for row in rows[list(positions)].tolist()]
+
+    def _rows(self, split: Split, indices: Iterable[int]) -> list[np.ndarray]:
+        """Return the rows of each class in a half of the data set."""
+        return [np.flatnonzero(split.labels == self.class_order[label]) for label in indices]
 
 
 class Stored(Protocol):

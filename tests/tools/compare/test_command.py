@@ -48,7 +48,7 @@ def test_csv_keeps_warnings_off_its_table(paths):
     done = cli(*paths, "--format", "csv")
     assert done.returncode == 0
     assert len(list(csv.DictReader(io.StringIO(done.stdout), strict=True))) == 3
-    assert "warning: a: only one seed" in done.stderr
+    assert "warning: 3 configurations (a, b, pilot): only one seed" in done.stderr
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -64,7 +64,7 @@ def test_every_format_names_every_configuration(paths, name, capsys):
 def test_what_the_user_can_put_right_ends_with_code_2_and_names_the_file(paths, capsys):
     (paths[0] / "results.json").unlink()
     assert main([str(paths[0])]) == 2
-    assert capsys.readouterr().err.startswith(f"{paths[0] / 'results.json'}: missing; the run is unfinished")
+    assert f"{paths[0]}: left out, the run is unfinished" in capsys.readouterr().err
     assert main([str(paths[1]), "--baseline", "bb"]) == 2
     assert "did you mean b" in capsys.readouterr().err
 

@@ -109,11 +109,28 @@ def test_another_run_of_the_same_seed_is_left_out_and_said(runs, tmp_path):
     assert found.baseline is found.groups[0]
 
 
-def test_configurations_of_one_name_are_told_apart_by_their_hash(tmp_path):
+def test_configurations_of_one_label_are_told_apart_by_what_differs(tmp_path):
     paths = [write_run(tmp_path, "same", 1, A[1], func_epoch=n) for n in (1, 2)]
-    names = [group.name for group in compare(paths).groups]
-    assert names == [path.name.removesuffix("-s1") for path in paths]
-    assert compare(paths, names[1]).baseline.name == names[1]
+    assert [group.name for group in compare(paths).groups] == ["func epoch 1", "func epoch 2"]
+    assert compare(paths, "func epoch 2").baseline.name == "func epoch 2"
+
+
+def unfinished(folder: Path, label: str) -> Path:
+    run = write_run(folder, label, 1, A[1])
+    (run / "results.json").unlink()
+    return run
+
+
+def test_an_unfinished_run_is_left_out_and_said_if_others_remain(runs, tmp_path):
+    begun = unfinished(tmp_path / "my runs", "begun")
+    found = compare([begun, *runs])
+    assert [len(group.runs) for group in found.groups] == [3, 3]
+    how = f"python main.py --resume '{begun}'"
+    assert found.left_out == [f"{begun}: left out, the run is unfinished; to finish it: {how}"]
+    with pytest.raises(UserError, match=r"(?s)no run to compare.*left out, the run is unfinished"):
+        compare([begun])
+    with pytest.raises(UserError, match=r"results\.json: missing; the run is unfinished"):
+        compare(runs, str(begun))
 
 
 @pytest.fixture

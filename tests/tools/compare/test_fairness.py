@@ -16,19 +16,33 @@ def of(folder: Path, label: str, seeds: list[int], **options) -> list[Path]:
 
 
 def test_equal_conditions_and_three_paired_seeds_give_no_warning(tmp_path):
-    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], func_epoch=9)
+    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], buffer_size=9)
     assert warnings(compare(paths, "a")) == []
 
 
 def test_few_seeds_are_said_for_each_configuration(tmp_path):
-    paths = of(tmp_path, "a", [1]) + of(tmp_path, "b", [1, 2], func_epoch=9)
+    paths = of(tmp_path, "a", [1]) + of(tmp_path, "b", [1, 2], buffer_size=9)
     assert [text.split(";")[0] for text in warnings(compare(paths))] == ["a: only one seed", "b: only 2 seeds"]
+
+
+def test_a_warning_that_many_share_is_one_with_their_number(tmp_path):
+    paths = [path for number in range(5) for path in of(tmp_path, "abcde"[number], [1], buffer_size=number + 3)]
+    expected = "5 configurations (a, b, c, d, ...): only one seed; fewer than 3 say little about the spread"
+    assert warnings(compare(paths)) == [expected]
+
+
+def test_unequal_training_is_said_first(tmp_path):
+    paths = of(tmp_path, "a", [1], func_epoch=2) + of(tmp_path, "a", [1], func_epoch=3, rd_epoch=4)
+    first, second, *_ = warnings(compare(paths))
+    a, b = '"func epoch 2, rd epoch 20"', '"func epoch 3, rd epoch 4"'
+    assert first == f"unequal epochs of the adapters (func_epoch): 2 in {a}; 3 in {b}"
+    assert second == f"unequal epochs of the descriptors (rd_epoch): 20 in {a}; 4 in {b}"
 
 
 def test_unpaired_seeds_are_named(tmp_path):
     paths = (
         of(tmp_path, "a", [1, 2, 3])
-        + of(tmp_path, "b", [2, 3, 4, 5], func_epoch=9)
+        + of(tmp_path, "b", [2, 3, 4, 5], buffer_size=9)
         + of(tmp_path, "c", [6, 7, 8], rd_dim=9)
     )
     assert warnings(compare(paths, "a")) == [
@@ -59,7 +73,7 @@ def test_an_unknown_seed_is_unpaired(tmp_path):
     ],
 )
 def test_unequal_conditions_are_said(tmp_path, options, expected):
-    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], func_epoch=9, **options)
+    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], buffer_size=9, **options)
     assert expected in warnings(compare(paths))
 
 
@@ -82,7 +96,7 @@ def test_random_weights_may_differ_from_seed_to_seed(tmp_path):
             label,
             seed,
             [[90 - epochs]],
-            func_epoch=epochs,
+            buffer_size=epochs,
             environment={"backbone": {"sha256": str(seed) * 64}},
         )
         for label, epochs in (("a", 5), ("b", 6))
@@ -119,12 +133,12 @@ def test_the_notes_on_a_log_name_file_and_seed(tmp_path):
 
 def test_equal_accuracies_of_different_configurations_are_said(tmp_path):
     alike = [[90], [80, 70]]
-    paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, func_epoch=9, rd_dim=7)
+    paths = of(tmp_path, "a", [1, 2, 3], rows=alike) + of(tmp_path, "b", [2, 3, 4], rows=alike, buffer_size=9, rd_dim=7)
     assert warnings(compare(paths)) == [
-        "a and b have the same accuracy on every task for every common seed, as if func_epoch, rd_dim had no effect; "
+        "a and b have the same accuracy on every task for every common seed, as if buffer_size, rd_dim had no effect; "
         "check their cadence and telemetry events"
     ]
-    other = write_run(tmp_path, "b", 1, [[90], [80, 69]], func_epoch=9, rd_dim=7)
+    other = write_run(tmp_path, "b", 1, [[90], [80, 69]], buffer_size=9, rd_dim=7)
     assert warnings(compare([*paths, other])) == []
     assert not [text for text in warnings(compare([paths[0], paths[5]])) if "the same accuracy" in text]
 

@@ -4,24 +4,31 @@ import json
 import re
 import subprocess
 import sys
+import time
+import xml.etree.ElementTree as ET
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from browsers import chromium
-from finished_runs import PilotRun, write_run
+from finished_runs import PilotRun, answer, write_run
 from recorded_events import cadence, record
 
 from tools.compare.comparison import compare
 from tools.report.__main__ import main
+from tools.report.build import SCRIPT
 from tools.report.sections import SECTIONS, progression
+from utils.runs.predictions import read_mistakes, save_mistakes
 
 ROWS = ([[90], [80, 70], [60, 65, 75]], [[88], [79, 72], [63, 60, 77]])
 NESTED = {"ffn_adapter_type": "nested_lora", "nested_lora_update_interval_slow": 5}
 HEADINGS = [
     "Summary",
     "Accuracy curves",
+    "Classes",
     "Accuracy matrices",
     "Time scales over steps and tasks",
     "Cadence",
@@ -55,6 +62,7 @@ def nested_runs(folder: Path) -> list[Path]:
     runs = [write_run(folder, "nested", seed, rows, **NESTED) for seed, rows in enumerate(ROWS, 1)]
     for seed, run in enumerate(runs):
         record(run, tasks=3, seed=seed)
+        answer(run, [f"class with the name {number}" for number in range(30)])
     return runs
 
 
@@ -88,15 +96,18 @@ def section(page: str, key: str) -> str:
 
 
 def figures(page: str) -> list[str]:
-    return re.findall(r"<figure .*?</figure>", page, re.DOTALL)
+    """The charts."""
+    return re.findall(r"<figure class.*?</figure>", page, re.DOTALL)
 
 
 def test_all_sections_are_there_with_their_figures_and_tables(page):
     assert headings(page, 2) == HEADINGS
     found = {key: len(figures(section(page, key))) for key in ("accuracy", "time-scales", "consolidation")}
     assert found == {"accuracy": 1, "time-scales": 7, "consolidation": 1}
-    assert len(figures(section(page, "matrices"))) == 2 + 1 + 4  # each configuration; of the branches, curves too
-    assert len(figures(section(page, "expansion"))) == 2 + 2  # nested runs were scanned; all have adapters
+    assert len(figures(section(page, "matrices"))) == 1 + 1 + 3  # equal ones once; of the branches, curves too
+    assert len(figures(section(page, "expansion"))) == 2 + 1  # nested runs were scanned; all have equal adapters
+    assert "nested = plain: accuracy matrix" in section(page, "matrices")
+    assert "nested: slow only = fast only" in section(page, "matrices")
     assert "batch_size" in section(page, "configurations")
 
 
@@ -153,6 +164,7 @@ def test_sections_without_events_say_so_in_a_sentence(tmp_path):
     page = write_page(plain_runs(tmp_path))
     assert headings(page, 2) == HEADINGS
     for key, sentence in {
+        "classes": "No run has predictions.",
         "matrices": "No run has matrices of single branches",
         "time-scales": "No run has telemetry events",
         "cadence": "No run has cadence events",
@@ -196,6 +208,8 @@ def page_of(folder: Path, text: str) -> Elements:
     said = {"command": text, "commit": text, "device": text, "backbone": {"timm_name": text, "sha256": text}}
     run = write_run(folder / text, f"r{text}", 1, ROWS[0], environment=said, **keys, **NESTED)
     record(run, tasks=3)
+    answer(run, [text, *(f"{text}{number}" for number in range(29))])
+    save_mistakes(run, [mistake._replace(name=text) for mistake in read_mistakes(run) or []])
     events = (run / "metrics.jsonl").read_text().replace('"weights"', json.dumps(text))  # the mode of consolidation
     (run / "metrics.jsonl").write_text(events)
     log = folder / f"l{text}.log"
@@ -210,12 +224,18 @@ def shape(elements: Elements) -> set[tuple[str, str]]:
 
 
 def test_no_text_of_a_run_or_a_log_becomes_an_element_or_an_attribute(tmp_path):
-    benign, attacked = page_of(tmp_path / "a", "plain"), page_of(tmp_path / "b", ATTACK)
+    benign, attacked = page_of(tmp_path / "a", "plain" * 20), page_of(tmp_path / "b", ATTACK)  # both are long cells
     assert shape(attacked) == shape(benign)
     assert attacked.text.count(ATTACK) > 10
-    assert not {"script", "iframe", "object", "img", "embed", "image"} & {tag for tag, _ in attacked.tags}
+    assert not {"iframe", "object", "embed"} & {tag for tag, _ in attacked.tags}
+    assert [attributes for tag, attributes in attacked.tags if tag == "script"] == [{}]
     links = {value for _, a in attacked.tags for key, value in a.items() if key in ("href", "xlink:href", "src")}
-    assert all(re.fullmatch(r"data:,|#[\w-]+", value or "") for value in links)
+    own = r"data:,|#[\w-]+|data:image/(jpeg|png);base64,[A-Za-z0-9+/=\s]+"
+    assert all(re.fullmatch(own, value or "") for value in links)
+    (policy,) = (a["content"] or "" for a in attacked.all("meta") if "http-equiv" in a)
+    hashed = b64encode(sha256(SCRIPT.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.endswith(f"script-src 'sha256-{hashed}'")
 
 
 def test_figures_stay_in_their_folder_whatever_runs_are_called(tmp_path):
@@ -229,9 +249,10 @@ def test_figures_stay_in_their_folder_whatever_runs_are_called(tmp_path):
 
 def test_nothing_is_loaded(page):
     elements = Elements(page)
-    assert not re.search(r"https?://|@import|//cdn", page)
+    names = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # of namespaces, in charts that are saved
+    assert set(re.findall(r"https?://[^\"]*|@import|//cdn", page)) == names
     addresses = {value for _, a in elements.tags for key in ("src", "href", "xlink:href") if (value := a.get(key))}
-    assert {value for value in addresses if not value.startswith("#")} == {"data:,"}
+    assert all(re.match(r"#|data:,$|data:image/(png|jpeg);base64,", value) for value in addresses)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
 
 
@@ -248,7 +269,8 @@ def test_ids_are_used_once_and_links_lead_somewhere(page):
 def test_figures_are_described(page):
     drawings = Elements(page).all("svg")
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 40 for a in drawings)
-    assert page.count("<figcaption>") == len(figures(page))
+    assert page.count("<figcaption>") == len(figures(page)) + len(Elements(page).all("img"))
+    assert all(a["alt"] for a in Elements(page).all("img"))
 
 
 def test_every_page_width_shows_every_figure_once(page):
@@ -347,7 +369,7 @@ def requests(browser) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it_without_errors_requests_or_overflow(browser, page, runs, tmp_path, width, scheme):
     feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -359,8 +381,12 @@ def test_a_browser_shows_it_without_errors_requests_or_overflow(browser, page, r
     browser.get(address)
     assert browser.get_log("browser") == []
     assert [url for url in requests(browser) if not url.startswith("data:")] == [address]
+    browser.execute_script("for (const part of document.querySelectorAll('details')) part.open = true")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script(BEYOND, width) == []
+    assert browser.execute_script(OVERPRINTED) == []
+    assert browser.execute_script(OVERLAPPING) == []
+    assert browser.execute_script(UNSAID) == []
     assert browser.execute_script(CLIPPED) == []
     assert browser.execute_script(UNFILLED) == 0
     ground, ink = browser.execute_script(COLOURS)
@@ -370,6 +396,22 @@ def test_a_browser_shows_it_without_errors_requests_or_overflow(browser, page, r
 
 BEYOND = """return [...document.querySelectorAll('h1, h2, h3, p, li, figure, svg, .scroll')]
     .filter(e => e.getBoundingClientRect().right > arguments[0] + 1).map(e => e.tagName)"""
+OVERPRINTED = """return [...document.querySelectorAll('th, td')]
+    .filter(cell => cell.scrollWidth > cell.clientWidth + 1).map(cell => cell.textContent)"""
+OVERLAPPING = """const found = [];
+    for (const svg of document.querySelectorAll('svg')) {
+        const texts = [...svg.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+        texts.forEach(([a, p], i) => texts.slice(i + 1).forEach(([b, q]) => {
+            if (p.width && p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 2 && q.top < p.bottom - 2)
+                found.push(`${a} | ${b}`);
+        }));
+    }
+    return found"""
+UNSAID = """return [...document.querySelectorAll('.scroll')]
+    .filter(box => {
+        const said = box.previousElementSibling.textContent.includes('More columns');
+        return said !== (box.scrollWidth > box.clientWidth + 1);
+    }).map(box => box.ariaLabel)"""
 CLIPPED = """return [...document.querySelectorAll('svg text')].filter(text => {
         const label = text.getBoundingClientRect(), chart = text.closest('svg').getBoundingClientRect();
         return label.width && (label.left < chart.left - 1 || label.right > chart.right + 1
@@ -385,3 +427,47 @@ UNFILLED = """return [...document.querySelectorAll('.drawings')].filter(box => {
     }).length"""
 COLOURS = """const style = getComputedStyle(document.body), text = getComputedStyle(document.querySelector('svg text'));
     return [style.backgroundColor, text.fill].map(colour => colour.match(/\\d+/g).slice(0, 3).map(Number))"""
+
+
+@pytest.mark.slow
+def test_in_a_browser_charts_are_saved_tables_copied_and_sorted(browser, page, runs, tmp_path):
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    metrics = {"width": 1400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    browser.get((runs[0].parent / "report.html").as_uri())
+    press = "[...document.querySelectorAll(arguments[0] + ' button')].find(b => b.textContent === arguments[1]).click()"
+    for name in ("accuracy", "confusion-matrix-nested"):
+        browser.execute_script(press, f"[data-name={name}]", "Save as SVG")
+        file = tmp_path / f"{name}.svg"
+        wait_for(file.exists)
+        chart = ET.fromstring(file.read_text(encoding="utf-8"))
+        assert chart.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not re.search("var\\(|currentColor", file.read_text(encoding="utf-8"))
+        assert "#24292f" in file.read_text(encoding="utf-8")  # the ink of the light page
+
+    spied = "window.copied = []; navigator.clipboard.writeText = async text => { window.copied.push(text); };"
+    browser.execute_script(spied)
+    browser.execute_script(press, "[data-name=accuracy]", "Copy table")
+    (copied,) = wait_for(lambda: browser.execute_script("return window.copied"))
+    header, first, *_ = copied.splitlines()
+    assert header.split("\t")[:3] == ["after learning task", "nested", "nested, lower edge"]
+    assert [float(cell) for cell in first.split("\t")[:2]] == [0, 89]  # 90 and 88 of 100
+
+    column = "return [...document.querySelectorAll('#classes table')].at(-1)"
+    order = f"{column.replace('return', 'const t =')}; t.tHead.rows[0].cells[4].click();"
+    order += "return [...t.tBodies[0].rows].map(row => row.cells[4].textContent)"
+    accuracies = [[float(cell) for cell in browser.execute_script(order)] for _ in range(2)]
+    assert accuracies[0] == sorted(accuracies[0]) == accuracies[1][::-1]
+    assert len(set(accuracies[0])) > 1
+
+
+def wait_for(found):
+    """Wait until a function returns something true, and return that."""
+    deadline = time.monotonic() + 20
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value

@@ -59,8 +59,10 @@ def test_runs_of_an_earlier_version_are_compared():
 
 def test_the_page_of_runs_of_an_earlier_version_shows_what_they_recorded(tmp_path):
     page = written(tmp_path, NESTED, PLAIN)
-    branches = [f"nested: {name}" for name in ("slow + fast", "slow only", "fast only", "neither branch")]
-    assert titles(section(page, "matrices"))[2:] == ["nested: accuracy by branch", *branches]
+    branches = json.loads((NESTED / "results.json").read_text())["branches"].values()
+    assert all(branch["correct"] == [[4], [4, 0], [4, 0, 0]] for branch in branches)
+    equal = "nested: slow + fast = slow only = fast only = neither branch"
+    assert titles(section(page, "matrices"))[2:] == ["nested: accuracy by branch", equal]
     assert len(titles(section(page, "time-scales"))) == 7
     phases = lines(NESTED, "cadence")
     steps, moved = sum(event["steps"] for event in phases), sum(len(event["observed"]) for event in phases)
@@ -70,7 +72,9 @@ def test_the_page_of_runs_of_an_earlier_version_shows_what_they_recorded(tmp_pat
         f"{lines(NESTED, 'consolidation')[0][f'accuracy_{when}']['top1']:.2f}" for when in ("before", "after")
     )
     assert f"<td>{before} → {after}</td>" in section(page, "consolidation")
-    assert len(titles(section(page, "expansion"))) == 4
+    assert titles(section(page, "expansion"))[2:] == ["nested = plain: adapters per layer"]
+    assert "nested: confusion matrix" in section(page, "classes")
+    assert "is of a version that did not keep them" in section(page, "classes")
 
 
 def test_one_cosine_is_that_of_the_two_branches():
@@ -99,7 +103,7 @@ def three(tmp_path, monkeypatch) -> Path:
 
 def test_a_third_time_scale_is_in_every_part_of_the_page(three, tmp_path):
     page = written(tmp_path, three)
-    subsets = ["slow + mid + fast", "slow + mid", "slow + fast", "mid + fast", "slow only", "mid only", "fast only"]
+    subsets = ["slow + mid + fast", "slow + mid = slow + fast = mid + fast", "slow only = mid only = fast only"]
     expected = [f"three: {title}" for title in ("accuracy by branch", *subsets, "neither branch")]
     assert titles(section(page, "matrices"))[1:] == expected
     scales = section(page, "time-scales")

@@ -1,5 +1,6 @@
 """Class order, tasks, and which images a task holds."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,31 @@ def test_a_corrupt_file_is_named_by_whoever_loads_it(folder: Path, workers: int)
         batches_of(folder, workers)
     assert str(caught.value).startswith(f"{path}: not a readable image: ")
     assert "\n" not in str(caught.value)
+
+
+# ---- thumbnails
+
+
+def test_thumbnails_show_the_images_at_the_positions_of_the_test_set():
+    stored = [1, 0, 2, 1]
+    tasks = manager(flat_data([0, 1, 2], stored, 3), shuffle=True, seed=3)
+    shown = contents(tasks, [0, 1, 2], "test", "test")
+    found = tasks.thumbnails(range(3), [2, 0])
+    for position, (name, jpeg) in zip((2, 0), found, strict=True):
+        with Image.open(io.BytesIO(jpeg)) as image:
+            assert (image.format, image.size, image.mode) == ("JPEG", (10, 10), "RGB")
+            assert abs(np.asarray(image).mean() - shown[position][1]) < 2
+        row = int(name.removeprefix("test image "))
+        assert stored[row] == tasks.class_order[shown[position][2]]
+
+
+def test_a_thumbnail_of_a_file_is_small_and_one_that_is_gone_is_empty(tmp_path, caplog):
+    file = tmp_path / "ant" / "1.png"
+    file.parent.mkdir()
+    Image.new("L", (400, 100)).save(file)
+    split = Split([file, tmp_path / "ant" / "2.png"], np.array([0, 0]))
+    tasks = manager(ImageData(split, split, ("ant",)), init_cls=1)
+    (name, jpeg), gone = tasks.thumbnails([0], [0, 1])
+    assert (name, Image.open(io.BytesIO(jpeg)).size) == ("ant/1.png", (96, 24))
+    assert gone == ("ant/2.png", b"")
+    assert "2.png: not a readable image" in caplog.text

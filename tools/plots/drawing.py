@@ -1,19 +1,19 @@
-"""A chart as SVG for a page, and as PDF and PNG for a paper.
+"""A chart as SVG for a page, and as SVG, PDF and PNG for a paper.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; line styles and markers repeat the
-distinction (see `tools.report.charts`). In a page every colour becomes a CSS variable, so that one chart is readable
+distinction (see `tools.plots.charts`). In a page every colour becomes a CSS variable, so that one chart is readable
 on light and on dark ground.
 """
 
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,10 +21,16 @@ from matplotlib.figure import Figure
 
 from utils.files import atomic_write
 
+KINDS: dict[str, tuple[dict[str, None], str]] = {  # of files: their metadata that changes with time, their ground
+    "svg": ({"Date": None}, "none"),
+    "pdf": ({"CreationDate": None}, "none"),
+    "png": ({"Software": None}, "white"),
+}
 COLUMN = 4.2  # inches; at the width of a phone the text of such a chart is as large as the page's small print
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GRID = "#24292f", "#d0d7de"
 VARIABLES = {INK: "currentColor", GRID: "var(--grid)", **{hexa: f"var(--s{i})" for i, hexa in enumerate(SERIES)}}
+FONTS = "'DejaVu Sans', Verdana, sans-serif"  # of a page; no other font of browsers is wider than the first
 STYLE: Any = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
     "svg.fonttype": "none",
@@ -46,6 +52,13 @@ STYLE: Any = {
 }
 
 
+class Numbers(NamedTuple):
+    """The values that a chart shows; header and rows have the same number of cells."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A chart."""
@@ -54,6 +67,7 @@ class Drawing:
     title: str  # one line above it
     text: str  # describes it for readers who cannot see it
     draw: Callable[..., Figure]  # makes matplotlib's figure; takes its `width` in inches
+    numbers: Numbers
 
     def svg(self, prefix: str, width: float, style: str) -> str:
         """Return an <svg> element of a width in inches; its ids begin with `prefix`, its CSS class is `style`."""
@@ -66,17 +80,15 @@ class Drawing:
 
     def save(self, stem: Path) -> None:
         """Write STEM.pdf and STEM.png; raise OSError if that fails."""
-        atomic_write(stem.with_name(f"{stem.name}.pdf"), self._file("pdf", {"CreationDate": None}, "none"))
-        atomic_write(stem.with_name(f"{stem.name}.png"), self.png())
+        for kind in ("pdf", "png"):
+            atomic_write(stem.with_name(f"{stem.name}.{kind}"), self.file(kind))
 
-    def png(self) -> bytes:
-        """Return a PNG file on white ground, always the same bytes."""
-        return self._file("png", {"Software": None}, "white")
-
-    def _file(self, kind: str, metadata: dict[str, None], ground: str) -> bytes:
+    def file(self, kind: str, width: float = COLUMN) -> bytes:
+        """Return a file of a kind of `KINDS`, always the same bytes, of a width in inches; a PNG has white ground."""
+        metadata, ground = KINDS[kind]
         content = io.BytesIO()
         with styled():
-            self.draw().savefig(content, format=kind, metadata=metadata, dpi=200, facecolor=ground)
+            self.draw(width=width).savefig(content, format=kind, metadata=metadata, dpi=200, facecolor=ground)
         return content.getvalue()
 
 
@@ -95,6 +107,7 @@ def _inline(svg: str, prefix: str, attributes: str) -> str:
 
     def inline_tag(match: re.Match[str]) -> str:
         tag = re.sub(r"#[0-9a-f]{6}\b", lambda colour: VARIABLES.get(colour[0], colour[0]), match[0])
+        tag = tag.replace("'DejaVu Sans'", FONTS)
         tag = re.sub(r' id="([^"]+)"', lambda at: f' id="{prefix}{at[1]}"' if at[1] in used else "", tag)
         return re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", tag)
 

@@ -1,0 +1,89 @@
+"""The figure for a paper: its curves, its size, its fonts."""
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from finished_runs import write_run
+
+from tools.compare.__main__ import main
+from tools.compare.comparison import compare
+from tools.compare.plot import accuracy_curves
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Path]:
+    ranks = ((4, 60), (8, 70))
+    rows = [(rank, seed, [[90], [80, low + 2 * seed]]) for rank, low in ranks for seed in (1, 2)]
+    return [write_run(tmp_path, "a", seed, correct, nested_lora_rank=rank) for rank, seed, correct in rows]
+
+
+def test_the_curves_have_mean_band_and_names_by_what_differs(runs):
+    numbers = accuracy_curves(compare(runs).groups).numbers
+    bands = [f"rank {rank}{edge}" for rank in (4, 8) for edge in ("", ", lower edge", ", upper edge")]
+    assert numbers.header == ["after learning task", *bands]
+    # After task 1: (80 + 62) / 200 and (80 + 64) / 200, so 71 and 72 per cent; their deviation (n - 1) is 0.5 ** 0.5.
+    assert [float(cell) for cell in numbers.rows[1][:4]] == pytest.approx(
+        [1, 71.5, 71.5 - 0.5**0.5, 71.5 + 0.5**0.5], 1e-5
+    )
+
+
+def test_one_seed_has_no_band_and_no_word_of_one(runs):
+    drawing = accuracy_curves(compare(runs[:1]).groups)
+    assert drawing.numbers.header == ["after learning task", "a"]
+    assert "band" not in drawing.text
+
+
+def test_an_svg_has_text_and_the_width_of_a_column(runs, tmp_path, capsys):
+    file = tmp_path / "new" / "plot.SVG"
+    assert main([*map(str, runs), "--plot", str(file)]) == 0
+    assert capsys.readouterr().err == f"written: {file}\n"
+    chart = ET.fromstring(file.read_text())
+    assert float(chart.attrib["width"].removesuffix("pt")) == pytest.approx(3.4 * 72)
+    texts = {text.text for text in chart.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"rank 4", "rank 8", "after learning task", "accuracy (%)"} <= texts
+
+
+def test_a_pdf_has_fonts_and_the_width_asked_for_and_is_the_same_every_time(runs, tmp_path):
+    for name in ("a.pdf", "b.pdf"):
+        assert main([*map(str, runs), "--plot", str(tmp_path / name), "--width", "7"]) == 0
+    content = (tmp_path / "a.pdf").read_bytes()
+    assert content == (tmp_path / "b.pdf").read_bytes()
+    assert b"/FontFile2" in content  # TrueType, as pdf.fonttype 42 says
+    assert b"/Type3" not in content
+    box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", content)
+    assert float(box[1]) == pytest.approx(7 * 72)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--plot", "x.jpg"], "x.jpg: expected a name that ends in .svg, .pdf or .png"),
+        (["--plot", "x.pdf", "--width", "0"], "0: expected a number of inches from 1 to 40"),
+        (["--plot", "x.pdf", "--width", "nan"], "nan: expected a number of inches from 1 to 40"),
+        (["--plot", "x.pdf", "--width", "wide"], "wide: expected a number of inches"),
+    ],
+)
+def test_a_wrong_ending_or_width_is_said_before_runs_are_read(more, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["none", *more])
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*map(str, runs), "--plot", str(tmp_path / "file" / "x.pdf")]) == 2
+    assert capsys.readouterr().err.startswith("cannot be written: ")
+
+
+def test_torch_is_not_imported_for_a_plot(runs, tmp_path):
+    arguments = [*map(str, runs), "--plot", str(tmp_path / "x.svg")]
+    program = (
+        f"import sys; from tools.compare.__main__ import main; main({arguments}); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60, capture_output=True)
