@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tools.compare.comparison import Comparison, compare
 from tools.compare.data import as_csv, as_json
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plot_file(text: str) -> Path:
     if not text.lower().endswith(PLOTS):
         raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .svg, .pdf or .png")
-    return Path(text)
+    return path_argument(text)
 
 
 def _inches(text: str) -> float:
