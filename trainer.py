@@ -31,6 +31,10 @@ from utils.timescales.scales import GATED
 
 logger = logging.getLogger(__name__)
 
+SOME_TASKS = (
+    "branch_eval was changed within the run: results.json gets no accuracies by branch, as they are not of all tasks; "
+    "metrics.jsonl has those that were measured"
+)
 OTHER_SEEDS = "to train the other seeds, repeat the command with --auto_resume"
 
 
@@ -154,8 +158,13 @@ class Run:
         """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
         accuracy, predictions, branches = self.learner.report_task()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
-        for name, alone in branches.items():
-            self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        if task == 0 or branches.keys() == self.branches.keys():
+            for name, alone in branches.items():
+                matrix = self.branches.setdefault(name, AccuracyMatrix())
+                matrix.add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        else:
+            logger.warning("%s", SOME_TASKS)
+            self.branches = {}
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers)
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
