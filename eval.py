@@ -8,6 +8,7 @@ from typing import Any
 from models import Setup, get_model
 from trainer import make_tasks
 from utils.config.schema import Config
+from utils.data.loader import warn_of_workers
 from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
@@ -28,6 +29,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
+    warn_of_workers(config.num_workers)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))

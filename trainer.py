@@ -12,6 +12,7 @@ from models import Hooks, Setup, TaskLearner, get_model
 from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import result_hash
 from utils.config.schema import Config
+from utils.data.loader import warn_of_workers
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
@@ -47,6 +48,7 @@ def train(config: Config, name: str) -> None:
     """
     require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
+    warn_of_workers(config.num_workers)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for plan in plans:
