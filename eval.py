@@ -11,7 +11,8 @@ from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
-from utils.devices import prepare_device
+from utils.devices import check_compiler, prepare_device
+from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, format_table
 from utils.runs.checkpoint import CheckpointError
 
@@ -29,6 +30,9 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
     device = prepare_device(config.device, config.num_threads, config.deterministic)
+    check_backbone(config)
+    if config.compile:
+        check_compiler(device)
     warn_of_workers(config.num_workers)
     tasks = make_tasks(config, load_dataset(config.dataset, Path(config.data_root), config.on_bad_image))
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation

@@ -15,9 +15,10 @@ from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
-from utils.devices import device_name, prepare_device
+from utils.devices import check_compiler, device_name, prepare_device
 from utils.errors import StoppedError
 from utils.files import plain
+from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, format_table
 from utils.runs.directory import STATES, RunPlan, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
@@ -48,6 +49,9 @@ def train(config: Config, name: str) -> None:
     """
     require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
+    check_backbone(config)
+    if config.compile:
+        check_compiler(device)
     warn_of_workers(config.num_workers)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)

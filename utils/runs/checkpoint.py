@@ -89,7 +89,7 @@ def refuse_packed(path: Path) -> None:
     with ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != ZIP_STORED:
-                raise ValueError(f"{info.filename} in it is compressed, which torch.save never does")
+                raise ValueError(f"{info.filename} in it is compressed, which torch.save and numpy.savez never do")
 
 
 # ---- what names and shapes say
