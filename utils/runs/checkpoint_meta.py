@@ -45,6 +45,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, damaged or not a checkpoint, or its metadata has values of wrong types.
     """
+    if path.is_dir():
+        there = sorted(path.glob("*.safetensors")) or sorted(path.glob("checkpoints/*.safetensors"))
+        named = f"; name a file in it, such as {there[-1]}" if there else "; expected a file"
+        raise CheckpointError(f"checkpoint {str(path)!r} is a directory{named}")
     if not path.is_file():
         near = ", ".join(sorted(str(p) for p in path.parent.glob("*.safetensors"))) if path.parent.is_dir() else ""
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist" + (f"; there are {near}" if near else ""))
