@@ -382,7 +382,7 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path):
 
 @pytest.mark.parametrize("path", ["nowhere/a.safetensors", "nowhere/a.pth", "."])
 def test_a_missing_folder_and_a_folder_are_named(tmp_path, path):
-    with pytest.raises(CheckpointError, match="does not exist|is a directory") as error:
+    with pytest.raises(CheckpointError, match=r"does not exist|is a directory") as error:
         read_checkpoint(tmp_path / path)
     assert str(tmp_path / path) in str(error.value)
 
