@@ -13,12 +13,14 @@ from models import Hooks, Setup, TaskLearner, get_model
 from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import content, digest, on_record
 from utils.config.schema import Config
+from utils.data.loader import warn_of_workers
 from utils.data.record import accept_changes, fingerprints, refuse_other_data, write_record
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
-from utils.devices import device_name, prepare_device
+from utils.devices import check_compiler, device_name, prepare_device
 from utils.errors import DataError, StoppedError
 from utils.files import plain
+from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, class_legend, format_table
 from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
@@ -42,6 +44,10 @@ from utils.timescales.scales import GATED
 logger = logging.getLogger(__name__)
 
 START_AGAIN = "the run cannot continue with other ones; restore them, or start a new run with --overwrite"
+SOME_TASKS = (
+    "branch_eval was changed within the run: results.json gets no accuracies by branch, as they are not of all tasks; "
+    "metrics.jsonl has those that were measured"
+)
 OTHER_SEEDS = "to train the other seeds, repeat the command with --auto_resume"
 
 
@@ -54,6 +60,10 @@ def train(config: Config, name: str) -> None:
     """
     require_trackers(config)
     device = prepare_device(config.device, config.num_threads, config.deterministic)
+    check_backbone(config)
+    if config.compile:
+        check_compiler(device)
+    warn_of_workers(config.num_workers)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
@@ -206,8 +216,13 @@ class Run:
         """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
         accuracy, predictions, branches = self.learner.report_task()
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
-        for name, alone in branches.items():
-            self.branches.setdefault(name, AccuracyMatrix()).add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        if task == 0 or branches.keys() == self.branches.keys():
+            for name, alone in branches.items():
+                matrix = self.branches.setdefault(name, AccuracyMatrix())
+                matrix.add_row(alone.top1, alone.labels, self.learner.task_sizes)
+        else:
+            logger.warning("%s", SOME_TASKS)
+            self.branches = {}
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
         if task + 1 == self.tasks.nb_tasks:

@@ -6,20 +6,22 @@ Shapes: B batch, N tokens (class token included), D embedding width.
 import difflib
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import load_file
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
+from timm.models import get_deprecated_models
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
+from backbone import arguments, weights
 from backbone.sema_block import SEMABlock, SEMAModules
 
 SUFFIX = "_adapter"
-DEEPEST = 1000  # blocks; no ViT has a tenth of that
+RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
 SEMA_NAMES = {
     # Since timm's multi-weight naming the bare first name means augreg2_in21k_ft_in1k.
     "pretrained_vit_b16_224": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
@@ -35,8 +37,9 @@ def timm_name(backbone_type: str) -> str:
     """Return the timm model name, with its full pretrained tag, of a `backbone_type`, or raise BackboneError."""
     stem = backbone_type.removesuffix(SUFFIX)
     name = SEMA_NAMES.get(stem, stem)
+    name = get_deprecated_models().get(name) or name  # before tags, a name had its weights as a suffix
     architecture, _, tag = name.partition(".")
-    if stem == backbone_type or not timm.is_model(architecture):
+    if stem == backbone_type or not timm.is_model(architecture) or architecture in get_deprecated_models():
         known = [f"{known}{SUFFIX}" for known in [*SEMA_NAMES, *timm.list_models("*vit*"), *timm.list_models("deit*")]]
         near = difflib.get_close_matches(backbone_type, known, n=3, cutoff=0.5)
         raise BackboneError(
@@ -51,7 +54,7 @@ def timm_name(backbone_type: str) -> str:
 
 
 def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: float = math.inf) -> VisionTransformer:
-    """Create timm's model without a classifier. Its architecture is checked first, without memory or a download.
+    """Create timm's model without a classifier. Its architecture is checked first, see `sketch_vit`.
 
     Args:
         name: timm model name.
@@ -60,21 +63,9 @@ def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
         most_bytes: Limit for its parameters.
 
     Raises:
-        BackboneError: Not a VisionTransformer with plain Blocks and a class token, unknown kwargs, too large, or no
-            download.
+        BackboneError: As `sketch_vit`, or no download.
     """
-    depth = kwargs.get("depth")
-    if isinstance(depth, int) and depth > DEEPEST:  # a million blocks would take too long even without memory
-        raise BackboneError(f"backbone_kwargs: depth = {depth}; expected at most {DEEPEST}")
-    try:
-        with torch.device("meta"):
-            sketch = timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
-    except Exception as error:  # timm passes on whatever its parts raise
-        raise BackboneError(f"backbone_kwargs {kwargs} do not fit {name}: {error!r}") from error
-    refuse_unsupported(name, sketch)
-    needed = sum(parameter.nbytes for parameter in sketch.parameters())
-    if needed > most_bytes:
-        raise BackboneError(f"{name} with {kwargs} takes {needed:,} bytes, the memory here is {most_bytes:,}")
+    sketch_vit(name, pretrained, kwargs, most_bytes)
     try:
         return cast(VisionTransformer, timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs))
     except Exception as error:
@@ -82,11 +73,91 @@ def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
             raise
         repository = timm.get_pretrained_cfg_value(name, "hf_hub_id")
         repository = f"timm/{name}" if repository in (None, "", "timm/") else repository
+        reason = str(error).partition("\n")[0]
         raise BackboneError(
-            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {error}); download "
+            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {reason}); download "
             f"https://huggingface.co/{repository}/resolve/main/model.safetensors by other means and set "
             f"backbone_checkpoint to that file, or set pretrained to false for random weights"
         ) from error
+
+
+def sketch_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: float = math.inf) -> VisionTransformer:
+    """Return the model of `create_vit` on the meta device: without memory, values or a download.
+
+    Raises:
+        BackboneError: Not a VisionTransformer with plain Blocks and a class token, arguments that are unknown, of wrong
+            types or do not go together, or too large.
+    """
+    if faults := list(arguments.problems(kwargs)):
+        raise BackboneError("\n".join(faults))
+    plain = _on_meta(name, {})
+    refuse_unsupported(name, plain)
+    width = kwargs.get("embed_dim", plain.embed_dim)
+    heads = kwargs.get("num_heads", cast(Block, plain.blocks[0]).attn.num_heads)
+    if width % heads:
+        near = max(1, round(width / heads)) * heads
+        raise BackboneError(
+            f"backbone_kwargs: embed_dim = {width}, num_heads = {heads}; expected a width that is a multiple of the "
+            f"heads, such as {near}"
+        )
+    try:
+        sketch = _on_meta(name, kwargs)
+        side, patch = sketch.patch_embed.img_size[0], sketch.patch_embed.patch_size[0]
+        if side < patch:
+            raise BackboneError(
+                f"backbone_kwargs: img_size = {side}, patch_size = {patch}; expected an image of at least one patch"
+            )
+        if not all(parameter.numel() for parameter in sketch.parameters()):
+            raise BackboneError(
+                f"backbone_kwargs {arguments.shown(kwargs)}: a layer has no weights; choose larger sizes"
+            )
+        needed = sum(parameter.nbytes for parameter in sketch.parameters())
+        if needed > most_bytes:
+            given = arguments.shown(kwargs)
+            raise BackboneError(f"{name} with {given} takes {needed:,} bytes, the memory here is {most_bytes:,}")
+        sketch.eval()(torch.zeros(1, 3, side, side, device="meta"))
+    except BackboneError:
+        raise
+    except Exception as error:  # timm passes on whatever its parts raise
+        guilty = [out for out in kwargs if _fits(name, {key: kwargs[key] for key in kwargs if key != out})] or [*kwargs]
+        given = ", ".join(f"{key} = {arguments.shown(kwargs[key])}" for key in guilty)
+        raise BackboneError(
+            f"backbone_kwargs: {given}: {name} cannot be built with this; change or remove it"
+        ) from error
+    refuse_unsupported(name, sketch)
+    if pretrained and (changed := [key for key in kwargs if _reshapes(name, {key: kwargs[key]})]):
+        given = ", ".join(f"{key} = {arguments.shown(kwargs[key])}" for key in changed)
+        raise BackboneError(
+            f"backbone_kwargs: {given}: the pretrained weights of {name} are those of another shape; remove this, set "
+            "pretrained to false for random weights, or name fitting weights as backbone_checkpoint"
+        )
+    return sketch
+
+
+def _on_meta(name: str, kwargs: dict[str, Any]) -> VisionTransformer:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers without weights, which are refused
+        return cast(VisionTransformer, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
+
+
+def _fits(name: str, kwargs: dict[str, Any]) -> bool:
+    try:
+        sketch = _on_meta(name, kwargs)
+        sketch.eval()(torch.zeros(1, 3, *sketch.patch_embed.img_size, device="meta"))
+    except Exception:
+        return False
+    return True
+
+
+def _reshapes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Return whether arguments change names or shapes of the weights, but for those that timm resamples."""
+    try:
+        shapes = [{n: v.shape for n, v in _on_meta(name, given).state_dict().items()} for given in ({}, kwargs)]
+    except Exception:  # it only fits together with others
+        return True
+    if kwargs.keys() <= {"img_size", "patch_size"}:
+        shapes = [{n: v for n, v in found.items() if n not in RESAMPLED} for found in shapes]
+    return shapes[0] != shapes[1]
 
 
 def refuse_unsupported(name: str, model: torch.nn.Module) -> None:
@@ -101,23 +172,37 @@ def refuse_unsupported(name: str, model: torch.nn.Module) -> None:
 
 
 def load_weights(vit: VisionTransformer, path: Path) -> None:
-    """Load a local safetensors or torch file with timm's names. Position grids are resampled, classifiers ignored.
+    """Load a local file: safetensors or torch with timm's names, or NumPy arrays of JAX (see `backbone.weights`).
+
+    Position grids are resampled, classifiers ignored. If the network is on the meta device, the file is only checked.
 
     Raises:
-        BackboneError: No such file, unreadable, or tensors that do not fit, with their names.
+        BackboneError: No such file, unreadable, or of another network.
     """
-    if not path.is_file():
-        raise BackboneError(f"backbone_checkpoint {str(path)!r} does not exist")
+    name = f"backbone_checkpoint {str(path)!r}"
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        raise BackboneError(
+            f"{name} does not exist"
+            + ("" if path.is_absolute() else f" (a relative path starts at the working directory, {Path.cwd()})")
+            + (f"; did you mean {str(path.parent / near[0])!r}?" if near else "")
+        )
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        state = checkpoint_filter_fn(state, vit)
-        state = {key: value.float() for key, value in state.items() if not key.startswith(("head.", "head_dist."))}
+        if path.is_file() and weights.is_jax(path):
+            weights.load_jax(vit, path)
+            return
+        state = weights.read_weights(path, vit)
+        if problem := weights.unlike(vit, state):
+            raise weights.WeightsError(problem)
+        if not vit.patch_embed.proj.weight.is_meta:
+            vit.load_state_dict({key: value.float() for key, value in state.items()})
+    except weights.WeightsError as error:
+        raise BackboneError(f"{name} {error}") from error
     except Exception as error:  # a damaged file, or one that holds something else
-        raise BackboneError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error!r}") from error
-    try:
-        vit.load_state_dict(state)
-    except RuntimeError as error:
-        raise BackboneError(f"backbone_checkpoint {str(path)!r} does not fit the backbone: {error}") from error
+        raise BackboneError(
+            f"{name} cannot be read as weights: it is damaged, or written by another program; expected safetensors, a "
+            "state dict of torch.save, or NumPy arrays (.npz) of JAX"
+        ) from error
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -129,17 +214,22 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def insert_slots(vit: VisionTransformer, config: Any) -> None:
-    """Freeze the network and give every block a slot; raise BackboneError if the layer range is outside it.
-
-    `config` is for `SEMAModules`; its `d_model` is the network's width.
-    """
+def refuse_other_layers(vit: VisionTransformer, config: Any) -> None:
+    """Raise BackboneError if the layer range of `config` is outside the network."""
     depth = len(vit.blocks)
     if config.adapt_end_layer >= depth:
         raise BackboneError(
             f"adapt_start_layer {config.adapt_start_layer}, adapt_end_layer {config.adapt_end_layer}: the backbone's "
             f"layers are 0 to {depth - 1}, so adapt_end_layer can be {depth - 1} at most"
         )
+
+
+def insert_slots(vit: VisionTransformer, config: Any) -> None:
+    """Freeze the network and give every block a slot; raise BackboneError if the layer range is outside it.
+
+    `config` is for `SEMAModules`; its `d_model` is the network's width.
+    """
+    refuse_other_layers(vit, config)
     vit.requires_grad_(False)
     vit.blocks = torch.nn.Sequential(
         *(SEMABlock(block, SEMAModules(config, layer)) for layer, block in enumerate(vit.blocks))

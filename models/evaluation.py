@@ -2,7 +2,8 @@
 
 Once the blocks below the first expandable layer are frozen for good, their output for a test image never changes
 again, and later evaluations run only the rest of the network. The cache holds whole batches, so that an evaluation
-gives the same numbers bit by bit with and without it (unless it stores bfloat16).
+gives the same numbers bit by bit with and without it. With `eval_cache_bf16` the output is rounded to bfloat16 in every
+evaluation, cached or not.
 
 Shapes: B batch, N tokens, D embedding width, C classes.
 """
@@ -49,12 +50,11 @@ class ActivationCache:
     Args:
         limit_gib: Limit of the whole cache in GiB; 0 caches nothing.
         where: "memory" (of the host), or "disk": unnamed files in the temporary folder.
-        dtype: Precision of the cache; None: as computed.
     """
 
-    def __init__(self, limit_gib: float, where: str = "memory", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, limit_gib: float, where: str = "memory") -> None:
         self._left = int(limit_gib * GIB)
-        self._where, self._dtype = where, dtype
+        self._where = where
         self._kept: dict[Branches, list[Kept]] = {}
         self._full: set[Branches] = set()
 
@@ -64,15 +64,14 @@ class ActivationCache:
 
     def offer(self, branches: Branches, number: int, x: Tensor, labels: Tensor) -> None:  # (B, N, D), (B,)
         """Cache batch `number` (from 0) of the test set if all before it are cached and there is room."""
-        kept, dtype = self._kept.setdefault(branches, []), self._dtype or x.dtype
-        size = x.numel() * dtype.itemsize
+        kept, size = self._kept.setdefault(branches, []), x.nbytes
         if number != len(kept) or branches in self._full:
             return
         if size > self._left:
             self._full.add(branches)  # a later, smaller batch must not fill a gap
             return
         try:
-            x = x.detach().to(dtype)
+            x = x.detach()
             kept.append(Kept(x.cpu().clone() if self._where == "memory" else on_disk(x), labels.cpu()))
             self._left -= size
         except OSError as error:
@@ -103,8 +102,8 @@ class Evaluator:
 
     def __init__(self, network: SEMAVitNet, config: Config, hooks: Hooks) -> None:
         self.network, self.hooks, self.batch_size = network, hooks, config.eval_batch_size
-        dtype = torch.bfloat16 if config.eval_cache_bf16 else None
-        self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on, dtype)
+        self.rounds = config.eval_cache_bf16
+        self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on)
 
     @torch.no_grad()
     def predict(self, loader: StreamLoader, task: int, classes: int, settled: int) -> Predictions:
@@ -139,14 +138,16 @@ class Evaluator:
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
-        branches, size = self.network.active_branches, self.batch_size
+        branches, size, dtype = self.network.active_branches, self.batch_size, self.network.fc.weight.dtype
         kept = self.cache.batches(branches) if layer else []
         for batch in kept:
-            yield batch.x.to(loader.device, self.network.fc.weight.dtype), batch.labels.to(loader.device)
+            yield batch.x.to(loader.device, dtype), batch.labels.to(loader.device)
         batches = loader.epoch("test", task, batch_size=size, shuffle=False, start=len(kept))
         total, what = loader.batches(size), f"task {task} test"
         for number, (_, images, labels) in enumerate(progress(batches, what, total, done=len(kept)), start=len(kept)):
             x = self.network.forward_to(images, layer)
+            if layer and self.rounds:
+                x = x.bfloat16()
             if layer and len(labels) == size:
                 self.cache.offer(branches, number, x, labels)
-            yield x, labels
+            yield x.to(dtype), labels

@@ -1,6 +1,7 @@
 """The device of a run."""
 
 import os
+import shutil
 
 import torch
 
@@ -32,6 +33,28 @@ def prepare_device(device: str | int | list[str | int], threads: int, determinis
     if deterministic:  # required by cuBLAS, see PyTorch's notes on reproducibility
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return resolve_device(device)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a tiny function, as the key `compile` asks for.
+
+    Raises:
+        ConfigError: torch.compile does not work on this machine, with the most likely reason.
+    """
+    try:
+        torch.compile(torch.neg)(torch.zeros(1, device=device))
+    except Exception as error:  # torch passes on whatever its parts raise
+        compiler = os.environ.get("CXX", "g++")
+        found = shutil.which(compiler)
+        if found is None:
+            reason = f"it needs a C++ compiler, and {compiler!r} was not found; install g++, or name another one in CXX"
+        elif isinstance(error, OSError):
+            reason = f"{error}; TORCHINDUCTOR_CACHE_DIR can name a folder for its files"
+        else:
+            reason = f"the C++ compiler {found}, or the compiler of the GPU, failed on a small example; repair it"
+        raise ConfigError(
+            f"compile = true: torch.compile does not work here: {reason}, or set compile to false"
+        ) from error
 
 
 def device_name(device: torch.device) -> str:

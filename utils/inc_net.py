@@ -41,12 +41,7 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
         local = config.backbone_checkpoint
         vit = vit_sema.create_vit(name, config.pretrained and local is None, config.backbone_kwargs, memory())
         if local is not None:
-            try:
-                if Path(local).is_file():  # otherwise load_weights says so
-                    refuse_packed(Path(local))
-            except (ValueError, OSError, BadZipFile) as error:
-                raise BackboneError(f"backbone_checkpoint {local!r} cannot be read as weights: {error}") from error
-            vit_sema.load_weights(vit, Path(local))
+            _load_weights(vit, Path(local))
         origin = "hub" if config.pretrained else "random"
         sha256 = vit_sema.weights_hash(vit.state_dict())
         provenance = {"timm_name": name, "weights": str(local or origin), "sha256": sha256}
@@ -54,6 +49,32 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
+
+
+def check_backbone(config: Config) -> None:
+    """Check what `get_backbone` needs, without memory or a download, to refuse it before the data are read.
+
+    Raises:
+        ConfigError: As `get_backbone`.
+    """
+    try:
+        name, local = vit_sema.timm_name(config.backbone_type), config.backbone_checkpoint
+        fetched = config.pretrained and local is None
+        sketch = vit_sema.sketch_vit(name, fetched, config.backbone_kwargs, memory())
+        vit_sema.refuse_other_layers(sketch, config)
+        if local is not None:
+            _load_weights(sketch, Path(local))
+    except BackboneError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _load_weights(vit: VisionTransformer, path: Path) -> None:
+    try:
+        if path.is_file():  # otherwise load_weights says so
+            refuse_packed(path)
+    except (ValueError, OSError, BadZipFile) as error:
+        raise BackboneError(f"backbone_checkpoint {str(path)!r} cannot be read as weights: {error}") from error
+    vit_sema.load_weights(vit, path)
 
 
 def refuse_nonzero_birth(adapter: FunctionalAdapter, d_model: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
 
+from eval import evaluate
 from models.base import BaseLearner
 from models.evaluation import ActivationCache, on_disk
 from utils.inc_net import SEMAVitNet
@@ -59,10 +60,10 @@ def test_the_bound_is_one_for_all_branches_and_a_smaller_batch_fills_no_gap():
     assert len(cache.batches(BOTH)) == 2
 
 
-def test_bfloat16_takes_half_the_room():
-    cache = ActivationCache(SIZE, dtype=torch.bfloat16)
+def test_the_room_that_bfloat16_takes_is_half():
+    cache = ActivationCache(SIZE)
     for number in range(3):
-        cache.offer(BOTH, number, X, LABELS)
+        cache.offer(BOTH, number, X.bfloat16(), LABELS)
     assert [kept.x.dtype for kept in cache.batches(BOTH)] == [torch.bfloat16] * 2
 
 
@@ -151,9 +152,64 @@ def test_branches_are_kept_apart_and_adapters_that_learn_again_are_never_kept(
     assert through == [(task, 4) for task in range(3) for _ in range(2 * (task + 1))]
 
 
-def test_bfloat16_changes_little(run: Callable[..., Path]) -> None:  # noqa: F811
-    exact, rounded = run("exact", eval_batch_size=4), run("rounded", eval_batch_size=4, eval_cache_bf16=True)
-    assert abs(results(exact)["last_acc"] - results(rounded)["last_acc"]) <= 2 / 24
+@pytest.fixture
+def entering(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What enters the second half of the network in evaluations that begin behind settled layers."""
+    seen: list[torch.Tensor] = []
+    forward_from = SEMAVitNet.forward_from
+
+    def noted(network: SEMAVitNet, x: torch.Tensor, layer: int) -> dict[str, torch.Tensor]:
+        if layer:
+            seen.append(x)
+        return forward_from(network, x, layer)
+
+    monkeypatch.setattr(SEMAVitNet, "forward_from", noted)
+    return seen
+
+
+BFLOAT16: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no cache": {"eval_cache_gib": 0.0},
+    "a small cache": {"eval_cache_gib": 2e-6},  # 2,147 bytes, where a batch takes 5 x 5 x 32 x 2
+    "on disk": {"eval_cache_on": "disk"},
+    "every epoch": {"eval_every": 1},
+    "no branches": {"branch_eval": False},
+}
+
+
+@pytest.mark.parametrize("way", [*BFLOAT16, "products in bfloat16"])
+def test_every_evaluation_behind_settled_layers_is_of_rounded_activations(
+    run: Callable[..., Path],  # noqa: F811
+    entering: list[torch.Tensor],
+    way: str,
+) -> None:
+    keys = {"max_tasks": 2, "eval_batch_size": 5, **BFLOAT16.get(way, {"precision": "bf16"})}
+    run("rounded", eval_cache_bf16=True, **keys)
+    assert all(x.dtype == torch.float32 and torch.equal(x, x.bfloat16().float()) for x in entering)
+    assert len(entering) > 5
+
+
+def test_without_the_key_activations_are_not_rounded(
+    run: Callable[..., Path],  # noqa: F811
+    entering: list[torch.Tensor],
+) -> None:
+    run(max_tasks=1, eval_batch_size=5)
+    assert not any(torch.equal(x, x.bfloat16().float()) for x in entering)
+
+
+def test_rounded_runs_have_the_same_accuracies_however_they_are_evaluated(
+    run: Callable[..., Path],  # noqa: F811
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    keys = {"eval_batch_size": 5, "eval_cache_bf16": True}
+    found = {way: run(way, **keys, **more) for way, more in BFLOAT16.items()}
+    accuracies = [results(path)["tasks"] for path in found.values()]
+    assert accuracies == accuracies[:1] * len(BFLOAT16)
+    for task, expected in enumerate(accuracies[0]):
+        file = found["plain"] / "checkpoints" / f"task_{task}.safetensors"
+        again = evaluate(configuration(images, tmp_path, **keys, eval=True, checkpt_path=str(file)))
+        assert again["accuracy"] == expected["accuracy"]
 
 
 def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from utils.devices import prepare_device, resolve_device
+from utils.devices import check_compiler, prepare_device, resolve_device
 from utils.errors import ConfigError
 
 
@@ -60,3 +60,26 @@ def test_determinism_is_what_was_asked_for_last(monkeypatch):
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     prepare_device("cpu", 0)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "error", "message"),
+    [
+        (
+            "/nowhere/g++",
+            RuntimeError("long text of torch"),
+            "needs a C\\+\\+ compiler, and '/nowhere/g\\+\\+' was not found",
+        ),
+        ("sh", RuntimeError("long text of torch"), "compiler /.*sh, or the compiler of the GPU, failed"),
+        ("sh", PermissionError(13, "Permission denied", "/cache"), "'/cache'; TORCHINDUCTOR_CACHE_DIR can name"),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_a_sentence(monkeypatch, compiler, error, message):
+    def fails(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda _: fails)
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(ConfigError, match=f"^compile = true: .*{message}.* or set compile to false$") as raised:
+        check_compiler(torch.device("cpu"))
+    assert "long text" not in str(raised.value)

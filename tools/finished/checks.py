@@ -112,8 +112,9 @@ def _branches(run: Run) -> Faults:
         name = max(some, key=lambda name: name.count("+"))  # all branches
         yield from unequal(file, f"right answers of {name}", run.branches[name].correct, whole.correct, "accuracy")
     events = [event for event in run.events(Branches) if event.when == "after_task"]
-    tasks = run.tasks if run.branches else []
-    yield from unequal(run.metrics, "tasks scored by branch", [event.task for event in events], tasks, RESULTS)
+    tasks, scored = run.tasks if run.branches else [], [event.task for event in events]
+    if tasks or scored == run.tasks:  # only if branch_eval was changed within the run, some tasks were scored
+        yield from unequal(run.metrics, "tasks scored by branch", scored, tasks, RESULTS)
     for task, event in zip(tasks, events, strict=False):
         hits = {name: matrix.correct[task] for name, matrix in run.branches.items()}
         yield from unequal(f"{run.metrics}: task {task}", "right answers by branch", event.correct, hits, RESULTS)

@@ -223,7 +223,7 @@ class Config(BaseModel):
         "memory", "where to keep these activations; disk: the temporary folder (TMPDIR)", changes_results=False
     )
     eval_cache_bf16: bool = _speed(
-        False, "keep these activations in bfloat16: half the size, but a few predictions may differ"
+        False, "round these activations to bfloat16, cached or not: half the size, but a few predictions may differ"
     )
 
     seed: Seeds = _run(

@@ -35,6 +35,7 @@ Transform = Callable[[Image.Image], Tensor]  # RGB -> (3, S, S)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 2**26  # 8192 x 8192, 268 MB in PIL; a header of a few bytes can claim any size
 THUMBNAIL = 96  # longest side in pixels
+LONGEST = 100  # times the shorter side; the test transform resizes the shorter side to the network's input
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def open_image(image: Path | np.ndarray | Image.Image) -> Image.Image:
         image: A file, uint8 pixels (H, W) or (H, W, 3), or an image of PIL.
 
     Raises:
-        DataError: The file cannot be read as an image, or has more than `MOST_PIXELS`.
+        DataError: The file cannot be read as an image, has more than `MOST_PIXELS`, or is longer than `LONGEST`.
     """
     if isinstance(image, Image.Image):
         try:
@@ -173,6 +174,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels; expected at most {MOST_PIXELS:,} in all")
+            if max(opened.size) > LONGEST * min(opened.size):
+                raise ValueError(f"{opened.width} x {opened.height} pixels; expected sides of a ratio up to {LONGEST}")
             yield opened
     except UnidentifiedImageError:
         raise DataError(f"{path}: not a readable image: its content is none of {', '.join(FORMATS)}") from None

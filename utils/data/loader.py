@@ -3,9 +3,11 @@
 Shapes: B batch, S image side.
 """
 
+import logging
 import os
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from utils.errors import UserError
 from utils.stopping import SIGNALS, follow
 from utils.streams import generator, seeded
+
+logger = logging.getLogger(__name__)
 
 Stream = tuple[int | str, ...]
 Request = tuple[Stream, list[int]]  # the stream of a batch's random numbers, and the indices of its images
@@ -64,6 +68,13 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 READY = Way(default_collate, _send)  # for images that are (3, S, S) tensors already
+
+
+def warn_of_workers(workers: int) -> None:
+    """Log a warning if there are more workers than cores for this process."""
+    cores = len(os.sched_getaffinity(0))
+    if workers > cores:
+        logger.warning("num_workers = %d is more than the CPU cores, %d; that does not load faster", workers, cores)
 
 
 class StreamLoader:
@@ -167,7 +178,9 @@ def _starting_workers() -> Iterator[None]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # see `warn_of_workers`
+            yield
     finally:
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)

@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.lib import format as npy
 
+from utils.data.images import LONGEST
 from utils.errors import DataError
 from utils.memory import memory
 from utils.text import did_you_mean
@@ -81,6 +82,8 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
             expected = f"integers of shape ({images},), one for each image"
         if bad:
             raise _unexpected(name, array, expected)
+        if name.startswith("x") and max(array.shape[1:3]) > LONGEST * min(array.shape[1:3]):
+            raise _unexpected(name, array, f"images with sides of a ratio up to {LONGEST}")
     names = arrays.setdefault("class_names", np.arange(len(np.unique(arrays["y_train"]))).astype(str))
     if names.dtype.kind != "U" or names.ndim != 1:
         raise _unexpected("class_names", names, "text of shape (C,)")

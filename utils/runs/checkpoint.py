@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors.torch import load_file, save
@@ -22,6 +22,7 @@ from utils.runs.checkpoint_meta import read_config as read_config
 from utils.runs.checkpoint_meta import read_meta as read_meta
 from utils.text import shown_key
 
+NO_CHECKPOINT = "it is damaged, or no checkpoint; expected a file such as logs/RUN/checkpoints/task_0.safetensors"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,7 +42,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return _read_tensors(path), meta
     except Exception as error:  # a damaged file can raise nearly anything
-        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+        reason = error if type(error) in (ValueError, BadZipFile) else NO_CHECKPOINT
+        raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {reason}") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -75,7 +77,7 @@ def refuse_packed(path: Path) -> None:
     with ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != ZIP_STORED:
-                raise ValueError(f"{info.filename} in it is compressed, which torch.save never does")
+                raise ValueError(f"{info.filename} in it is compressed, which torch.save and numpy.savez never do")
 
 
 # ---- what names and shapes say

@@ -3,12 +3,13 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision.transforms import Compose, InterpolationMode, RandomHorizontalFlip, RandomResizedCrop, ToTensor
 
 from utils.data import images
@@ -114,6 +115,35 @@ def damaged(kind: str, path: Path) -> None:
         "flipped": whole[:60] + bytes(byte ^ 0x5A for byte in whole[60:90]) + whole[90:],
     }
     path.write_bytes(contents[kind])
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1), (1, 101), (303, 3), (2, 201)])
+@pytest.mark.parametrize("look", [check_header, open_image])
+def test_an_image_that_is_long_beyond_use_is_refused(
+    tmp_path: Path, size: tuple[int, int], look: Callable[..., object]
+):
+    Image.new("RGB", size).save(tmp_path / "line.png")
+    with pytest.raises(
+        DataError, match=rf"line\.png: .*{size[0]} x {size[1]} pixels; expected sides of a ratio up to 100"
+    ):
+        look(tmp_path / "line.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 100), (200, 2)])
+def test_small_and_long_images_are_looked_at(tmp_path: Path, size: tuple[int, int]):
+    Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "line.png")
+    check_header(tmp_path / "line.png")
+    for transform in (train_transform, images.test_transform):
+        seen = transform(InputSpec(16))(open_image(tmp_path / "line.png"))
+        torch.testing.assert_close(seen, torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 16, 16))
+
+
+def test_a_text_that_unpacks_to_megabytes_is_refused(tmp_path: Path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "a" * 2**21, zip=True)
+    Image.fromarray(RAMP).save(tmp_path / "cat.png", pnginfo=text)
+    with pytest.raises(DataError, match=r"cat\.png: not a readable image: "):
+        check_header(tmp_path / "cat.png")
 
 
 @pytest.mark.parametrize("kind", ["empty", "truncated", "text", "flipped"])

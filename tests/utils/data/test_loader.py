@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils.data.loader import Batch, LoadingError, StreamLoader
+from utils.data.loader import Batch, LoadingError, StreamLoader, warn_of_workers
 from utils.errors import UserError
 from utils.streams import derive, seeded
 
@@ -335,3 +335,15 @@ def test_workers_that_are_not_forked_load_the_same(make, tmp_path: Path, method:
     command = [sys.executable, "-W", "error", str(tmp_path / "start.py"), method]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (run.stderr, run.stdout.split()) == ("", [str(digest(whole(make(), "func", 3)))])
+
+
+def test_more_workers_than_cores_are_one_line_of_our_own(make, monkeypatch, caplog):
+    """Tests take every other warning for an error."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    warn_of_workers(1)
+    assert caplog.text == ""
+    warn_of_workers(2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "num_workers = 2 is more than the CPU cores, 1; that does not load faster"
+    ]
+    assert len(whole(make(workers=2), "func", 0)) == 3
