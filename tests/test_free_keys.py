@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +31,10 @@ FREE: dict[str, dict[str, tuple[Any, Any]]] = {  # two values of each key
     },
     "run": {
         "num_workers": (0, 2),
+        "accept_changed_data": (False, True),
+        "top_k": (5, 3),
+        "predict_format": ("table", "csv"),
+        "export_form": ("network", "merged"),
         "num_threads": (1, 2),
         "device": ("cpu", "auto"),
         "deterministic": (False, True),
@@ -53,8 +57,8 @@ FREE: dict[str, dict[str, tuple[Any, Any]]] = {  # two values of each key
 ELSEWHERE = {  # and why they have no place here
     "seed": "identifies the run, beside its configuration",
     "resume": "names the run to resume",
-    "eval": "trains nothing",
-    "data_root": "counts where it alone says which images they are",
+    **dict.fromkeys(("eval", "predict", "export", "dry_run"), "trains nothing"),
+    "data_root": "is moved in test_other_images",
 }
 
 
@@ -63,7 +67,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One without a GPU, on which W&B is installed."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # put back after it was set
-    wandb = SimpleNamespace(init=lambda **_: SimpleNamespace(finish=lambda **_: None), Error=RuntimeError)
+    wandb = ModuleType("wandb")
+    vars(wandb).update(init=lambda **_: SimpleNamespace(finish=lambda **_: None), Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     threads = torch.get_num_threads()
     yield

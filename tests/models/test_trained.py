@@ -51,7 +51,7 @@ def pictures(count: int = 3, side: int = 20) -> np.ndarray:
 @pytest.mark.parametrize("task", [0, 1, 2])
 def test_the_predictions_are_those_on_record(run: Path, task: int):
     model = load_run(run, task, "cpu")
-    labels, answers = read_predictions(predictions_file(run, task))
+    labels, answers, _ = read_predictions(predictions_file(run, task))
     found = model.predict(test_images(model.meta["class_order"])[: len(labels)])
     assert found.labels.tolist() == answers["whole"].tolist()
     assert found.logits.shape == (len(labels), 2 * (task + 1))
