@@ -37,7 +37,7 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
         "backbone": {"sha256": "d" * 64},
         **options.pop("environment", {}),
     }
-    config = Config(dataset="cub", seed=[seed], **options)
+    config = Config(**{"dataset": "cub", "seed": [seed], **options})
     path = folder / f"{label}-{result_hash(config)}-s{seed}"
     path.mkdir(parents=True)
     matrix = AccuracyMatrix(sizes, count, [list(row) for row in correct])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tools.pilot.runs import read_log
 from utils.progress import progress
 from utils.text import did_you_mean, shown
 
+Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
 
 
@@ -121,24 +122,36 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
         UserError: A run is missing or damaged, none is finished, or the baseline is unfinished or unknown.
     """
     foreign = {path: reason for path in paths if (reason := foreign_path(path) or unfinished(path))}
-    runs = _read_all([path for path in paths if path not in foreign])
+    places: Places = {}
+    runs = _read_all([path for path in paths if path not in foreign], places)
     if not runs:
         raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
-    compared_with = _read_all([Path(baseline)]) if baseline is not None and Path(baseline).exists() else {}
+    compared_with = _read_all([Path(baseline)], places) if baseline is not None and Path(baseline).exists() else {}
     groups, repeated = _group({**runs, **compared_with}.values())
     base = None if baseline is None else _baseline(groups, baseline, {run.key for run in compared_with.values()})
     return Comparison(groups, base, [*foreign.values(), *repeated])
 
 
-def _read_all(paths: Sequence[Path]) -> dict[object, Run]:
+def _read_all(paths: Sequence[Path], places: Places) -> dict[object, Run]:
     """Return the runs by path, configuration and seed; a log may hold several."""
     runs: dict[object, Run] = {}
     for path in progress(paths, "reading runs", len(paths)):
         if not path.exists():
             raise missing_path(path)
         for run in [read_run(path)] if path.is_dir() else read_log(path):
-            runs[run.path.resolve(), run.key, run.seed] = run
+            own = replace(run, identity=_named_by_content(run, places))
+            runs[run.path.resolve(), own.key, run.seed] = own
     return runs
+
+
+def _named_by_content(run: Run, places: Places) -> dict[str, Any]:
+    """Return the identity of a run, in which equal data and weights have equal names, and others have others."""
+    names: dict[str, Any] = {}
+    for key, content in run.contents.items():
+        name = str(run.identity[key])
+        taken = any(place == key and other == name for (place, _), other in places.items())
+        names[key] = places.setdefault((key, content), f"{name} ({content[:8]})" if taken else name)
+    return {**run.identity, **names}
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[Group], list[str]]:

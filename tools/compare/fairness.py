@@ -134,6 +134,8 @@ TRAINING = {
 }
 CONDITIONS: dict[str, Callable[[Run], object]] = {
     "data sets": lambda run: run.config.get("dataset"),
+    "training images": lambda run: _short(run.data.get("train"), "sha256"),
+    "test images": lambda run: _short(run.data.get("test"), "sha256"),
     "tasks (number x classes)": _task_sizes,
     "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
     **{what: partial(_value, key) for key, what in TRAINING.items()},

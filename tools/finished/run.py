@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.config.identity import counted_digest
+from utils.config import identity
 from utils.metrics import AccuracyMatrix
 from utils.runs.events import FILE, E, read_events
 
@@ -58,7 +58,15 @@ class Run:
     @property
     def key(self) -> str:
         """Return a hash of the configuration: the one in the directory's name, or that of what a log states."""
-        return digest(self.identity) if self.is_log else counted_digest(self.config)
+        return digest(self.identity) if self.is_log else identity.digest(self.identity)
+
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """Return hashes of what lies at the places that its identity names, as far as they are on record."""
+        images = [half["sha256"] for name in ("train", "test") if (half := self.data.get(name))]
+        weights = self.environment.get("backbone", {}).get("sha256")
+        found = {"data_root": "-".join(images), "backbone_checkpoint": weights}
+        return {key: value for key, value in found.items() if value and self.identity.get(key) is not None}
 
     @property
     def last_task(self) -> Mapping[str, Any]:

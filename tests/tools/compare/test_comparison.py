@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 from finished_runs import PilotRun, random_hits, write_run
 
 from tools.compare.comparison import ABSENT, compare, value_text
+from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
 from utils.errors import UserError
 
@@ -184,3 +186,37 @@ def test_values_in_cells():
 def test_a_path_that_is_not_there_offers_the_nearest(runs):
     with pytest.raises(UserError, match=f"did you mean {runs[0].name}"):
         compare([runs[0].with_name("o" + runs[0].name)])
+
+
+def with_images(run: Path, sha: str) -> Path:
+    halves = {half: {"images": 9, "sha256": half + sha} for half in ("train", "test")}
+    (run / "data.json").write_text(json.dumps({**halves, "class_names": [], "accepted_changes": []}))
+    return run
+
+
+def test_runs_with_equal_images_are_one_configuration_wherever_these_lay(tmp_path):
+    roots = {1: "/old/pets", 2: "/new/animals", 3: "/far/pets"}
+    runs = [
+        with_images(write_run(tmp_path, "x", seed, A[seed], dataset="imagefolder", data_root=root), "abc")
+        for seed, root in roots.items()
+    ]
+    (group,) = compare(runs).groups
+    assert list(group.by_seed) == [1, 2, 3]
+
+
+def test_runs_with_other_images_of_the_same_name_are_two_configurations(tmp_path):
+    one, other = (
+        with_images(write_run(tmp_path / sha, "x", 1, A[1], dataset="imagefolder", data_root=f"/{sha}/pets"), sha)
+        for sha in ("abc", "xyz")
+    )
+    found = compare([one, other])
+    assert found.differing == {"data_root": ["pets", "pets (trainxyz)"]}
+    assert any(text.startswith("unequal training images: trainabc in") for text in warnings(found))
+
+
+def test_equal_weights_have_one_name(tmp_path):
+    runs = [
+        write_run(tmp_path, "x", seed, A[seed], backbone_checkpoint=f"/w/{seed}.pth") for seed in (1, 2)
+    ]  # fmt: skip
+    (group,) = compare(runs).groups
+    assert group.identity["backbone_checkpoint"] == "1.pth"
