@@ -369,9 +369,10 @@ def go_on(given: argparse.Namespace) -> int:
         record = {"seed": given.seed, "possible": len(possible), "mutants": [known[name] for name in sorted(known)]}
         write_json(root / RECORD, record)
         print(f"{entry['outcome']:8}  {entry['id']}  by {entry['by']}", flush=True)
-    print(text := report(record, explained))
+    text = report(record, explained)
     if given.document:
         replace_part(given.document, "mutants", text)
+    print(text)
     return int(any(e["outcome"] == "survived" and e["id"] not in explained for e in record["mutants"]))
 
 
