@@ -15,6 +15,7 @@ from PIL import Image
 import trainer
 from eval import evaluate
 from models.sema import Learner
+from utils.choices import Plugin
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
@@ -308,3 +309,15 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_computed(
     assert len(events(path, "task")) == 2
     assert "No space left" in (path / "log.txt").read_text()
     assert not (path / "results.json").exists()
+
+
+@pytest.mark.parametrize("adds", [{}, {"ffn_adapter_type": ["mine"]}])
+def test_the_record_names_the_plug_ins(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, adds: dict[str, list[str]]
+) -> None:
+    loaded = [Plugin(Path("/a/mine.py"), "mine.py", "ab" * 32, adds)] if adds else []
+    monkeypatch.setattr(trainer, "PLUGINS", loaded)
+    path = run(max_tasks=1)
+    expected = [{"file": "mine.py", "sha256": "ab" * 32, "adds": adds}] if adds else None
+    assert json.loads((path / "environment.json").read_text()).get("plugins") == expected
+    assert read_meta(path / "checkpoints" / "task_0.safetensors").get("plugins") == expected

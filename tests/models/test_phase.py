@@ -35,6 +35,14 @@ def test_every_group_follows_its_own_cosine(make, tasks, events):
     assert {name: len(found) for name, found in seen.items()} == {"slow": 4, "fast": 4, "other": 4, "descriptor": 3}
 
 
+def test_after_an_epoch_s_last_step_nothing_is_saved_before_its_report(make, tasks):
+    learner, points = make(func_epoch=2, rd_epoch=1), []
+    learner.hooks.keep = points.append
+    learner.incremental_train(tasks([2]))  # 12 images in batches of 5
+    epoch = ["step", "step", "last step", "epoch"]
+    assert points == [*epoch, *epoch, "stage", *epoch, "stage", "stage"]
+
+
 def test_rows_of_other_classes_feel_only_decay_and_momentum_starts_anew_each_phase(make, tasks, script):
     """Rows of classes yet to come, through the two func phases of a task, against SGD written out."""
     decay, rate = 0.5, 0.1

@@ -15,6 +15,7 @@ from learners import (
     FAMILIAR,
     HEAD,
     LAYERS,
+    NESTED,
     SMALL,
     STRANGE,
     WEIGHTS,
@@ -232,6 +233,36 @@ def test_a_look_brings_the_scores_of_all_layers_to_the_host_at_once(make, tasks,
     monkeypatch.setattr(models.sema, "to_host", lambda groups: transfers.append(len(groups[0])) or to_host(groups))
     learn(learner, data)
     assert transfers == [len(LAYERS)] * 3  # 12 images in batches of 5
+
+
+def test_a_task_in_which_the_head_alone_learns_is_said(make, tasks, script, caplog):
+    learner, data = make(**NESTED), tasks([2, 2])
+    with caplog.at_level("INFO"):
+        learn(learner, data)
+        assert "the head alone learns" not in caplog.text
+        script({})
+        learn(learner, data)
+    assert "task 1: no adapter trains, slow and fast are empty, the head alone learns" in caplog.text
+
+
+def test_a_scan_that_was_stopped_goes_on_behind_its_last_batch(make, tasks, script, events):
+    learner, data, steps = make(), tasks([2, 2]), []
+    learn(learner, data)
+    script({})
+
+    def stop(point: str) -> None:
+        steps.append(point)
+        if steps.count("step") == 2:
+            raise InterruptedError
+
+    learner.hooks.keep = stop
+    events.clear()
+    with pytest.raises(InterruptedError):
+        learner.incremental_train(data)
+    other = make()
+    other.restore(learner.state())
+    other.continue_training(data)
+    assert [look["batch"] for look in events.of("scan")] == [1, 2, 3]  # 12 images in batches of 5
 
 
 @pytest.mark.parametrize("triggers", [[], [0], [0, 1], [2]])

@@ -11,6 +11,7 @@ from test_trainer import events, images, results, run  # noqa: F401
 
 from models.losses import RdLoss
 from utils.data.loader import Batch, StreamLoader
+from utils.streams import derive
 
 
 @pytest.fixture
@@ -52,6 +53,21 @@ def test_later_epochs_see_the_first_views_again_and_load_nothing(
     losses = [[e["loss"] for e in events(path, "epoch") if e["phase"] == "rd"] for path in (plain, views)]
     assert losses[0][:2] == losses[1][:2]
     assert losses[0][2:] != losses[1][2:]
+
+
+def test_kept_views_come_in_an_order_of_the_epoch_s_own(make, tasks, monkeypatch):
+    seen: dict[int, list[int]] = {}
+    rd_loss = RdLoss.__call__
+
+    def noted(self: RdLoss, batch: Batch, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.setdefault(epoch, []).extend(batch[0].tolist())
+        return rd_loss(self, batch, epoch)
+
+    monkeypatch.setattr(RdLoss, "__call__", noted)
+    make(rd_epoch=3, rd_views=1).incremental_train(tasks([2]))
+    for epoch in range(3):
+        named = torch.Generator().manual_seed(derive(0, "order", "rd", 0, 0, epoch))
+        assert seen[epoch] == torch.randperm(12, generator=named).tolist()
 
 
 def test_an_epoch_on_kept_views_is_the_epoch_on_their_images(make, tasks, monkeypatch):

@@ -64,7 +64,7 @@ class Run:
     def contents(self) -> Mapping[str, str]:
         """Return hashes of what lies at the places that its identity names, as far as they are on record."""
         images = [half["sha256"] for name in ("train", "test") if (half := self.data.get(name))]
-        weights = self.environment.get("backbone", {}).get("sha256")
+        weights = (self.environment.get("backbone") or {}).get("sha256")
         found = {"data_root": "-".join(images), "backbone_checkpoint": weights}
         return {key: value for key, value in found.items() if value and self.identity.get(key) is not None}
 

@@ -32,13 +32,12 @@ def _device(value: object) -> str:
         if len(value) != 1:
             raise ValueError(f'a run uses one device for now, not {len(value)}; name one, such as "0"')
         value = value[0]
-    name = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(name, str):
-        if name == "-1":
-            return "cpu"
-        if name in DEVICE_NAMES or (name.isascii() and name.isdigit()):
-            return name
-    number = name.removeprefix("cuda:") if isinstance(name, str) else ""
+    name = str(value)
+    if name == "-1":
+        return "cpu"
+    if name in DEVICE_NAMES or (name.isascii() and name.isdigit()):
+        return name
+    number = name.removeprefix("cuda:")
     near = number if number.isdigit() else "".join(nearest(name, DEVICE_NAMES))
     raise ValueError(f"expected {A_DEVICE}" + (f'; did you mean "{near}"?' if near else ""))
 

@@ -58,7 +58,7 @@ def test_of_many_keys_only_those_are_named_that_tell_configurations_apart(tmp_pa
 
 def test_names_that_would_be_equal_are_numbered(tmp_path):
     long = "a" * 60
-    changes = [{"backbone_checkpoint": f"{long}{number}"} for number in (1, 2)]
+    changes = [{"backbone_type": f"{long}{number}"} for number in (1, 2)]
     first, second = names(tmp_path, *changes)
     assert second == f"{first} (2)"
 

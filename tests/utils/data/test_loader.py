@@ -204,6 +204,17 @@ def test_workers_stay_for_all_passes_and_end_with_close(make):
     assert_same(whole(loader, "func", 2)[:1], [first])
 
 
+def test_workers_end_with_close_though_something_still_holds_their_iterator(make):
+    before = loading_processes()
+    loader = make(workers=2)
+    whole(loader, "train", 0)
+    held, started = loader._running.batches, loading_processes() - before  # as a traceback can hold it
+    assert len(started) == 2
+    loader.close()
+    assert gone(started)
+    del held
+
+
 def test_workers_end_with_the_loader(make):
     before = loading_processes()
     loader = StreamLoader(Noise(), 2, CPU, 5)

@@ -192,6 +192,13 @@ def test_a_class_without_training_images_is_refused_and_one_without_test_images_
         load_dataset("imagefolder", tmp_path)
 
 
+def test_labels_are_integers_where_no_test_image_is(tmp_path: Path):
+    make_folders(tmp_path)
+    for file in list((tmp_path / "test").rglob("*.jpg")):
+        file.unlink()
+    assert load_dataset("imagefolder", tmp_path).test.labels.dtype == np.int64
+
+
 def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path):
     make_folders(tmp_path)
     for name in ("notes.txt", ".hidden.png"):
