@@ -23,9 +23,11 @@ from utils.errors import ConfigError, DataError
 from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, class_legend, format_table
 from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta
-from utils.text import writable
+from utils.text import shown, writable
 
 logger = logging.getLogger(__name__)
+
+PREPARATION = ("normalize", "backbone_kwargs")  # keys that change what the network computes with equal tensors
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     print(f"checkpoint {file}", file=sys.stderr)
     meta = read_meta(file)
     if meta:
-        refuse_other_tasks(meta, tasks)
+        refuse_others(meta, config, tasks)
     changed = other_test_images(meta, file, data, config.accept_changed_data)
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
@@ -66,15 +68,19 @@ def evaluate(config: Config) -> dict[str, Any]:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
-    print(format_table(matrix))
     print(class_legend(tasks.class_names, learner.task_sizes))
+    print(format_table(matrix))
     return {"accuracy": accuracy, **matrix.summary()}
 
 
-def refuse_other_tasks(meta: Mapping[str, Any], tasks: DataManager) -> None:
-    """Raise CheckpointError if the checkpoint was trained on other tasks, or does not say on which."""
+def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -> None:
+    """Raise CheckpointError if the checkpoint was trained on other tasks, or with images prepared in another way."""
     if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
         raise CheckpointError(f"the checkpoint has no {', '.join(missing)}, which a checkpoint of a run has")
+    for key in PREPARATION:
+        if key in meta.get("config", {}) and meta["config"][key] != (now := config.model_dump(mode="json")[key]):
+            trained = shown(meta["config"][key])
+            raise CheckpointError(f"the checkpoint was trained with {key} = {trained}, here it is {shown(now)}")
     if "class_names" in meta:
         refuse_other_classes("the checkpoint", meta["class_names"], tasks.class_names)
     if meta["class_order"] != tasks.class_order:

@@ -114,6 +114,8 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
             log.write_config(on_record(config))
             write_record(log.path, data)
             log.write_environment(device_name(device), {**learner.provenance, **plugins_on_record()})
+        else:
+            log.continue_environment()
         forecast = run.forecast()
         forecast.say()
         hooks.time_left = forecast.left

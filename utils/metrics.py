@@ -33,8 +33,8 @@ def group_labels(sizes: Sequence[int]) -> list[str]:
 def grouped_accuracy(predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int], known: int) -> dict[str, float]:
     """Return the accuracy in per cent with two decimals: `total`, one group of classes per task, `old` and `new`.
 
-    `old` are the classes below `known`; it is left out in the first task. The accuracy of a group without images is
-    NaN.
+    `old` are the classes below `known`. The accuracy of a group without images is NaN, except that `old` is 0 in the
+    first task, as in the public implementation.
     """
     correct, count = count_hits(predictions, labels, sizes)
     old, old_count = count_hits(predictions[labels < known], labels[labels < known], sizes)
@@ -42,7 +42,7 @@ def grouped_accuracy(predictions: np.ndarray, labels: np.ndarray, sizes: Sequenc
     return {
         "total": _per_cent(sum(correct), sum(count)),
         **{label: _per_cent(hits, images) for label, hits, images in groups},
-        **({"old": _per_cent(sum(old), sum(old_count))} if known else {}),
+        "old": _per_cent(sum(old), sum(old_count)) if known else 0.0,
         "new": _per_cent(sum(correct) - sum(old), sum(count) - sum(old_count)),
     }
 

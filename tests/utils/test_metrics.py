@@ -26,7 +26,7 @@ def test_grouped_accuracy_of_a_task_in_the_middle():
 
 def test_in_the_first_task_old_is_zero_and_new_is_everything():
     grouped = grouped_accuracy(np.array([0, 1, 0]), np.array([0, 1, 1]), [2], known=0)
-    assert grouped == {"total": 66.67, "00-01": 66.67, "new": 66.67}
+    assert grouped == {"total": 66.67, "00-01": 66.67, "old": 0.0, "new": 66.67}
 
 
 def test_per_cent_is_rounded_half_to_even_as_numpy_does():

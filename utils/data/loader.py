@@ -36,6 +36,9 @@ WHY_KILLED = {  # the usual reasons why a worker gets these signals
 }
 
 
+FILES = "this process may not open as many files as its loading workers need"
+
+
 class LoadingError(UserError):
     """A worker process ended unexpectedly."""
 
@@ -159,6 +162,8 @@ class StreamLoader:
         if isinstance(batch, UserError):
             raise batch
         indices, images, labels = batch
+        if self.workers:  # what is kept must not hold the shared memory of a worker, and with it an open file
+            indices, labels = indices.clone(), labels.clone()
         return indices, self.way.finish(images, self.device), _send(labels, self.device)
 
 
@@ -222,6 +227,9 @@ class _Running:
                 if worker.sentinel in ending:
                     worker.join()  # its exit code is known a moment after its files are closed
             codes = [worker.exitcode for worker in workers if worker.exitcode is not None]
+            if not codes and "Too many open files" in str(error):
+                self.end()
+                raise LoadingError(f"{FILES}; raise the limit (ulimit -n) or lower num_workers") from error
             if not codes:
                 raise
             if codes[0] >= 0:

@@ -32,6 +32,7 @@ from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan, checksum
 from utils.runs.environment import environment, reproduce_line
 from utils.runs.events import FILE as METRICS
 from utils.runs.events import Event
+from utils.text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,16 @@ class RunLog:
     def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
         """Write environment.json, with extra entries such as the backbone's weights."""
         write_json(self.path / ENVIRONMENT, {**environment(), "device": device, "started": _now(), **extra})
+
+    def continue_environment(self) -> None:
+        """Add to environment.json what differs in this process from the one that began the run; warn of it."""
+        begun: dict[str, Any] = read_object(self.path / ENVIRONMENT)[0]
+        now = environment()
+        found = {key: value for key, value in now.items() if key != "command" and begun.get(key) != value}
+        entry = {"started": _now(), "command": now["command"], **found}
+        write_json(self.path / ENVIRONMENT, {**begun, "resumed": [*begun.get("resumed", []), entry]})
+        for key, value in found.items():
+            logger.warning("the run began with %s %s, and continues with %s", key, shown(begun.get(key)), shown(value))
 
     def event(self, event: Event) -> None:
         """Append an event to metrics.jsonl and flush it."""
@@ -106,7 +117,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
     file, console = FullDiskHandler(path, encoding="utf-8"), ConsoleHandler()
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S%z"))
     console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for handler in (file, console):
         root.addHandler(handler)
