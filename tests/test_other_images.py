@@ -205,6 +205,18 @@ def test_a_checkpoint_is_not_evaluated_on_other_test_images_or_classes(call: Cal
     assert (code, message in error) == (2, True), error
 
 
+OTHER_HEADS = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "num_heads": 4}}
+
+
+@pytest.mark.parametrize("keys", [{"normalize": True}, OTHER_HEADS])
+def test_a_checkpoint_is_not_evaluated_in_another_way_than_it_was_trained(
+    call: Caller, images: Path, keys: dict[str, Any]
+):
+    file = checkpoint(call, images)
+    code, error = call(images, eval=True, checkpt_path=str(file), **keys)
+    assert (code, f"was trained with {next(iter(keys))} = " in error) == (2, True), error
+
+
 def test_other_training_images_do_not_matter_to_an_evaluation(call: Caller, images: Path):
     file = checkpoint(call, images)
     CHANGES["added"][0](images)
@@ -219,7 +231,7 @@ def test_accepted_test_images_are_evaluated_without_the_rows_of_the_others(
     code, error = call.main("--eval", "--checkpt_path", str(file))
     assert (code, "8 then, 7 now; restore" in error) == (2, True)
     assert call.main("--eval", "--checkpt_path", str(file), "--accept_changed_data")[0] == 0
-    first, second = (line.split() for line in call.output.splitlines()[1:3])
+    first, second = (line.split() for line in call.output.splitlines()[-3:-1])
     assert first == ["0", "-", "-"]
     assert (second[0], len(second)) == ("1", 4)
 

@@ -358,3 +358,25 @@ def test_more_workers_than_cores_are_one_line_of_our_own(make, monkeypatch, capl
         "num_workers = 2 is more than the CPU cores, 1; that does not load faster"
     ]
     assert len(whole(make(workers=2), "func", 0)) == 3
+
+
+def test_kept_labels_hold_no_open_files(make) -> None:
+    kept, open_files = [], []
+    for indices, _, labels in make(Noise(40), 1).epoch("x", batch_size=1, shuffle=False):
+        kept += [indices, labels]
+        open_files.append(len(os.listdir("/proc/self/fd")))
+    assert max(open_files[10:]) <= max(open_files[:10])
+
+
+def test_a_limit_of_open_files_is_said_and_ends_the_workers(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make(workers=1)
+    batches = loader.epoch("x", batch_size=1, shuffle=False)
+    next(batches)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", refuse)
+    with pytest.raises(LoadingError, match=r"ulimit -n.*num_workers"):
+        next(batches)
+    assert multiprocessing.active_children() == []

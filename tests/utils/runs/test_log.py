@@ -2,7 +2,9 @@ import io
 import json
 import logging
 import os
+import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -135,6 +137,33 @@ def test_results_end_the_states_a_run_could_have_gone_on_from(tmp_path):
         log.write_environment("cpu", {})
         log.results({})
     assert not (log.path / "resume").exists()
+
+
+def test_what_differs_in_the_environment_of_a_resumed_run_is_on_record_and_said(tmp_path, monkeypatch, caplog):
+    with opened(tmp_path, "x") as log:
+        log.write_environment("cpu", {})
+        log.continue_environment()
+        assert "continues" not in caplog.text
+        monkeypatch.setattr("utils.runs.environment._version", lambda package: "0.1")
+        log.continue_environment()
+    begun = json.loads((log.path / "environment.json").read_text())
+    same, other = begun["resumed"]
+    assert (same.keys(), other.keys()) == ({"started", "command"}, {"started", "command", "versions"})
+    assert other["versions"]["torch"] == "0.1" != begun["versions"]["torch"]
+    assert 'continues with {"torch": "0.1"' in caplog.text
+
+
+def test_times_in_the_log_have_their_zone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with opened(tmp_path, "x"):
+            logging.getLogger("x").info("said")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    line = (tmp_path / "x" / "log.txt").read_text().splitlines()[-1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+0900 INFO said", line)
 
 
 def test_the_clock_counts_the_seconds_of_all_processes(monkeypatch):
