@@ -12,15 +12,13 @@ from typing import Any
 from models import Setup, get_model
 from models.export import export_model
 from models.trained import ImagePredictions, TrainedModel
-from trainer import make_tasks
+from trainer import make_tasks, prepare
 from utils.config.schema import Config
-from utils.data.loader import warn_of_workers
 from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
-from utils.devices import check_compiler, prepare_device
+from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
-from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, class_legend, format_table
 from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta
 from utils.text import shown, writable
@@ -40,11 +38,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
-    device = prepare_device(config.device, config.num_threads, config.deterministic)
-    check_backbone(config)
-    if config.compile:
-        check_compiler(device)
-    warn_of_workers(config.num_workers)
+    device = prepare(config)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     if data.left_out:
         logger.warning("%s", data.summary)

@@ -59,11 +59,7 @@ def train(config: Config, name: str) -> None:
         StoppedError: The process was asked to stop, and the run's state is saved.
     """
     require_trackers(config)
-    device = prepare_device(config.device, config.num_threads, config.deterministic)
-    check_backbone(config)
-    if config.compile:
-        check_compiler(device)
-    warn_of_workers(config.num_workers)
+    device = prepare(config)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
@@ -82,6 +78,16 @@ def train(config: Config, name: str) -> None:
             raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{OTHER_SEEDS}") from None
         if asked is not None and not last:
             raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{OTHER_SEEDS}")
+
+
+def prepare(config: Config) -> torch.device:
+    """Return the device, and refuse before any data are read what this machine or timm cannot do."""
+    device = prepare_device(config.device, config.num_threads, config.deterministic)
+    check_backbone(config)
+    if config.compile:
+        check_compiler(device)
+    warn_of_workers(config.num_workers)
+    return device
 
 
 def checked_tasks(config: Config, data: ImageData) -> DataManager:
