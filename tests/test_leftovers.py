@@ -16,7 +16,7 @@ import subprocess, sys, time
 from leftovers import watch
 watch()
 watch()
-child = "import os, time; os.fork(); print('up', flush=True); time.sleep(100)"
+child = "import os, time; os.fork(); os.write(1, b'up' + bytes([10])); time.sleep(100)"
 subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
 time.sleep(100)
 """

@@ -9,7 +9,7 @@ from benchmarks.command import make_parser, run_command, write_parts
 from utils.errors import UserError
 
 
-@pytest.mark.parametrize(("main", "code"), [(lambda _: None, None), (lambda _: 1, 1), (len, 2)])
+@pytest.mark.parametrize(("main", "code"), [(lambda _: None, 0), (lambda _: 1, 1), (len, 2)])
 def test_the_exit_code_is_the_commands(
     main: Callable[..., int | None], code: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ def test_a_run_that_skips_bad_images_is_the_run_without_them(call, images, caplo
     assert call(images, "skipped", on_bad_image="skip", num_workers=workers)[0] == 0
     assert [caplog.text.count(f"{path}: not a readable image: ") for path in bad] == [1, 1, 1]
     (log,) = (images.parent / "skipped").glob("*/log.txt")
-    assert "18 training and 7 test images; 3 unreadable files left out: " in log.read_text()
+    assert "18 training and 7 test images; left out: 3 unreadable: " in log.read_text()
     for path in bad:
         path.unlink()
     assert call(images, "without")[0] == 0

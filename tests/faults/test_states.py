@@ -109,7 +109,7 @@ def test_a_run_does_not_go_on_on_another_backbone(
         ),
         (
             {**KINDS["weights"], "backbone_kwargs": {**TINY["backbone_kwargs"], "depth": 4}},
-            "the checkpoint was made on",
+            "the checkpoint was trained with backbone_kwargs = ",
         ),
     ],
 )
