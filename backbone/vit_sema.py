@@ -21,6 +21,7 @@ from backbone import arguments, weights
 from backbone.sema_block import SEMABlock, SEMAModules
 
 SUFFIX = "_adapter"
+MOVED = "; if it was moved, give its new place with --backbone_checkpoint"
 RESAMPLED = ("pos_embed", "patch_embed.proj.weight")
 SEMA_NAMES = {
     # Since timm's multi-weight naming the bare first name means augreg2_in21k_ft_in1k.
@@ -185,7 +186,7 @@ def load_weights(vit: VisionTransformer, path: Path) -> None:
         raise BackboneError(
             f"{name} does not exist"
             + ("" if path.is_absolute() else f" (a relative path starts at the working directory, {Path.cwd()})")
-            + (f"; did you mean {str(path.parent / near[0])!r}?" if near else "")
+            + (f"; did you mean {str(path.parent / near[0])!r}?" if near else MOVED if path.is_absolute() else "")
         )
     try:
         if path.is_file() and weights.is_jax(path):

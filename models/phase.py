@@ -21,6 +21,7 @@ from utils.inc_net import SEMAVitNet
 from utils.progress import progress
 from utils.runs import events
 from utils.timescales.gate import Gate
+from utils.timescales.scales import rate_keys
 from utils.timescales.telemetry import Telemetry
 from utils.timescales.watch import CadenceWatch
 
@@ -155,6 +156,8 @@ class Phase:
     def refuse_divergence(self) -> None:
         """Raise DivergenceError, with the place and the rates, if a loss or a parameter is not finite."""
         rates = ", ".join(f"{name} {rate:g}" for name, rate in self.rates.items())
+        if keys := [key for name, key in rate_keys().items() if name in self.rates]:
+            rates += f"; keys: {', '.join(keys)}"
         if bad := self.sums.first_not_finite():
             raise DivergenceError(f"{self}, batch {bad[0]}: the loss is {bad[1]} (rates: {rates})")
         if not bool(torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters]).all()):

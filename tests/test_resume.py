@@ -354,7 +354,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_state_before_is_kept(
     with pytest.raises(DivergenceError) as stop:
         trainer.train(configuration(images, tmp_path / "cut"), "tiny")
     place, rates = "task 0 cycle 0 func phase, epoch 2, batch 2", "slow 0.0005, fast 0.005, other 0.0025"
-    assert str(stop.value) == f"{place}: the loss is {value} (rates: {rates})"
+    keys = "nested_lora_lr_slow, nested_lora_lr_fast, init_lr"
+    assert str(stop.value) == f"{place}: the loss is {value} (rates: {rates}; keys: {keys})"
     path = only_run(tmp_path / "cut")
     trainer.train(configuration(images, tmp_path / "cut", resume=str(path)), "tiny")  # this time without the poison
     assert (results(path), events(path)) == (results(whole), events(whole))

@@ -66,6 +66,8 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
         OSError: The file cannot be written; `path` is unchanged.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process number separates two writers of one file; mkstemp would make the file readable only by its owner.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

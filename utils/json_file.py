@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from utils.errors import ConfigError
 from utils.files import read_text
-from utils.text import did_you_mean, shown, shown_key
+from utils.text import did_you_mean, listed, shown, shown_key
 
 MOST_BYTES = 2**26  # a thousand times the size of our files
 DEEPEST = 100  # nested lists and objects; code that handles values may be recursive
@@ -39,6 +39,9 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
         raise ConfigError(f"{path}: no such file{hint}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except IsADirectoryError:
+        found = listed(sorted(file.name for file in path.glob("*.json")))
+        raise ConfigError(f"{path}: a folder; name a file in it: {found or 'it has none that ends in .json'}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):

@@ -309,6 +309,14 @@ def test_a_missing_file_is_named(vit, tmp_path, name):
     assert str(tmp_path / name) in str(error.value)
 
 
+def test_a_file_on_record_that_was_moved_is_asked_for_at_its_new_place(vit, tmp_path, monkeypatch):
+    with pytest.raises(BackboneError, match=r"does not exist; if it was moved, .* with --backbone_checkpoint$"):
+        load_weights(vit(), tmp_path / "away" / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BackboneError, match=r"does not exist \(a relative path starts at the working directory, .*\)$"):
+        load_weights(vit(), Path("away/weights.pth"))
+
+
 @pytest.mark.parametrize("what", [[1, 2], torch.ones(2), {1: torch.ones(2)}, {"norm.weight": 3}])
 def test_a_torch_file_of_something_else_is_named(vit, tmp_path, what):
     path = as_file(what, tmp_path / "weights.pth")

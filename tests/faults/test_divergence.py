@@ -26,7 +26,8 @@ def test_divergence_ends_the_run_and_the_state_before_is_kept(shop: Workshop, en
     code, message = ended(run.start())
     assert code == 4
     assert re.match(
-        r"task 0 cycle 0 rd phase, epoch 1, batch 2: the loss is (inf|nan) \(rates: descriptor 1e\+30\)", message
+        r"task 0 cycle 0 rd phase, epoch 1, batch 2: the loss is (inf|nan) \(rates: descriptor 1e\+30; keys: rd_lr\)",
+        message,
     )
     state = SavedStates(run.path / STATES).newest()
     assert state is not None

@@ -115,8 +115,9 @@ def test_an_error_that_is_no_errno_stays_as_it_is(tmp_path):
 
 def test_a_folder_in_the_way_is_an_error_without_debris(tmp_path):
     (tmp_path / "file" / "inner").mkdir(parents=True)
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(IsADirectoryError) as error:
         atomic_write(tmp_path / "file", b"new")
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "file"), None)  # not the temporary file
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

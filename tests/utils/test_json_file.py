@@ -44,6 +44,15 @@ def test_what_cannot_be_read_is_named_in_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_in_place_of_a_folder_a_file_in_it_is_asked_for(tmp_path):
+    with pytest.raises(ConfigError, match=r": a folder; name a file in it: it has none that ends in \.json$"):
+        read_object(tmp_path)
+    (tmp_path / "b.json").touch()
+    (tmp_path / "a.json").touch()
+    with pytest.raises(ConfigError, match=r": a folder; name a file in it: a\.json, b\.json$"):
+        read_object(tmp_path)
+
+
 def test_a_mark_at_the_beginning_is_no_part_of_the_text(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_object(tmp_path / "a.json") == ({"a": 1}, [])

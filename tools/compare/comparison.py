@@ -12,7 +12,7 @@ from tools.compare.paired import Difference, Spread, difference, spread
 from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run, unfinished
 from tools.pilot.runs import read_log
 from utils.progress import progress
-from utils.text import did_you_mean, shown
+from utils.text import did_you_mean, listed, shown
 
 Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
@@ -178,4 +178,5 @@ def _baseline(groups: Sequence[Group], name: str, keys: Container[str]) -> Group
         if group.name == name or group.runs[0].key in keys:
             return group
     names = {group.name for group in groups} | {str(run.path) for group in groups for run in group.runs}
-    raise RunError(f"--baseline {name}: neither a run nor a configuration{did_you_mean(name, sorted(names), count=3)}")
+    near = did_you_mean(name, sorted(names), count=3) or f"; configurations: {listed([group.name for group in groups])}"
+    raise RunError(f"--baseline {name}: neither a run nor a configuration{near}")

@@ -4,7 +4,7 @@
     python -m tools.sweep exps/sweeps/interval.json --dry-run               # list the runs
     python -m tools.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
-See tools/sweep/plan.py for the format of sweep files. Finished runs in the output folder are kept, whether a sweep or
+See docs/compare.md for the format of sweep files. Finished runs in the output folder are kept, whether a sweep or
 main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while the others go on; the next
 call of the same command tries it again. New seeds or members in the file run alone, and the tables are made anew.
 

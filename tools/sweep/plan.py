@@ -167,6 +167,9 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
         base = Path(os.path.normpath(path.parent / expanded(entry.base or sweep.base)))
         changes = sweep.changes | entry.changes
         lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
+        if not base.exists():
+            given = shown(entry.base or sweep.base)
+            lines.append(f"base = {given}: a base starts at the sweep file, in {path.absolute().parent}")
         try:
             members.append(Member(entry.name, base, changes, load(base, {**changes, **common})))
             values = members[-1].config.model_dump()

@@ -98,7 +98,7 @@ class Execution:
                     self._take_ended()
         finally:
             if self._running:
-                _say(f"stopping {len(self._running)} runs")
+                _say(f"stopping the runs: {len(self._running)}")
                 stop([attempt.job for attempt in self._running.values()])
 
     def _fill(self) -> None:

@@ -17,7 +17,7 @@ from utils.config.wording import choices, describe
 from utils.errors import ConfigError
 from utils.files import expanded, path_argument
 from utils.json_file import parse as parse_json
-from utils.text import did_you_mean, shown
+from utils.text import did_you_mean, listed, shown
 
 DESCRIPTION = (
     "Class-incremental learning with SEMA and Nested LoRA: train a run for each seed; or --eval or --export a "
@@ -124,7 +124,9 @@ def _help_if_asked(argv: Sequence[str]) -> None:
     elif asked:
         key = asked.removeprefix("--").replace("-", "_")
         if key not in keys:
-            raise ConfigError(f"--help {asked}: unknown key{did_you_mean(key, ['all', *keys], count=3)}")
+            parts = [name for name in keys if key.lower() in name]
+            near = f"; keys with it in their name: {listed(parts)}" if parts else ""
+            raise ConfigError(f"--help {asked}: unknown key{near or did_you_mean(key, ['all', *keys], count=3)}")
         print(_one_key(key, keys[key]))
         sys.exit(0)
     else:

@@ -236,7 +236,9 @@ def _missing(path: Path, source: Source) -> DataError:
     if first.exists():
         return _incomplete(f"{path}: {first} is not a folder", source)
     there = sorted(entry.name for entry in first.parent.iterdir() if not entry.name.startswith("."))
-    found = f"{first.parent} holds {listed(there) or 'nothing'}{did_you_mean(first.name, there)}"
+    above = first.parent.resolve().parent
+    near = f"; did you mean the folder above, {above}?" if (above / first.name).is_dir() else ""
+    found = f"{first.parent} holds {listed(there) or 'nothing'}{near or did_you_mean(first.name, there)}"
     return _incomplete(f"{path}: not found{remark}; {found}", source)
 
 

@@ -99,6 +99,7 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
         _refuse_other_config(path, begun_config(path), config)
         return [RunPlan(config.seed[0], path, can_resume(path))]
     folder = Path(config.output_dir)
+    _require_writable(folder)
     paths = {seed: folder / run_name(config, config_name, seed) for seed in config.seed}
     if config.auto_resume:
         continued = [_continued(seed, path, config) for seed, path in paths.items()]
@@ -106,6 +107,15 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
     if not config.overwrite:
         _refuse_existing(paths.values())
     return [RunPlan(seed, path, replaces=config.overwrite) for seed, path in paths.items()]
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse an output directory that cannot be made or written, before data and weights are read."""
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.exists(part))
+    if not there.is_dir():
+        raise RunDirError(f"output_dir = {shown(str(folder))}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise RunDirError(f"output_dir = {shown(str(folder))}: no permission to write in {there}")
 
 
 def _continued(seed: int, path: Path, config: Config) -> RunPlan | None:

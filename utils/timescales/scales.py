@@ -44,6 +44,11 @@ def subsets(branches: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {"+".join(some) or NEITHER: some for some in chosen}
 
 
+def rate_keys() -> dict[str, str]:
+    """Return the key of every parameter group's learning rate."""
+    return {**{scale.name: scale.rate_key for scale in SCALES}, OTHER: "init_lr", DESCRIPTOR: "rd_lr"}
+
+
 def rates(config: Any) -> dict[str, float]:
     """Return the learning rate of every parameter group at the beginning of a phase."""
-    return {**{scale.name: scale.rate(config) for scale in SCALES}, OTHER: config.init_lr, DESCRIPTOR: config.rd_lr}
+    return {name: float(getattr(config, key)) for name, key in rate_keys().items()}

@@ -53,6 +53,8 @@ def test_a_baseline_may_be_a_run_not_named_before_or_a_configuration(runs):
     assert compare(runs, "base").baseline.name == "base"
     with pytest.raises(UserError, match="neither a run nor a configuration; did you mean base"):
         compare(runs, "bse")
+    with pytest.raises(UserError, match=r"neither a run nor a configuration; configurations: base, ours$"):
+        compare([runs[3], *runs[:3]], "zzz")
 
 
 def test_the_same_run_named_twice_is_one(runs):

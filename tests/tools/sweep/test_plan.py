@@ -1,6 +1,7 @@
 """Sweep files: what they ask for, what is refused, and what the shipped ones hold."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.errors import ConfigError
 from utils.runs.directory import run_name
+from utils.runs.environment import PROJECT
 
 EXPS = Path(__file__).parents[3] / "exps"
 INTERVAL = "nested_lora_update_interval_slow"
@@ -197,6 +199,26 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
 )
 def test_a_wrong_file_is_refused(plan, keys, words):
     assert any(words in line for line in problems(plan, **keys))
+
+
+def test_a_missing_base_is_said_to_start_at_the_sweep_file(plan, tmp_path):
+    missing = f"a: {tmp_path / 'exps/x.json'}: no such file (and no folder {tmp_path / 'exps'})"
+    start = f'a: base = "exps/x.json": a base starts at the sweep file, in {tmp_path}'
+    assert problems(plan, list=[{"name": "a", "base": "exps/x.json"}]) == [start, missing]
+
+
+def test_the_example_of_the_documentation_is_a_sweep(tmp_path):
+    page = (PROJECT / "docs" / "compare.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_sweep.json").write_text(example.replace("exps/", f"{PROJECT}/exps/"))
+    planned = read_plan(tmp_path / "my_sweep.json", str(tmp_path))
+    assert [(run.member.name, run.seed) for run in planned] == [
+        (name, seed) for seed in (1, 2, 3) for name in ("adaptmlp", "nested_lora")
+    ]
+    assert {(run.member.config.dataset, run.member.config.data_root) for run in planned} == {
+        ("imagefolder", "my_images")
+    }
+    assert [run.member.config.ffn_adapter_type for run in planned[:2]] == ["adaptmlp", "nested_lora"]
 
 
 def test_a_base_that_evaluates_is_refused(plan, tmp_path):

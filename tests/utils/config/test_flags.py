@@ -154,6 +154,8 @@ def test_help_of_a_key_says_all_about_it(capsys):
     assert "default: none, it is required" in help_of(capsys, "--help=dataset")
     with pytest.raises(ConfigError, match=r"^--help batch_sise: unknown key; did you mean batch_size"):
         parse(["--help", "batch_sise"])
+    with pytest.raises(ConfigError, match=r"^--help rank: unknown key; keys with it in their name: nested_lora_rank$"):
+        parse(["--help", "rank"])
 
 
 def test_help_lists_the_choices_that_a_plugin_has_added(capsys):

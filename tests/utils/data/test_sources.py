@@ -138,6 +138,17 @@ def test_a_missing_folder_is_explained(tmp_path: Path):
     assert "https://" in origin
 
 
+@pytest.mark.parametrize(
+    ("dataset", "given"), [("imagefolder", "x/train"), ("imagefolder", "x/test"), ("imagenetr", "x/imagenet-r")]
+)
+def test_a_data_root_that_is_one_folder_too_deep_is_noticed(tmp_path: Path, dataset: str, given: str):
+    make_folders(tmp_path / "x" / "imagenet-r")
+    make_folders(tmp_path / "x")
+    with pytest.raises(DataError) as caught:
+        load_dataset(dataset, tmp_path / given)
+    assert str(caught.value).splitlines()[0].endswith(f"; did you mean the folder above, {tmp_path / 'x'}?")
+
+
 def test_a_missing_data_root_is_explained_where_it_begins_to_be_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

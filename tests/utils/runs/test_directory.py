@@ -162,6 +162,14 @@ def test_a_broken_disk_is_an_error_of_the_lock(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_an_output_directory_below_a_file_is_refused_in_the_plan(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirError) as refusal:
+        plan_runs(config(tmp_path, output_dir=str(tmp_path / "file" / below)), "x")
+    assert str(refusal.value) == f'output_dir = "{tmp_path / "file" / below}": {tmp_path / "file"} is not a folder'
+
+
 @pytest.mark.parametrize("blocked", ["logs", "logs/x-s1"])
 def test_a_file_in_the_way_is_an_error_of_the_users(tmp_path, blocked):
     path = tmp_path / blocked
