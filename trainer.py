@@ -18,7 +18,7 @@ from utils.data.record import accept_changes, fingerprints, refuse_other_data, w
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import check_compiler, device_name, prepare_device
-from utils.errors import DataError, StoppedError
+from utils.errors import DataError, DivergenceError, StoppedError
 from utils.files import plain
 from utils.inc_net import check_backbone
 from utils.metrics import AccuracyMatrix, class_legend, format_table
@@ -56,6 +56,7 @@ def train(config: Config, name: str) -> None:
 
     Raises:
         UserError: Device, data, backbone or output directory are missing or invalid; before any training.
+        DivergenceError: Training of a seed diverged, after the other seeds.
         StoppedError: The process was asked to stop, and the run's state is saved.
     """
     require_trackers(config)
@@ -67,6 +68,7 @@ def train(config: Config, name: str) -> None:
     configs = {plan.seed: config.model_copy(update={"seed": [plan.seed]}) for plan in plans}
     for own in configs.values():  # of all seeds, before the first of them trains
         checked_tasks(own, data)
+    diverged: list[DivergenceError] = []
     for plan in plans:
         last = plan is plans[-1]
         if config.dry_run:
@@ -74,10 +76,16 @@ def train(config: Config, name: str) -> None:
             continue
         try:
             asked = train_seed(configs[plan.seed], plan, data, device)
+        except DivergenceError as error:  # the other seeds are trained before it ends the command
+            logger.error("seed %d: %s", plan.seed, error)
+            diverged.append(error)
+            continue
         except StoppedError as stopped:
             raise stopped if last else StoppedError(stopped.signal, f"{stopped}\n{OTHER_SEEDS}") from None
         if asked is not None and not last:
             raise StoppedError(asked, f"stopped by {asked.name}, seed {plan.seed} is finished\n{OTHER_SEEDS}")
+    if diverged:
+        raise diverged[0]
 
 
 def prepare(config: Config) -> torch.device:

@@ -19,7 +19,7 @@ from utils.choices import Plugin
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, DivergenceError, UserError
 from utils.metrics import AccuracyMatrix
 from utils.runs.checkpoint import CheckpointError, read_checkpoint, read_meta
 from utils.runs.directory import RunDirError
@@ -321,3 +321,19 @@ def test_the_record_names_the_plug_ins(
     expected = [{"file": "mine.py", "sha256": "ab" * 32, "adds": adds}] if adds else None
     assert json.loads((path / "environment.json").read_text()).get("plugins") == expected
     assert read_meta(path / "checkpoints" / "task_0.safetensors").get("plugins") == expected
+
+
+def test_the_other_seeds_are_trained_when_one_diverges(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to_end = trainer.Run.to_end
+
+    def failing(own: trainer.Run) -> dict[str, Any]:
+        if own.config.seed == [1]:
+            raise DivergenceError("seed 1 diverged")
+        return to_end(own)
+
+    monkeypatch.setattr(trainer.Run, "to_end", failing)
+    with pytest.raises(DivergenceError, match="seed 1 diverged"):
+        run("logs", seed=[1, 2], max_tasks=1)
+    assert results(run("logs", seed=[2], max_tasks=1, auto_resume=True))["last_acc"] > 0

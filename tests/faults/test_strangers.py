@@ -61,7 +61,10 @@ def with_meta(path: Path, change: Change) -> Path:
 
 
 def test_the_checkpoint_itself_is_evaluated(checkpoint, tmp_path, capsys):
-    assert Caller(tmp_path, capsys).main("--eval", "--checkpt_path", str(checkpoint)) == (0, f"checkpoint {checkpoint}\n")
+    assert Caller(tmp_path, capsys).main("--eval", "--checkpt_path", str(checkpoint)) == (
+        0,
+        f"checkpoint {checkpoint}\n",
+    )
 
 
 # ---- checkpoints
@@ -162,9 +165,7 @@ def test_a_checkpoint_with_made_up_metadata(checkpoint, refused, what):
 def test_a_checkpoint_of_other_test_images(checkpoint, refused, tmp_path):
     images = make_images(tmp_path / "images", {"a": 3, "b": 3, "c": 3})
     (images / "test" / "a" / "0.png").unlink()
-    assert "not those of the checkpoint: 6 then, 5 now; restore" in refused(
-        checkpoint, "--data_root", str(images)
-    )
+    assert "not those of the checkpoint: 6 then, 5 now; restore" in refused(checkpoint, "--data_root", str(images))
 
 
 # ---- configurations

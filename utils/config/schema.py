@@ -320,7 +320,11 @@ CHECKS = (
         for rate in ("nested_lora_lr_fast", "nested_lora_lr_slow")
     ),
     *(
-        Check((use, "checkpt_path"), lambda wanted, path: not wanted or path is not None, f"{use} needs a checkpt_path")
+        Check(
+            (use, "checkpt_path"),
+            lambda wanted, path: not wanted or path is not None,
+            f"{use} needs a checkpt_path: a checkpoint or a run directory",
+        )
         for use in USES
     ),
     Check(

@@ -101,8 +101,11 @@ def checkpoint_file(path: Path, task: int | None = None) -> Path:
     }
     if not found:
         runs = sorted({str(file.parents[1]) for file in path.glob("*/checkpoints/task_*.safetensors")})
+        unfinished = "; a run writes its first one after task 0" if (path / "config.json").is_file() else ""
         there = f"; run directories in it: {', '.join(runs[:8])}" if runs else ""
-        raise CheckpointError(f"{str(path)!r} holds no checkpoint (checkpoints/task_T.safetensors){there}")
+        raise CheckpointError(
+            f"{str(path)!r} holds no checkpoint (checkpoints/task_T.safetensors){there or unfinished}"
+        )
     if task is not None and task not in found:
         raise CheckpointError(f"task = {task}: {str(path)!r} has checkpoints of the tasks {sorted(found)}")
     return found[max(found) if task is None else task]
