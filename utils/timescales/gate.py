@@ -77,6 +77,6 @@ def check_intervals(config: Any, steps: int, task: int, scales: Iterable[TimeSca
     for scale in scales:
         if scale.interval(config) > steps:
             raise ConfigError(
-                f"{scale.interval_key} is {scale.interval(config)}, but a func phase of task {task} has {steps} "
-                f"optimizer step{'s' * (steps != 1)} (func_epoch x batches): {scale.name} would never move; choose {steps} at most"
+                f"{scale.interval_key} is {scale.interval(config)}, but a func phase of task {task} has {steps} optimizer "
+                f"step{'s' * (steps != 1)} (func_epoch x batches): {scale.name} would never move; choose {steps} at most"
             )
