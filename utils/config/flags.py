@@ -84,7 +84,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     known, rest = parser.parse_known_args(_underscored(argv))
     given = vars(known)
     path, _ = given.pop("config", None), given.pop("plugin", None)
-    return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
+    return CommandLine(path, {key: from_text(key, text) for key, text in given.items()} | _unknown(rest))
 
 
 def _add(group: Any, key: str, schema: dict[str, Any]) -> None:
@@ -116,9 +116,10 @@ def _type(schema: dict[str, Any]) -> str:
     return str(first.get("format", first["type"]))
 
 
-def _value(key: str, text: str | list[str]) -> object:
+def from_text(key: str, text: str | list[str]) -> object:
+    """Return the value that a text means for a key, or the text if it means none."""
     if isinstance(text, list):
-        return [_value(key, item) for item in text]
+        return [from_text(key, item) for item in text]
     if text.lower() in ("none", "null") and {"type": "null"} in schemas()[key].get("anyOf", []):
         return None
     try:
