@@ -5,7 +5,7 @@ Shapes: N images, H height, W width.
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 OnBadImage = Literal["error", "skip"]
 Half = Literal["train", "test"]
 HALVES: tuple[Half, Half] = ("train", "test")
+# Folders that systems make by themselves: thumbnails of a Synology, leavings of macOS archives, bins, a disk's own.
+SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "System Volume Information", "lost+found"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error")
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
     _check_classes(data, path, source)
+    _warn_of_contradictions(data, path)
     logger.info("data set %s in %s: %s", name, path, data.summary)
     return data
 
@@ -145,6 +148,17 @@ def _check_classes(data: ImageData, path: Path, source: Source) -> None:
         logger.warning("%s: no test image of %s", path, listed([data.class_names[label] for label in untested]))
 
 
+def _warn_of_contradictions(data: ImageData, path: Path) -> None:
+    """Warn of images that are stored with the same content in several classes."""
+    places: dict[str, dict[str, str]] = defaultdict(dict)  # of each content one image by class
+    for half in HALVES:
+        for name, content in data.rows(half):
+            places[content.digest].setdefault(name, f"{half}/{name}/{content.name}")
+    if several := [sorted(images.values()) for images in places.values() if len(images) > 1]:
+        first = " and ".join(several[0])
+        logger.warning("%s: %d images are in more than one class, the first one as %s", path, len(several), first)
+
+
 def _read_folders(path: Path, source: Source) -> ImageData:
     left_out: list[LeftOut] = []
     train, test = (_class_folders(path, half, source, left_out) for half in ("train", "test"))
@@ -163,7 +177,7 @@ def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut
         raise _missing(folder, source)
     folders: dict[str, Path] = {}
     for entry in sorted(folder.iterdir(), key=lambda entry: same_name(entry.name)):
-        if entry.name.startswith("."):
+        if _is_hidden(entry.name):
             continue
         name = writable(same_name(entry.name))
         if name in folders:
@@ -199,12 +213,16 @@ def _files_within(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
     if here in above:  # a link to a folder around it
         return
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
     for entry in sorted(shown, key=lambda entry: same_name(entry.name)):
         if entry.is_dir():
             yield from _files_within(folder / entry.name, above | {here})
         else:
             yield folder / entry.name
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def _below(path: Path, file: Path) -> str:
