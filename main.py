@@ -5,10 +5,11 @@
     python main.py --resume logs/RUN
     python main.py --eval --checkpt_path logs/RUN/checkpoints/TASK.safetensors [--config exps/quickstart.json]
 
-Exit codes: 0 done, 1 a file could not be written or read, 2 an error that the user can correct,
+Exit codes: 0 done, 1 a file could not be written or read, or memory ran out, 2 an error that the user can correct,
 3 the audit of the run failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,13 @@ from utils.errors import AuditError, DivergenceError, StoppedError, UserError
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
     "skip, which leaves out batches whose loss is not finite"
+)
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # torch's words
+ASKED_FOR = re.compile(r"allocate ([\d.]+ \w+)")
+AFTER_MEMORY_RAN_OUT = (
+    "the last saved state is kept. Continue with --auto_resume and --grad_checkpointing, or a lower num_workers, "
+    "image_cache_gib or eval_cache_gib; or start a new run with a lower batch_size, detect_batch_size or "
+    "eval_batch_size, or with precision bf16"
 )
 AFTER_A_FAILED_FILE = "the run's files are kept; correct this, then continue with the same command and --auto_resume"
 
@@ -44,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        size = ASKED_FOR.search(str(error))
+        print(
+            f"memory ran out{f' when {size[1]} were asked for' if size else ''}; {AFTER_MEMORY_RAN_OUT}",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1
