@@ -8,7 +8,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from utils.config.schema import schemas
 from utils.config.wording import choices, describe
@@ -39,6 +39,15 @@ METAVARS = {
 }  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """Says how a value is given that begins with a hyphen, which argparse takes for a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        flag = re.match("argument (--[^:,]+): expected one argument", message)
+        super().error(f"{message}; if its value begins with a hyphen: {flag[1]}=-value" if flag else message)
+
+
 class CommandLine(NamedTuple):
     """The parsed command line.
 
@@ -54,7 +63,7 @@ class CommandLine(NamedTuple):
 
 def plugins(argv: Sequence[str]) -> list[Path]:
     """Return the files given by `--plugin`. They add choices to other flags, so load them before `parse`."""
-    parser = argparse.ArgumentParser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
+    parser = Parser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", type=path_argument, default=[])
     found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
     return found
@@ -70,7 +79,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     Raises:
         ConfigError: An argument belongs to no flag.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py", usage=USAGE, description=DESCRIPTION, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("--config", type=path_argument, metavar="FILE", help=CONFIG_MEANING)
