@@ -51,7 +51,7 @@ def _points(value: Any, path: tuple[str, ...] = (), place: str = "") -> Iterator
             else:
                 yield from _points(inner, (*path, str(number)))
     elif isinstance(value, dict):
-        if "adapter" in value:  # an entry of telemetry, a receipt of a consolidation
+        if {"layer", "adapter"} <= value.keys():  # an entry of telemetry, a receipt of a consolidation
             path, place = path[:1], f"layer{value['layer']}_adapter{value['adapter']}"
             value = {key: inner for key, inner in value.items() if key not in ("layer", "adapter")}
         else:

@@ -235,6 +235,12 @@ def test_a_missing_package_is_said_before_anything_is_written(
     assert not (tmp_path / "logs").exists()
 
 
+def test_adapters_without_branches_have_curves_too(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(ffn_adapter_type="adaptmlp", tensorboard=True)
+    counts = [(line, event["parameters"]["adapter"]) for line, event in numbered(path, "task")]
+    assert read_back(path / FOLDER)["task/parameters/adapter"] == counts
+
+
 # ---- W&B
 
 
