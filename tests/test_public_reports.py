@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_a_run_in_a_folder_of_any_name(tmp_path: Path, capsys, monkeypatch: pyte
         assert call(images, increment=1, init_cls=1)[0] == 1
     (run,) = (folder / "logs").iterdir()
     assert call.main("--resume", str(run))[0] == 0
+    assert len(json.loads((run / "results.json").read_text())["run"]["resumed"]) == 1  # it did not begin anew
     assert call(images, increment=1, init_cls=1, auto_resume=True) == (0, "")
     assert call.main("--eval", "--checkpt_path", str(run / "checkpoints/task_1.safetensors"))[0] == 0
     assert verify.main([str(run)]) == 0
