@@ -7,7 +7,7 @@
     python main.py --predict IMAGE_OR_FOLDER ... --checkpt_path logs/RUN
     python main.py --export FILE.safetensors --checkpt_path logs/RUN
 
-Exit codes: 0 done, 1 a file could not be written or read, 2 an error that the user can correct,
+Exit codes: 0 done, 1 a file could not be written or read, or memory ran out, 2 an error that the user can correct,
 3 the audit of the run failed, 4 training diverged, 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 """
 
@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
     start()
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,13 @@ from utils.stopping import stop_with_sweep
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
     "skip, which leaves out batches whose loss is not finite"
+)
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # torch's words
+ASKED_FOR = re.compile(r"allocate ([\d.]+ \w+)")
+AFTER_MEMORY_RAN_OUT = (
+    "the last saved state is kept. Continue with --auto_resume and --grad_checkpointing, or a lower num_workers, "
+    "image_cache_gib or eval_cache_gib; or start a new run with a lower batch_size, detect_batch_size or "
+    "eval_batch_size, or with precision bf16"
 )
 AFTER_A_FAILED_FILE = "the run's files are kept; correct this, then continue with the same command and --auto_resume"
 
@@ -59,6 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))):
+            raise
+        size = ASKED_FOR.search(str(error))
+        print(
+            f"memory ran out{f' when {size[1]} were asked for' if size else ''}; {AFTER_MEMORY_RAN_OUT}",
+            file=sys.stderr,
+        )
+        return 1
     except OSError as error:
         print(f"{error}; {AFTER_A_FAILED_FILE}", file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process, its exit code and what it prints."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import main
-from utils.config.schema import Config
+from utils.config.schema import Config, schemas
 from utils.errors import ConfigError
 from utils.runs import checkpoint_meta
 
@@ -111,6 +112,46 @@ def test_an_interrupt_ends_with_code_130(monkeypatch, capsys):
     monkeypatch.setattr(main, "run", interrupted)
     assert main.main(["--dataset", "cub"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 96 bytes."),
+            " when 96 bytes were asked for",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ..."),
+            " when 2.50 GiB were asked for",
+        ),
+        (MemoryError(), ""),
+    ],
+)
+def test_when_memory_runs_out_the_keys_that_help_are_named(monkeypatch, capsys, error, size):
+    def run(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "run", run)
+    assert main.main(["--dataset", "npz"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"memory ran out{size}; the last saved state is kept. Continue with --auto_resume and ")
+    named = set(re.findall(r"[a-z]+(?:_[a-z]+)+", said))
+    assert named <= Config.model_fields.keys()
+    assert {key for key in named if schemas()[key]["changes_results"]} == {
+        "batch_size",
+        "detect_batch_size",
+        "eval_batch_size",
+    }
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def run(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(main, "run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        main.main(["--dataset", "npz"])
 
 
 @pytest.mark.parametrize(

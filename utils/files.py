@@ -8,6 +8,7 @@ import math
 import os
 import re
 from argparse import ArgumentTypeError
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,7 +149,12 @@ def read_text(path: Path, most_bytes: int, errors: str = "strict") -> str:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"larger than {most_bytes:,} bytes")
-    return content.decode("utf-8-sig", errors)
+    try:
+        return content.decode("utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        wide = content.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
+        found = "is UTF-16" if wide else f"is not UTF-8 (byte {error.start})"
+        raise ValueError(f"its text {found}; save it as UTF-8") from None
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Read untrusted JSON, and say where it is wrong."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from utils.files import read_text
 from utils.text import did_you_mean, listed, shown, shown_key
 
 MOST_BYTES = 2**26  # a thousand times the size of our files
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 DEEPEST = 100  # nested lists and objects; code that handles values may be recursive
 
 
@@ -38,7 +40,7 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
         hint = found if path.parent.is_dir() else f" (and no folder {path.parent})"
         raise ConfigError(f"{path}: no such file{hint}") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+        raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {_what(error)}") from None
     except IsADirectoryError:
         found = listed(sorted(file.name for file in path.glob("*.json")))
         raise ConfigError(f"{path}: a folder; name a file in it: {found or 'it has none that ends in .json'}") from None
@@ -47,6 +49,21 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object with keys such as dataset, not {shown(values)}")
     return values, repeated
+
+
+def _what(error: json.JSONDecodeError) -> str:
+    """Return what is wrong, with a remark on what JSON lacks and other formats have."""
+    rest = error.doc[error.pos :]
+    if not error.doc.strip():
+        return "the file is empty"
+    if rest.startswith(("//", "/*", "#")):
+        return "JSON has no comments"
+    if rest.startswith(("}", "]")) and error.doc[: error.pos].rstrip().endswith(","):
+        return "a comma before the end"
+    if rest.startswith("'"):
+        return "text must be in double quotes"
+    word = re.match(r"True|False|None", rest)
+    return f"{word[0]}; write {PYTHON_WORDS[word[0]]}" if word else error.msg
 
 
 def parse(text: str, pairs_hook: Callable[[list[tuple[str, object]]], object] | None = None) -> Any:

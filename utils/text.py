@@ -23,7 +23,7 @@ def shown_key(key: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return the first names, separated by commas, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(map(shown_key, names[:NAMES_SHOWN])) + more
 
 
 def same_name(name: str) -> str:

@@ -83,6 +83,14 @@ def test_routers_descriptors_and_records_stay_float32(network, x):
     assert {mean.dtype for mean in reduced.token_means(x, [1, 2]).values()} == {torch.float32}
 
 
+def test_an_evaluation_in_bfloat16_takes_no_gradient_from_a_later_step(network, x):
+    """Autocast keeps converted weights as long as it is on, and those converted without gradients would get none."""
+    evaluated, fresh = network(precision="bf16"), network(precision="bf16")
+    with torch.no_grad():
+        evaluated.forward_from(evaluated.forward_to(x, 1), 1)
+    torch.testing.assert_close(gradients(evaluated, x), gradients(fresh, x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["adaptmlp", "nested_lora"])
 def test_a_bfloat16_run_learns_and_ends_near_the_exact_one(run: Callable[..., Path], kind: str) -> None:  # noqa: F811
     exact, reduced = (run(name, ffn_adapter_type=kind, precision=name) for name in ("fp32", "bf16"))

@@ -139,7 +139,7 @@ def test_no_more_of_a_file_is_read_than_is_allowed(tmp_path):
 
 def test_what_is_no_utf8_is_an_error_or_replaced(tmp_path):
     (tmp_path / "a").write_bytes(b"a\xff")
-    with pytest.raises(ValueError, match="utf-8"):
+    with pytest.raises(ValueError, match="UTF-8"):
         read_text(tmp_path / "a", 10)
     assert read_text(tmp_path / "a", 10, "replace") == "a\ufffd"
 

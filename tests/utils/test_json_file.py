@@ -65,3 +65,34 @@ def test_a_pipe_given_for_a_file_is_read_like_one():
     os.close(start)
     assert read_object(Path(f"/dev/fd/{end}")) == ({"a": 1}, [])
     os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('// mine\n{"a": 1}', "line 1, column 1: not JSON: JSON has no comments"),
+        ('{"a": 1, # mine\n"b": 2}', "line 1, column 10: not JSON: JSON has no comments"),
+        ('{"a": 1 /* mine */}', "line 1, column 9: not JSON: JSON has no comments"),
+        (
+            '{"a": [1, 2,]}',
+            "not JSON: (a comma before the end|Illegal trailing comma)",
+        ),  # the latter from Python 3.13 on
+        ("{'a': 1}", "line 1, column 2: not JSON: text must be in double quotes"),
+        ('{"a": True}', "line 1, column 7: not JSON: True; write true"),
+        ('{"a": None}', "line 1, column 7: not JSON: None; write null"),
+        (" \n", "not JSON: the file is empty"),
+        ("a: 1", "line 1, column 1: not JSON: Expecting value"),
+    ],
+)
+def test_what_other_formats_have_and_json_has_not_is_said(tmp_path, text, what):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=what):
+        read_object(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(("coding", "found"), [("utf-16", "is UTF-16"), ("latin-1", r"is not UTF-8 \(byte 7\)")])
+def test_text_in_another_coding_is_told_how_to_be_saved(tmp_path, coding, found):
+    """PowerShell's `>` writes UTF-16, old editors of Windows write Latin-1."""
+    (tmp_path / "a.json").write_text('{"a": "\u00e4"}', encoding=coding)
+    with pytest.raises(ConfigError, match=rf"a\.json: cannot be read as JSON: its text {found}; save it as UTF-8"):
+        read_object(tmp_path / "a.json")

@@ -355,6 +355,10 @@ def test_metrics_never_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_legend_has_one_line_for_each_task_whatever_the_classes_are_called():
+    assert class_legend(["one\nother", "a\tb", "\u00fc"], [2, 1]) == '00-01: "one\\nother", "a\\tb"\n02-02: \u00fc'
+
+
 def test_the_legend_names_the_classes_under_the_labels_of_the_table():
     names = [*"abc", *(f"class {n}" for n in range(10))]
     shown = ", ".join(f"class {n}" for n in range(8))

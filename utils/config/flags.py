@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from utils.config.schema import COMMANDS, schemas
 from utils.config.wording import choices, describe
@@ -50,6 +50,15 @@ METAVARS = {
 }  # fmt: skip
 
 
+class Parser(argparse.ArgumentParser):
+    """Says how a value is given that begins with a hyphen, which argparse takes for a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with code 2."""
+        flag = re.match("argument (--[^:,]+): expected one argument", message)
+        super().error(f"{message}; if its value begins with a hyphen: {flag[1]}=-value" if flag else message)
+
+
 class CommandLine(NamedTuple):
     """The parsed command line.
 
@@ -65,7 +74,7 @@ class CommandLine(NamedTuple):
 
 def plugins(argv: Sequence[str]) -> list[Path]:
     """Return the files given by `--plugin`. They add choices to other flags, so load them before `parse`."""
-    parser = argparse.ArgumentParser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
+    parser = Parser(prog="main.py", usage=USAGE, add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", type=path_argument, default=[])
     found: list[Path] = parser.parse_known_args(_underscored(argv))[0].plugin
     return found
@@ -86,12 +95,12 @@ def parse(argv: Sequence[str]) -> CommandLine:
     known, rest = _parser(schemas()).parse_known_args(argv)
     given = vars(known)
     path, _ = given.pop("config", None), given.pop("plugin", None)
-    return CommandLine(path, {key: _value(key, text) for key, text in given.items()} | _unknown(rest))
+    return CommandLine(path, {key: from_text(key, text) for key, text in given.items()} | _unknown(rest))
 
 
 def _parser(keys: Mapping[str, dict[str, Any]], epilog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser with a flag for each key, in groups; those that say what to do come first."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
         usage=USAGE,
         description=DESCRIPTION,
@@ -183,9 +192,10 @@ def _type(schema: dict[str, Any]) -> str:
     return str(first.get("format", first["type"]))
 
 
-def _value(key: str, text: str | list[str]) -> object:
+def from_text(key: str, text: str | list[str]) -> object:
+    """Return the value that a text means for a key, or the text if it means none."""
     if isinstance(text, list):
-        return [_value(key, item) for item in text]
+        return [from_text(key, item) for item in text]
     if text.lower() in ("none", "null") and {"type": "null"} in schemas()[key].get("anyOf", []):
         return None
     try:

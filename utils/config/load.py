@@ -1,5 +1,6 @@
 """Merge flags, environment, file and defaults into one configuration, or raise an error that lists every problem."""
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from utils.config.flags import from_text
 from utils.config.schema import DATA_ROOT_VARIABLE, Config, broken_checks, defaults, schemas
 from utils.config.wording import choices, describe
 from utils.errors import ConfigError
@@ -80,4 +82,12 @@ def _problem(key: str, item: Mapping[str, Any], values: Mapping[str, object], so
         return f"{given}: unknown key{did_you_mean(key, known)}"
     if item["type"] == "value_error":
         return f"{given}: {item['ctx']['error']}"
-    return f"{given}: expected {describe(schemas()[key])}{did_you_mean(values[key], choices(schemas()[key]))}"
+    near = did_you_mean(values[key], choices(schemas()[key])) or _unquoted(key, values[key])
+    return f"{given}: expected {describe(schemas()[key])}{near}"
+
+
+def _unquoted(key: str, value: object) -> str:
+    """Return a remark on text in a file that a flag would have converted, such as "1e-3"."""
+    converted = from_text(key, value) if isinstance(value, str) else value
+    unusable = converted == value or (isinstance(converted, float) and not math.isfinite(converted))
+    return "" if unusable else f"; did you mean {shown(converted)}, without quotes?"

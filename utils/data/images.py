@@ -33,6 +33,7 @@ Transform = Callable[[Image.Image], Tensor]  # RGB -> (3, S, S)
 
 # Formats that are accepted, whatever a file's name says. PIL knows more, such as EPS, for which it runs Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+NO_RANGE = "its pixels have more than 16 bits and no fixed range; save it with 8 or 16 bits"
 MOST_PIXELS = 2**26  # 8192 x 8192, 268 MB in PIL; a header of a few bytes can claim any size
 THUMBNAIL = 96  # longest side in pixels
 LONGEST = 100  # times the shorter side; the test transform resizes the shorter side to the network's input
@@ -159,6 +160,8 @@ def check_header(path: Path) -> tuple[int, int]:
         DataError: The header shows that `open_image` would fail.
     """
     with _opened(path) as opened:
+        if opened.mode == "F":
+            raise ValueError(NO_RANGE)
         return opened.height, opened.width
 
 
@@ -187,7 +190,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits and no fixed range; save it with 8 or 16 bits")
+            raise ValueError(NO_RANGE)
         image = Image.fromarray((pixels >> 8).astype(np.uint8))  # PIL would make every value above 255 white
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # converting to RGB directly gives the same result with a warning

@@ -11,6 +11,7 @@ from utils.text import did_you_mean, listed, same_name, writable
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
+SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "System Volume Information", "lost+found"}
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -45,6 +46,11 @@ def _images_at(path: Path) -> list[Path]:
     return images
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is of a system and not of its user."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
 def files_within(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """Yield the files in a folder and below it in the order of their names, as torchvision's ImageFolder does.
 
@@ -55,7 +61,7 @@ def files_within(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) 
     if here in above:
         return
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not is_hidden(entry.name)]
     for entry in sorted(visible, key=lambda entry: same_name(entry.name)):
         if entry.is_dir():
             yield from files_within(folder / entry.name, above | {here})

@@ -6,14 +6,17 @@ Shapes: B batch, S image side.
 import logging
 import os
 import signal
+import tempfile
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,6 +37,7 @@ WHY_KILLED = {  # the usual reasons why a worker gets these signals
     signal.SIGKILL: ", as the system does when memory runs out",
     signal.SIGBUS: ", as happens when shared memory (/dev/shm) is full",
 }
+LONGEST_TMPDIR = 70  # bytes; multiprocessing adds 32 for a socket, whose whole path has at most 103 on macOS
 
 
 FILES = "this process may not open as many files as its loading workers need"
@@ -153,7 +157,7 @@ class StreamLoader:
             sampler=self._requests,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            worker_init_fn=_follow,
+            worker_init_fn=_end_with_main_process,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # otherwise every pass would draw from the global generator
         )
@@ -167,9 +171,31 @@ class StreamLoader:
         return indices, self.way.finish(images, self.device), _send(labels, self.device)
 
 
-def _follow(_: int) -> None:
-    """End a worker when the process that started it was killed: one that hangs, or waits to send, would not notice."""
+def _end_with_main_process(_: int) -> None:
+    """Let this worker end when its main process was killed, and when a batch cannot be sent.
+
+    One that hangs, or waits to send, would not notice the first; of the second it would only print why, and the main
+    process would wait.
+    """
     follow(os.getppid(), partial(os._exit, 1))
+
+    def end(error: Exception, _: object) -> None:
+        with suppress(OSError):
+            os.write(2, f"a batch could not be sent: {error}\n".encode(errors="backslashreplace"))
+        os._exit(1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+
+def _place_sockets() -> None:
+    """Put the sockets of this process and its workers into /tmp if the path of the temporary folder is too long."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > LONGEST_TMPDIR:
+        tempfile.tempdir = "/tmp"
+        try:
+            util.get_temp_dir()  # makes the folder, which workers inherit
+        finally:
+            tempfile.tempdir = usual
 
 
 @contextmanager
@@ -206,6 +232,7 @@ class _Running:
 
     def begin(self, new_loader: "Callable[[], DataLoader[Batch | UserError]]") -> None:
         """Begin a pass; start the workers if there are none."""
+        _place_sockets()
         with self._watched(), _starting_workers():
             self.loader = self.loader or new_loader()
             self.batches = iter(self.loader)

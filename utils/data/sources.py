@@ -5,7 +5,7 @@ Shapes: N images, H height, W width.
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torchvision.datasets import CIFAR100
 
 from utils.data.contents import Content, of_array, of_files
-from utils.data.listing import ENDINGS, files_within
+from utils.data.listing import ENDINGS, files_within, is_hidden
 from utils.data.npz import read_arrays
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 OnBadImage = Literal["error", "skip"]
 Half = Literal["train", "test"]
 HALVES: tuple[Half, Half] = ("train", "test")
+# Folders that systems make by themselves: thumbnails of a Synology, leavings of macOS archives, bins, a disk's own.
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error")
     except OSError as error:
         raise DataError(f"data set {name}: {error}") from error
     _check_classes(data, path, source)
+    _warn_of_contradictions(data, path)
     logger.info("data set %s in %s: %s", name, path, data.summary)
     return data
 
@@ -146,6 +148,17 @@ def _check_classes(data: ImageData, path: Path, source: Source) -> None:
         logger.warning("%s: no test image of %s", path, listed([data.class_names[label] for label in untested]))
 
 
+def _warn_of_contradictions(data: ImageData, path: Path) -> None:
+    """Warn of images that are stored with the same content in several classes."""
+    places: dict[str, dict[str, str]] = defaultdict(dict)  # of each content one image by class
+    for half in HALVES:
+        for name, content in data.rows(half):
+            places[content.digest].setdefault(name, f"{half}/{name}/{content.name}")
+    if several := [sorted(images.values()) for images in places.values() if len(images) > 1]:
+        first = " and ".join(several[0])
+        logger.warning("%s: %d images are in more than one class, the first one as %s", path, len(several), first)
+
+
 def _read_folders(path: Path, source: Source) -> ImageData:
     left_out: list[LeftOut] = []
     train, test = (_class_folders(path, half, source, left_out) for half in ("train", "test"))
@@ -164,7 +177,7 @@ def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut
         raise _missing(folder, source)
     folders: dict[str, Path] = {}
     for entry in sorted(folder.iterdir(), key=lambda entry: same_name(entry.name)):
-        if entry.name.startswith("."):
+        if is_hidden(entry.name):
             continue
         name = writable(same_name(entry.name))
         if name in folders:

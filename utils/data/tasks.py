@@ -13,6 +13,7 @@ from utils.data.images import InputSpec, open_image, open_pixels, test_transform
 from utils.data.resample import random_part
 from utils.data.sources import Half, ImageData, Split
 from utils.errors import ConfigError, DataError
+from utils.metrics import MOST_TASKS
 
 T = TypeVar("T")
 Mode = Literal["train", "test", "part"]
@@ -29,7 +30,7 @@ class DataManager:
         max_tasks: Stop after this many tasks; None: all.
 
     Raises:
-        ConfigError: The data set has fewer classes than `init_cls`.
+        ConfigError: The data set has fewer classes than `init_cls`, or the tasks are too many.
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class DataManager:
             )
         ends = [*range(init_cls, self.nb_classes, increment), self.nb_classes]
         self._sizes: list[int] = np.diff(ends, prepend=0).tolist()[:max_tasks]
+        if len(self._sizes) > MOST_TASKS:
+            made = f"init_cls = {init_cls}, increment = {increment}: these are {len(self._sizes):,} tasks"
+            raise ConfigError(f"{made}; expected at most {MOST_TASKS:,}, see max_tasks")
         stored = np.random.RandomState(seed).permutation(self.nb_classes) if shuffle else np.arange(self.nb_classes)
         self.class_order: list[int] = stored.tolist()
         self.class_names = tuple(data.class_names[label] for label in self.class_order)

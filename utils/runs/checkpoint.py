@@ -23,6 +23,7 @@ from utils.runs.checkpoint_meta import read_meta as read_meta
 from utils.text import shown_key
 
 NO_CHECKPOINT = "it is damaged, or no checkpoint; expected a file such as logs/RUN/checkpoints/task_0.safetensors"
+WRAPPER = "module."  # before the names of a network in DataParallel
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -49,7 +50,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """Return tensors that are dense, in main memory, and together no larger than the file."""
     refuse_packed(path)
-    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    stored = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    tensors = _unwrapped(stored)
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError("it is not a mapping of names to tensors")
     for name, tensor in tensors.items():
@@ -60,7 +62,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     claimed, held = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if claimed > held:  # in a torch file, many elements or tensors can share one number
         raise ValueError(f"its tensors claim {claimed:,} bytes, the file has {held:,}")
-    return {str(name): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds values that are NaN or infinite")
+    prefix = WRAPPER if all(str(name).startswith(WRAPPER) for name in tensors) else ""
+    return {str(name).removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _unwrapped(stored: Any) -> Any:
+    """Return the one mapping in a mapping, as where tensors were saved with a number of the epoch or the task."""
+    inner = [value for value in stored.values() if isinstance(value, Mapping)] if isinstance(stored, Mapping) else []
+    return inner[0] if len(inner) == 1 else stored
 
 
 def refuse_packed(path: Path) -> None:

@@ -7,6 +7,7 @@ resumed run replaces the points of the lines it repeats. W&B reads the TensorBoa
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from utils.config.schema import Config
 from utils.errors import UserError
 from utils.files import plain
+from utils.json_file import read_object
+from utils.runs.directory import ENVIRONMENT
 from utils.runs.environment import require_package
 from utils.runs.events import FILE, Event, EventSink
 from utils.runs.log import RunLog
@@ -106,7 +109,10 @@ def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
 
 def _start_wandb(project: str, path: Path, config: Config) -> Any:
     wandb, values = require_package("wandb", PACKAGES["wandb"]), config.model_dump(mode="json")
+    # A resumed run has the same start on record, so that its curves go on; a run that begins again has another.
+    begun = f"{path.name} {read_object(path / ENVIRONMENT)[0].get('started')}"
+    names = {"id": blake2b(begun.encode(errors="replace"), digest_size=8).hexdigest(), "name": path.name}
     try:
-        return wandb.init(project=project, dir=str(path), sync_tensorboard=True, name=path.name, config=values)
+        return wandb.init(project=project, dir=str(path), sync_tensorboard=True, config=values, resume="allow", **names)
     except wandb.Error as error:
         raise UserError(f"W&B cannot be started: {error}") from error

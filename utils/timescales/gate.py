@@ -76,7 +76,8 @@ def check_intervals(config: Any, steps: int, task: int, scales: Iterable[TimeSca
     """Raise ConfigError if a scale's interval is longer than the func phase of a task: it would never move."""
     for scale in scales:
         if scale.interval(config) > steps:
+            number = f"{steps} optimizer step{'s' * (steps != 1)}"
             raise ConfigError(
-                f"{scale.interval_key} is {scale.interval(config)}, but a func phase of task {task} has {steps} optimizer "
-                f"step{'s' * (steps != 1)} (func_epoch x batches): {scale.name} would never move; choose {steps} at most"
+                f"{scale.interval_key} is {scale.interval(config)}, but a func phase of task {task} has {number} "
+                f"(func_epoch x batches): {scale.name} would never move; choose {steps} at most"
             )

@@ -106,6 +106,14 @@ def test_a_flag_without_its_value_ends_with_code_2(capsys):
     assert "--batch_size" in capsys.readouterr().err
 
 
+def test_a_value_that_begins_with_a_hyphen_follows_an_equals_sign(capsys):
+    for argv in (["--data_root", "-photos"], ["--config", "-a.json"], ["--plugin", "-b.py"]):
+        with pytest.raises(SystemExit):
+            parse(argv)
+        assert f"if its value begins with a hyphen: {argv[0]}=-value" in capsys.readouterr().err
+    assert parse(["--data-root=-photos", "--config=-a.json"]) == (Path("-a.json"), {"data_root": "-photos"})
+
+
 def help_of(capsys, *argv: str) -> str:
     """What `--help` prints on a console of 80 columns."""
     with pytest.raises(SystemExit) as ended:

@@ -147,6 +147,23 @@ def test_all_problems_at_once_one_line_each(write):
 
 
 @pytest.mark.parametrize(
+    ("key", "text", "meant"),
+    [
+        ("init_lr", "1e-3", "; did you mean 0.001, without quotes?"),
+        ("batch_size", "32", "; did you mean 32, without quotes?"),
+        ("normalize", "true", "; did you mean true, without quotes?"),
+        ("max_tasks", "null", "; did you mean null, without quotes?"),
+        ("init_lr", "nan", ""),
+        ("batch_size", "many", ""),
+    ],
+)
+def test_text_that_a_flag_would_take_as_a_number_is_told_to_lose_its_quotes(write, key, text, meant):
+    (line,) = problems(write(json.dumps({"dataset": "npz", key: text})))
+    assert line.startswith(f'{key} = "{text}" (')
+    assert line.partition("expected ")[2].partition(";")[1:] == (meant[:1], meant[1:])
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("batch_size", 0), ("batch_size", 32.0), ("batch_size", "32"), ("batch_size", True), ("batch_size", None),

@@ -162,6 +162,8 @@ def test_a_missing_file_a_decompression_bomb_and_pixels_without_a_range_are_name
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(DataError, match=r"float\.tif: .*8 or 16 bits"):
         open_image(tmp_path / "float.tif")
+    with pytest.raises(DataError, match=r"float\.tif: .*8 or 16 bits"):  # before any training
+        check_header(tmp_path / "float.tif")
     Image.fromarray(RAMP).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12 * 16 // 3)
     with pytest.raises(DataError, match=r"bomb\.png: .*decompression bomb"):

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils.data.loader import Batch, LoadingError, StreamLoader, warn_of_workers
+from utils.data.loader import READY, Batch, LoadingError, StreamLoader, warn_of_workers
 from utils.errors import UserError
 from utils.streams import derive, seeded
 
@@ -380,3 +382,24 @@ def test_a_limit_of_open_files_is_said_and_ends_the_workers(make, monkeypatch: p
     with pytest.raises(LoadingError, match=r"ulimit -n.*num_workers"):
         next(batches)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_batch_that_cannot_be_sent_is_told_and_not_waited_for(capfd):
+    """A lock cannot be pickled, which fails in a thread of the worker."""
+    loader = StreamLoader(Noise(), 2, CPU, 5, READY._replace(join=lambda images: threading.Lock()))
+    with pytest.raises(LoadingError, match=r"ended with exit code 1; lower num_workers"):
+        whole(loader, "pass")
+    assert "a batch could not be sent: cannot pickle" in capfd.readouterr().err
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets(make, tmp_path: Path, monkeypatch):
+    """As a cluster's queue may set TMPDIR. The folder stays the one for everything else."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    expected = whole(make(), "pass")
+    for batch, same in zip(whole(make(workers=2), "pass"), expected, strict=True):
+        torch.testing.assert_close(batch, same)
+    assert tempfile.gettempdir() == str(long)

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,30 @@ def test_images_in_folders_within_a_class_folder_are_read_as_torchvision_reads_t
     found = {(str(file), int(label)) for file, label in zip(data.train.images, data.train.labels, strict=True)}
     (tmp_path / "train" / "dog" / "again").unlink()  # torchvision would not come back
     assert found >= set(ImageFolder(tmp_path / "train").samples)
+
+
+def test_folders_that_a_system_makes_are_no_classes_and_hold_no_images(tmp_path: Path):
+    make_folders(tmp_path)
+    expected = load_dataset("imagefolder", tmp_path)
+    for place in ("train/lost+found", "test/__MACOSX", "train/cat/@eaDir/0.png", "test/dog/$RECYCLE.BIN"):
+        (tmp_path / place).mkdir(parents=True)
+        save_image(tmp_path / place / "SYNOFILE_THUMB_M.png")
+    found = load_dataset("imagefolder", tmp_path)
+    assert (found.summary, found.class_names) == (expected.summary, expected.class_names)
+
+
+def test_an_image_in_two_classes_is_told_and_a_copy_in_one_class_is_not(tmp_path: Path, caplog):
+    for value, place in enumerate(("train/cat/a.png", "test/cat/b.png", "train/dog/c.png", "test/dog/d.png")):
+        save_image(tmp_path / place, value)
+    shutil.copy(tmp_path / "train/cat/a.png", tmp_path / "test/cat/a.png")
+    load_dataset("imagefolder", tmp_path)
+    assert caplog.messages == []
+    shutil.copy(tmp_path / "train/cat/a.png", tmp_path / "train/dog/x.png")
+    shutil.copy(tmp_path / "train/dog/c.png", tmp_path / "test/cat/y.png")
+    load_dataset("imagefolder", tmp_path)
+    assert caplog.messages == [
+        f"{tmp_path}: 2 images are in more than one class, the first one as train/cat/a.png and train/dog/x.png"
+    ]
 
 
 def test_class_names_are_compared_and_sorted_in_one_unicode_form(tmp_path: Path):

@@ -116,6 +116,14 @@ def test_too_many_first_classes_name_the_key():
         manager(one_each(4), init_cls=5)
 
 
+def test_more_tasks_than_can_be_evaluated_are_refused_before_training():
+    with pytest.raises(
+        ConfigError, match=r"init_cls = 1, increment = 1: these are 2,001 tasks; expected at most 2,000"
+    ):
+        manager(one_each(2001), init_cls=1, increment=1)
+    assert manager(one_each(2001), init_cls=1, increment=1, max_tasks=2000).nb_tasks == 2000
+
+
 # ---- images
 
 

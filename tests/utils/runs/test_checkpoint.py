@@ -418,11 +418,31 @@ def test_unreadable_metadata_are_an_error(tmp_path, meta):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("what", [[1, 2], torch.ones(2), {"fc.weight": 3}, {"state": {"fc.weight": torch.ones(2)}}])
+@pytest.mark.parametrize(
+    "what", [[1, 2], torch.ones(2), {"fc.weight": 3}, {"a": {"fc.weight": torch.ones(2)}, "b": {}}]
+)
 def test_a_torch_file_of_something_else_is_refused(tmp_path, what):
     torch.save(what, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"a\.pth"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(grown, tmp_path, value):
+    """With them, the first class would be every answer."""
+    tensors = grown().learned_state()
+    tensors["fc.bias"][2] = value
+    save_checkpoint(tmp_path / "a.safetensors", tensors, {})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors.* fc\.bias holds values that are NaN or infinite"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda tensors: {"tasks": 3, "model_state_dict": tensors}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_that_were_wrapped_are_found(grown, tmp_path, wrap, prefix):
+    tensors = grown().learned_state()
+    torch.save(wrap({prefix + name: tensor for name, tensor in tensors.items()}), tmp_path / "a.pth")
+    torch.testing.assert_close(read_checkpoint(tmp_path / "a.pth")[0], dict(tensors), rtol=0, atol=0)
 
 
 def test_no_pickle_of_a_stranger_is_run(tmp_path):

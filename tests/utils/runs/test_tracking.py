@@ -1,6 +1,7 @@
 """What TensorBoard reads back is what metrics.jsonl says, by the numbers of its lines; W&B begins before the writer."""
 
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -240,6 +241,12 @@ def test_a_missing_package_is_said_before_anything_is_written(
     assert not (tmp_path / "logs").exists()
 
 
+def test_adapters_without_branches_have_curves_too(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(ffn_adapter_type="adaptmlp", tensorboard=True)
+    counts = [(line, event["parameters"]["adapter"]) for line, event in numbered(path, "task")]
+    assert read_back(path / FOLDER)["task/parameters/adapter"] == counts
+
+
 # ---- W&B
 
 
@@ -275,11 +282,34 @@ def test_w_and_b_follows_the_one_writer(run: Callable[..., Path], calls: list[tu
     path = run(wandb="mine", max_tasks=1)
     assert [name for name, _ in calls] == ["init", "writer", "close", "finish"]
     told = calls[0][1]
-    config = told.pop("config")
-    assert told == {"project": "mine", "dir": str(path), "sync_tensorboard": True, "name": path.name}
+    config, identity = told.pop("config"), told.pop("id")
+    expected = {"project": "mine", "dir": str(path), "sync_tensorboard": True, "name": path.name, "resume": "allow"}
+    assert told == expected
+    assert re.fullmatch("[0-9a-f]{16}", identity)
     assert config == json.loads((path / "config.json").read_text())
     assert calls[-1][1] == {"exit_code": 0}
     assert read_back(path / FOLDER)["task/last_acc"]
+
+
+def test_a_resumed_run_is_the_same_one_at_w_and_b_and_one_begun_again_is_not(
+    run: Callable[..., Path],  # noqa: F811
+    calls: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter(f"2026-01-01T00:00:{second:02d}+00:00" for second in range(60))
+    monkeypatch.setattr("utils.runs.log._now", lambda: next(times))
+
+    def stopped(*_: object) -> None:
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "results", stopped)
+        with pytest.raises(OSError, match="stopped"):
+            run(wandb="mine", max_tasks=1)
+    run(wandb="mine", max_tasks=1, auto_resume=True)
+    run(wandb="mine", max_tasks=1, overwrite=True)
+    first, resumed, again = [told["id"] for name, told in calls if name == "init"]
+    assert first == resumed != again
 
 
 def test_a_run_that_stops_ends_as_failed(
