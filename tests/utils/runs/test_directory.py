@@ -163,11 +163,12 @@ def test_a_broken_disk_is_an_error_of_the_lock(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("below", ["", "a/b"])
-def test_an_output_directory_below_a_file_is_refused_in_the_plan(tmp_path, below):
+def test_an_output_directory_below_a_file_is_refused_in_the_plan(tmp_path, monkeypatch, below):
     (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RunDirError) as refusal:
-        plan_runs(config(tmp_path, output_dir=str(tmp_path / "file" / below)), "x")
-    assert str(refusal.value) == f'output_dir = "{tmp_path / "file" / below}": {tmp_path / "file"} is not a folder'
+        plan_runs(config(tmp_path, output_dir=f"file/{below}"), "x")
+    assert str(refusal.value) == f'output_dir = "{Path("file", below)}": file is not a folder'
 
 
 @pytest.mark.parametrize("blocked", ["logs", "logs/x-s1"])
