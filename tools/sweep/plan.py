@@ -245,5 +245,8 @@ def _problem(item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         model = Entry if len(item["loc"]) > 1 else SweepFile
         keys = [field.alias or name for name, field in model.model_fields.items()]
-        return f"{place}: unknown key{did_you_mean(item['loc'][-1], keys)}"
+        key, otherwise = item["loc"][-1], f"; expected one of {', '.join(keys)}"
+        if key in Config.model_fields:
+            otherwise = f"; {RESERVED.get(key, 'the keys of a configuration belong under changes')}"
+        return f"{place}: unknown key{did_you_mean(key, keys) or otherwise}"
     return f"{place} = {shown(item['input'])}: {item['msg'].lower()}"

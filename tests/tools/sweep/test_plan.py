@@ -180,6 +180,13 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
         ({"grid": {"ffn_num": [1]}, "list": [{"name": "a"}]}, 'expected either "grid" or "list"'),
         ({"gird": {"ffn_num": [1]}}, "gird: unknown key; did you mean grid?"),
         ({"list": [{"nmae": "a"}]}, "list[0].nmae: unknown key; did you mean name?"),
+        ({"list": [{"name": "a", "set": {}}]}, "list[0].set: unknown key; expected one of name, base, changes"),
+        ({"list": [{"name": "a", "rd_lr": 1}]}, "list[0].rd_lr: unknown key; the keys of a configuration belong under"),
+        ({"seed": 1, "grid": {"ffn_num": [1]}}, "seed: unknown key; did you mean seeds?"),
+        (
+            {"output_dir": "o", "grid": {"ffn_num": [1]}},
+            "output_dir: unknown key; all runs of a sweep are in one folder",
+        ),
         ({"list": [{}]}, "list[0].name: missing"),
         ({"grid": {"ffn_num": []}}, "grid.ffn_num = []"),
         ({"grid": {"ffn_num": 3}}, "grid.ffn_num = 3"),
