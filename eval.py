@@ -14,7 +14,7 @@ from models.export import export_model
 from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks, prepare
 from utils.config.schema import Config
-from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes
+from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes, refuse_other_numbers
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
@@ -81,6 +81,8 @@ def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -
         raise CheckpointError(
             "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
         )
+    if "class_names" in meta:
+        refuse_other_numbers("the checkpoint", meta["class_names"], tasks.class_names)
     if sum(meta["task_sizes"]) > tasks.nb_classes:
         raise CheckpointError(f"the checkpoint knows {sum(meta['task_sizes'])} classes, there are {tasks.nb_classes}")
 
