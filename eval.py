@@ -20,12 +20,10 @@ from utils.data.tasks import DataManager
 from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
 from utils.metrics import AccuracyMatrix, class_legend, format_table
-from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta
-from utils.text import shown, writable
+from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta, refuse_other_preparation
+from utils.text import writable
 
 logger = logging.getLogger(__name__)
-
-PREPARATION = ("normalize", "backbone_kwargs")  # keys that change what the network computes with equal tensors
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -68,13 +66,10 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -> None:
-    """Raise CheckpointError if the checkpoint was trained on other tasks, or with images prepared in another way."""
+    """Raise CheckpointError if the checkpoint was trained on other tasks, or prepared in another way."""
     if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
         raise CheckpointError(f"the checkpoint has no {', '.join(missing)}, which a checkpoint of a run has")
-    for key in PREPARATION:
-        if key in meta.get("config", {}) and meta["config"][key] != (now := config.model_dump(mode="json")[key]):
-            trained = shown(meta["config"][key])
-            raise CheckpointError(f"the checkpoint was trained with {key} = {trained}, here it is {shown(now)}")
+    refuse_other_preparation(meta, config.model_dump(mode="json"))
     if "class_names" in meta:
         refuse_other_classes("the checkpoint", meta["class_names"], tasks.class_names)
     if meta["class_order"] != tasks.class_order:
