@@ -14,18 +14,16 @@ from models.export import export_model
 from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks, prepare
 from utils.config.schema import Config
-from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes
+from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes, refuse_other_numbers
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
 from utils.metrics import AccuracyMatrix, class_legend, format_table
-from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta
-from utils.text import shown, writable
+from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta, refuse_other_preparation
+from utils.text import writable
 
 logger = logging.getLogger(__name__)
-
-PREPARATION = ("normalize", "backbone_kwargs")  # keys that change what the network computes with equal tensors
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -68,19 +66,18 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -> None:
-    """Raise CheckpointError if the checkpoint was trained on other tasks, or with images prepared in another way."""
+    """Raise CheckpointError if the checkpoint was trained on other tasks, or prepared in another way."""
     if missing := [key for key in ("task_sizes", "class_order", "accuracy", "backbone") if meta.get(key) is None]:
         raise CheckpointError(f"the checkpoint has no {', '.join(missing)}, which a checkpoint of a run has")
-    for key in PREPARATION:
-        if key in meta.get("config", {}) and meta["config"][key] != (now := config.model_dump(mode="json")[key]):
-            trained = shown(meta["config"][key])
-            raise CheckpointError(f"the checkpoint was trained with {key} = {trained}, here it is {shown(now)}")
+    refuse_other_preparation(meta, config.model_dump(mode="json"))
     if "class_names" in meta:
         refuse_other_classes("the checkpoint", meta["class_names"], tasks.class_names)
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
             "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
         )
+    if "class_names" in meta:
+        refuse_other_numbers("the checkpoint", meta["class_names"], tasks.class_names)
     if sum(meta["task_sizes"]) > tasks.nb_classes:
         raise CheckpointError(f"the checkpoint knows {sum(meta['task_sizes'])} classes, there are {tasks.nb_classes}")
 

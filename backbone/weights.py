@@ -168,7 +168,7 @@ def _preference(place: tuple[str, ...]) -> int:
 
 
 def unlike(vit: VisionTransformer, state: Mapping[str, Tensor]) -> str:
-    """Return in one sentence how a file's tensors differ from the network's; empty: names and shapes are the same."""
+    """Return in one sentence how a file's tensors differ from the network's; empty: names and shapes are equal."""
     own = vit.state_dict()
     for part, what in FOREIGN.items():
         if any(part in name for name in state) and not any(part in name for name in own):
@@ -179,12 +179,18 @@ def unlike(vit: VisionTransformer, state: Mapping[str, Tensor]) -> str:
         for name, value in own.items()
         if name in state and state[name].shape != value.shape
     ]
+    if not missing and (bad := [name for name in own if not _is_finite(state[name])]):
+        return f"holds values that are not finite numbers: {_some(bad)}"
     parts = [
         *([f"{len(shapes)} shapes differ: {shapes[0]}"] if shapes else []),
         *([f"missing: {_some(missing)}"] if missing else []),
         *([f"unknown: {_some(unknown)}"] if unknown else []),
     ]
     return "does not fit the backbone; " + "; ".join(parts) if parts else ""
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and bool(tensor.isfinite().all())
 
 
 def _some(names: list[str]) -> str:

@@ -27,7 +27,7 @@ from utils.devices import resolve_device
 from utils.errors import DataError
 from utils.progress import progress
 from utils.runs.checkpoint import CheckpointError, read_checkpoint
-from utils.runs.checkpoint_meta import checkpoint_file, read_config
+from utils.runs.checkpoint_meta import checkpoint_file, read_config, refuse_other_preparation
 from utils.text import writable
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ class TrainedModel:
         self.config, self.file = config, file
         self.device = resolve_device(config.device)
         tensors, self.meta = read_checkpoint(file)
+        refuse_other_preparation(self.meta, config.model_dump(mode="json"))
         if "fc.weight" not in tensors:
             raise CheckpointError(f"checkpoint {str(file)!r} has no head (fc.weight)")
         outputs = len(tensors["fc.weight"])

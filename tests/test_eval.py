@@ -84,7 +84,10 @@ def test_unreadable_files_end_the_command_or_are_counted(photographs, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--predict", "docs/figure", "--checkpt_path", str(NESTED)], "docs/figure: no such file or folder; did you"),
+        (
+            ["--predict", "docs/figure", "--checkpt_path", str(NESTED)],
+            "docs/figure: no such file or folder (a relative path starts at the working directory, ",
+        ),
         (["--predict", "exps", "--checkpt_path", str(NESTED)], "exps: no image in it"),
         (["--predict", "--checkpt_path", str(NESTED)], "expected an image or a folder, or a list of them"),
         (["--predict", "a.png"], "predict needs a checkpt_path"),

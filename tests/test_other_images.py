@@ -208,13 +208,18 @@ def test_a_checkpoint_is_not_evaluated_on_other_test_images_or_classes(call: Cal
 OTHER_HEADS = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "num_heads": 4}}
 
 
-@pytest.mark.parametrize("keys", [{"normalize": True}, OTHER_HEADS])
-def test_a_checkpoint_is_not_evaluated_in_another_way_than_it_was_trained(
-    call: Caller, images: Path, keys: dict[str, Any]
+OTHER_TYPE = {"backbone_type": "deit_tiny_patch16_224_adapter"}  # of the same tensors
+
+
+@pytest.mark.parametrize("keys", [{"normalize": True}, OTHER_HEADS, OTHER_TYPE])
+def test_a_checkpoint_is_not_used_in_another_way_than_it_was_trained(
+    call: Caller, images: Path, tmp_path: Path, keys: dict[str, Any]
 ):
     file = checkpoint(call, images)
-    code, error = call(images, eval=True, checkpt_path=str(file), **keys)
-    assert (code, f"was trained with {next(iter(keys))} = " in error) == (2, True), error
+    picture = str(next(images.rglob("*.png")))
+    for use in ({"eval": True}, {"predict": [picture]}, {"export": str(tmp_path / "x.safetensors")}):
+        code, error = call(images, **use, checkpt_path=str(file), **keys)
+        assert (code, f"was trained with {next(iter(keys))} = " in error) == (2, True), error
 
 
 def test_other_training_images_do_not_matter_to_an_evaluation(call: Caller, images: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from backbone.registry import ADAPTERS as ADAPTERS
 from backbone.registry import Registry
 from utils.errors import UserError
+from utils.files import seen_from
 from utils.text import shown
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def load_plugin(path: Path) -> Plugin:
         UserError: The file is missing, fails, or registers nothing.
     """
     if not path.is_file():
-        raise UserError(f"--plugin {path}: no such file")
+        raise UserError(f"--plugin {path}: no such file{seen_from(path)}")
     name, file = f"plugin_{path.stem}", path.resolve()
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils.errors import ConfigError
-from utils.files import read_text
+from utils.files import read_text, seen_from
 from utils.text import did_you_mean, listed, shown, shown_key
 
 MOST_BYTES = 2**26  # a thousand times the size of our files
@@ -38,7 +38,7 @@ def read_object(path: Path) -> tuple[dict[str, object], list[str]]:
     except FileNotFoundError:
         found = did_you_mean(path.name, sorted(file.name for file in path.parent.glob("*.json")), count=3)
         hint = found if path.parent.is_dir() else f" (and no folder {path.parent})"
-        raise ConfigError(f"{path}: no such file{hint}") from None
+        raise ConfigError(f"{path}: no such file{seen_from(path)}{hint}") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: not JSON: {_what(error)}") from None
     except IsADirectoryError:

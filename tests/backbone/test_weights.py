@@ -258,6 +258,15 @@ def test_a_hundred_tensors_that_do_not_fit_are_a_few_words(
         load_weights(vit, tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("spoil", [lambda value: value * torch.nan, lambda value: value + torch.inf, Tensor.int])
+def test_weights_that_are_no_finite_numbers_are_named(
+    vit: VisionTransformer, state: State, tmp_path: Path, spoil: Callable[[Tensor], Tensor]
+) -> None:
+    torch.save({**state, "norm.bias": spoil(state["norm.bias"])}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"holds values that are not finite numbers: norm\.bias$"):
+        load_weights(vit, tmp_path / "w.pth")
+
+
 def test_a_check_on_the_meta_device_finds_the_same(state: State, tmp_path: Path) -> None:
     sketch = sketch_vit(NAME, False, SHAPE)
     torch.save(prefixed("module.", state), tmp_path / "w.pth")

@@ -143,6 +143,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "task_sizes": (lambda meta: {**meta, "task_sizes": ["2"]}, "task_sizes.0 = "),
     "accuracy": (lambda meta: {**meta, "accuracy": {"correct": []}}, "accuracy = "),
     "class_order": (lambda meta: {**meta, "class_order": [1, 0, 2]}, "another class order"),
+    "class_names": (lambda meta: {**meta, "class_names": meta["class_names"][::-1]}, "the checkpoint: class 0 is "),
     "backbone": (lambda meta: {**meta, "backbone": {"sha256": 3}}, "backbone.timm_name: field required; "),
     "config": (lambda meta: {**meta, "config": [1]}, "config = [1]"),
     "more classes": (lambda meta: {**meta, "task_sizes": [2, 2]}, "knows 4 classes, there are 3"),

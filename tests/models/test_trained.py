@@ -244,8 +244,11 @@ def test_a_checkpoint_without_a_head_is_named(tmp_path):
         load_run(tmp_path / "a.safetensors")
 
 
-def test_the_transform_normalises_if_the_run_did():
-    model = load_run(NESTED, normalize=True)
+def test_the_transform_normalises_if_the_run_did(tmp_path):
+    tensors, meta = read_checkpoint(FILE)
+    meta["config"]["normalize"] = True
+    save_checkpoint(tmp_path / "a.safetensors", tensors, meta)
+    model = load_run(tmp_path / "a.safetensors")
     assert model._spec == InputSpec(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     white = model.transform(Image.new("RGB", (20, 20), "white"))
     torch.testing.assert_close(white, torch.ones(3, 16, 16))

@@ -29,8 +29,8 @@ from utils.choices import PLUGINS
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
+from utils.config.values import PathText, Text
 from utils.errors import ConfigError
-from utils.files import expanded
 from utils.json_file import read_object
 from utils.runs.directory import RESULTS, can_resume, run_name, runs_of
 from utils.runs.environment import PROJECT
@@ -50,7 +50,6 @@ REFUSED_IN_A_BASE = ("eval", "resume", "dry_run")
 
 MOST_MEMBERS = 1000
 
-Text = Annotated[str, Field(min_length=1)]
 Changes = dict[str, JsonValue]
 
 
@@ -59,7 +58,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     name: Text
-    base: Text | None = None
+    base: PathText | None = None
     changes: Changes = {}
 
 
@@ -67,7 +66,7 @@ class SweepFile(BaseModel):
     """The content of a sweep file."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    base: Text
+    base: PathText
     seeds: JsonValue
     changes: Changes = {}
     grid: Annotated[dict[str, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)] | None = None
@@ -164,7 +163,7 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
     members: list[Member] = []
     problems: list[tuple[str, str]] = []
     for entry in sweep.members():
-        base = Path(os.path.normpath(path.parent / expanded(entry.base or sweep.base)))
+        base = Path(os.path.normpath(path.parent / (entry.base or sweep.base)))
         changes = sweep.changes | entry.changes
         lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
         if not base.exists():
@@ -249,4 +248,5 @@ def _problem(item: Mapping[str, Any]) -> str:
         if key in Config.model_fields:
             otherwise = f"; {RESERVED.get(key, 'the keys of a configuration belong under changes')}"
         return f"{place}: unknown key{did_you_mean(key, keys) or otherwise}"
-    return f"{place} = {shown(item['input'])}: {item['msg'].lower()}"
+    problem = item["ctx"]["error"] if item["type"] == "value_error" else item["msg"].lower()
+    return f"{place} = {shown(item['input'])}: {problem}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from utils.errors import DataError
+from utils.files import seen_from
 from utils.text import did_you_mean, listed, same_name, writable
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def _images_at(path: Path) -> list[Path]:
     try:
         if not path.exists():
             near = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-            raise DataError(writable(f"{path}: no such file or folder{did_you_mean(path.name, near)}"))
+            raise DataError(writable(f"{path}: no such file or folder{seen_from(path)}{did_you_mean(path.name, near)}"))
         if not path.is_dir():
             return [path]
         files = list(files_within(path))

@@ -64,8 +64,11 @@ def _checked_size(archive: ZipFile, name: str) -> int:
     with archive.open(name + ENDING) as file:
         shape, _, dtype = HEADERS[npy.read_magic(file)](file)
         held = archive.getinfo(name + ENDING).file_size - file.tell()
+    if dtype.hasobject:
+        expected = "integers" if name in ARRAYS else "text, such as class_names.astype(str)"
+        raise DataError(f"{name} holds Python objects, expected {expected}")
     claimed = math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and (claimed != held or min(shape, default=1) < 0 or dtype.itemsize == 0):
+    if claimed != held or min(shape, default=1) < 0 or dtype.itemsize == 0:
         raise DataError(f"{name} says it is {dtype} of shape {shape}, {claimed:,} bytes; stored are {held:,}")
     return held
 

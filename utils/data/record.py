@@ -66,12 +66,14 @@ def refuse_other_data(run: Path, data: ImageData, accept: bool) -> Changes:
     A run of an earlier version has no record: its images are not compared.
 
     Raises:
-        DataError: The record is damaged, the classes differ, or images were changed, added or removed.
+        DataError: The record is damaged, the classes or their order differ, or images were changed, added or removed.
     """
     if not (run / RECORD).exists():
         logger.warning("%s: an earlier version wrote no record of the images; they are not compared", run)
         return Changes([], [], [])
-    refuse_other_classes(str(run), read_object(run / RECORD)[0].get("class_names"), data.class_names)
+    names: Any = read_object(run / RECORD)[0].get("class_names")
+    refuse_other_classes(str(run), names, data.class_names)
+    refuse_other_numbers(str(run), names, data.class_names)
     found = _changes(read_images(run), images_of(data))
     if found and not accept:
         raise DataError(f"{run}: images differ from those it began with: {found}; {ACCEPT}")
@@ -107,6 +109,13 @@ def refuse_other_classes(place: str, then: object, now: Iterable[str]) -> None:
     parts = [f"{what}: {', '.join(map(shown, names))}" for what, names in differences.items() if names]
     if parts:
         raise DataError(f"{place}: its classes are not those of the data set; {'; '.join(parts)}")
+
+
+def refuse_other_numbers(place: str, then: Iterable[str], now: Iterable[str]) -> None:
+    """Raise DataError if classes of the same names have other numbers."""
+    for number, (name, here) in enumerate(zip(then, now, strict=True)):
+        if name != here:
+            raise DataError(f"{place}: class {number} is {shown(name)}, in the data set it is {shown(here)}")
 
 
 def images_of(data: ImageData) -> list[Image]:

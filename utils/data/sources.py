@@ -196,11 +196,15 @@ def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut
 def _list_images(path: Path, folders: Collection[Path], left_out: list[LeftOut]) -> Split:
     files: list[Path] = []
     labels: list[int] = []
+    halves = [half.stat() for half in {folder.parent for folder in folders}]
+    above = frozenset((half.st_dev, half.st_ino) for half in halves)
     for label, folder in enumerate(progress(folders, f"listing {path}", len(folders))):
-        for file in files_within(folder):
+        for file in files_within(folder, above):
             if file.suffix.lower() in ENDINGS:
                 files.append(file)
                 labels.append(label)
+            elif file.is_symlink() and not file.exists():
+                left_out.append(LeftOut(_below(path, file), "broken link"))
             else:
                 left_out.append(LeftOut(_below(path, file), f"ending in {writable(file.suffix) or 'nothing'}"))
     return Split(files, np.array(labels, dtype=np.int64))

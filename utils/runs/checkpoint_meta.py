@@ -1,6 +1,7 @@
 """The metadata of a checkpoint. Imports no torch, so that finished runs can be read quickly."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from utils.metrics import AccuracyMatrix
 from utils.text import did_you_mean, shown
 
 FORMAT = "nested-sema-1"
+# Keys that change what the network computes with equal tensors.
+PREPARATION = ("backbone_type", "backbone_kwargs", "normalize")
 
 
 class CheckpointError(UserError):
@@ -82,6 +85,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if "config" not in meta:
         raise CheckpointError(f"checkpoint {str(path)!r} holds no configuration; give one with --config")
     return dict(meta["config"])
+
+
+def refuse_other_preparation(meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a configuration prepares images, or builds the backbone, otherwise than the run did."""
+    trained = meta.get("config", {})
+    for key in PREPARATION:
+        if key in trained and trained[key] != config[key]:
+            raise CheckpointError(
+                f"the checkpoint was trained with {key} = {shown(trained[key])}, here it is {shown(config[key])}"
+            )
 
 
 def checkpoint_file(path: Path, task: int | None = None) -> Path:

@@ -193,6 +193,8 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
         ({"grid": {}}, "grid = {}"),
         ({"list": []}, "list = []"),
         ({"list": [{"name": "a", "base": "bse.json"}]}, "no such file; did you mean base.json"),
+        ({"base": "$NOT_SET/a.json", "list": [{"name": "a"}]}, "the environment variable NOT_SET is not set"),
+        ({"list": [{"name": "a", "base": "$NOT_SET/a.json"}]}, "the environment variable NOT_SET is not set"),
         ({"grid": {"seed": [1, 2]}}, "seed: a sweep cannot change it"),
         ({"changes": {"output_dir": "x"}, "list": [{"name": "a"}]}, "output_dir: a sweep cannot change it"),
         ({"seeds": [1, 1], "list": [{"name": "a"}]}, "a seed is given twice"),

@@ -369,6 +369,14 @@ def test_missing_file_suggests_those_with_similar_names(write, tmp_path):
     assert line.endswith("no such file; did you mean nested_lora_cifar.json?")
 
 
+def test_a_missing_file_by_a_relative_path_is_said_to_start_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        the_problem(Path("c.json"))
+        == f"c.json: no such file (a relative path starts at the working directory, {tmp_path})"
+    )
+
+
 def test_missing_folder_is_named(tmp_path):
     assert str(tmp_path / "nowhere") in the_problem(tmp_path / "nowhere" / "x.json")
 

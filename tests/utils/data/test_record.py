@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_other_classes_are_refused_by_name_whatever_is_accepted(tmp_path: Path, 
     write_record(tmp_path, DATA)
     with pytest.raises(DataError, match='missing: "dög"; new: "cow"'):
         refuse_other_data(tmp_path, other(names=("ca\tt", "cow")), accept)
+
+
+@pytest.mark.parametrize("accept", [True, False])
+def test_classes_that_exchanged_their_numbers_are_refused_whatever_is_accepted(tmp_path: Path, accept: bool):
+    write_record(tmp_path, DATA)
+    renumbered = ImageData(replace(DATA.train, labels=1 - DATA.train.labels), DATA.test, DATA.class_names[::-1])
+    with pytest.raises(DataError, match=r'class 0 is "ca\\tt", in the data set it is "dög"$'):
+        refuse_other_data(tmp_path, renumbered, accept)
 
 
 def test_classes_in_another_order_are_the_same_classes():
