@@ -113,9 +113,9 @@ def _require_writable(folder: Path) -> None:
     """Refuse an output directory that cannot be made or written, before data and weights are read."""
     there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.exists(part))
     if not there.is_dir():
-        raise RunDirError(f"output_dir = {shown(str(folder))}: {there} is not a folder")
+        raise RunDirError(f"output_dir = {str(folder)!r}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise RunDirError(f"output_dir = {shown(str(folder))}: no permission to write in {there}")
+        raise RunDirError(f"output_dir = {str(folder)!r}: no permission to write in {there}")
 
 
 def _continued(seed: int, path: Path, config: Config) -> RunPlan | None:
