@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -279,12 +280,12 @@ class Run:
                 raise StateError(f"{self.states.folder}: no state can be used; --overwrite starts the run again")
             return False
         self.learner.restore(state["learner"])  # first, as it may raise, and then nothing may have changed
-        self.log.forget_events_after(state["events"])
         self.matrix = AccuracyMatrix.from_json(state["accuracy"])
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]
         self.clock = RunClock.restore(state["clock"])
         self._accept_changes(data)
+        self.log.forget_events_after(state["events"])
         logger.info("continues in %s", self.learner.where())
         return True
 
@@ -303,7 +304,7 @@ class Run:
         if [self.tasks.nb_images("test", done) for done in range(learned)] != self.matrix.count:
             raise DataError(f"the numbers of test images of tasks 0 to {learned - 1} changed; {START_AGAIN}")
         begun = set(self.tasks.names_of(task)) if task == learned else set()
-        if any(name in begun for _, name, _ in [key for keys in changes.of("train") for key in keys]):
+        if any(name in begun for _, name, _ in chain(*changes.of("train"))):
             raise DataError(f"training images of task {task}, which has begun, changed; {START_AGAIN}")
         accept_changes(self.log.path, data, changes, learned)
 

@@ -135,9 +135,13 @@ def test_changes_that_a_run_cannot_continue_with_are_refused_even_if_accepted(
     stop: Callable[..., Path], call: Caller, images: Path, point: str, change: str, message: str
 ):
     run = stop(point)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "note"}\n')  # after the state, as when a process was killed
+    files = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "log.txt"}
     CHANGES[change][0](images)
     code, error = call.main("--resume", str(run), "--accept_changed_data")
     assert (code, message in error) == (2, True), error
+    assert {file: file.read_bytes() for file in files} == files
 
 
 def test_a_run_goes_on_after_everything_was_moved(

@@ -20,7 +20,8 @@ def counted(values: Mapping[str, Any]) -> dict[str, Any]:
     their folder can be moved; data only if `data_root` alone determines the images. Keys that this version does not
     know are counted.
     """
-    return _counted(values) | {key: _last_name(value) for key, value in _counted(values).items() if key in LOCATIONS}
+    kept = _counted(values)
+    return kept | {key: _last_name(kept[key]) for key in LOCATIONS if key in kept}
 
 
 def content(values: Mapping[str, Any]) -> dict[str, Any]:
