@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.registry import ADAPTERS
+from backbone.streams import substream
 
 Role = tuple[str, nn.Parameter]
 ADAPTER = "adapter"  # the role of parameters that are on no time scale
@@ -22,6 +23,11 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias)
     return layer
+
+
+def drawn_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a Linear with kaiming-uniform weights (a = sqrt(5), torch's default) and a bias of zeros."""
+    return linear(nn.init.kaiming_uniform_(torch.empty(outputs, inputs), a=math.sqrt(5)))
 
 
 class FunctionalAdapter(nn.Module):
@@ -100,6 +106,9 @@ class Adapter(FunctionalAdapter):
         bottleneck: R; default `config.ffn_num`.
         init_option: Only "lora" (LoRA, arXiv 2106.09685, section 4.1); else a ValueError.
         adapter_scalar: Ignored, see above.
+        branch: Its number, from 0, among the branches of an adapter, which differ in their initial hidden units: 0 and
+            1 have, in turn, those of a single adapter of bottleneck 2 R, and later ones are drawn from streams of their
+            own. None: a single adapter. The first units of an adapter are the same whatever R is.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class Adapter(FunctionalAdapter):
         bottleneck: int | None = None,
         init_option: str = "lora",
         adapter_scalar: str = "1.0",
+        branch: int | None = None,
     ) -> None:
         super().__init__(config, adapter_id)
         if init_option != "lora":
@@ -117,6 +127,7 @@ class Adapter(FunctionalAdapter):
         rank = config.ffn_num if bottleneck is None else bottleneck
         self.down_proj = nn.Linear(config.d_model, rank)
         self.up_proj = nn.Linear(rank, config.d_model)
+        self.branch = branch
         self.reset()
 
     @property
@@ -137,8 +148,11 @@ class Adapter(FunctionalAdapter):
         """
         if torch.get_default_device().type == "meta":  # no values there
             return
-        drawn = torch.empty_like(self.down_proj.weight, device="cpu")
-        self.down_proj.weight.copy_(nn.init.kaiming_uniform_(drawn, a=math.sqrt(5)))
+        weight, pair = self.down_proj.weight, self.branch in (0, 1)
+        drawn = weight.new_empty((2 if pair else 1) * self.rank, self.down_proj.in_features, device="cpu")
+        with substream("units", *([self.branch] if self.branch and not pair else [])):
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+        weight.copy_(drawn[self.branch :: 2] if pair else drawn)
         for tensor in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):
             nn.init.zeros_(tensor)
 

@@ -23,6 +23,8 @@ class NestedLoRAAdapter(FunctionalAdapter):
     The time scales are those of the optimizer (a parameter group each, and the slow gate); this module says which of
     its parameters are on which. After Nested Learning's continuum of update frequencies (arXiv 2512.24695).
 
+    The hidden units that slow and fast are born with are, in turn, those of a single adapter of twice the rank.
+
     Args:
         config: Gives `d_model` and the `nested_lora_*` keys.
         adapter_id: Name for messages, "layer.index".
@@ -34,8 +36,9 @@ class NestedLoRAAdapter(FunctionalAdapter):
 
     def __init__(self, config: Any, adapter_id: str, dropout: float = 0.0) -> None:
         super().__init__(config, adapter_id, dropout)
-        self.slow = Adapter(config, f"{adapter_id}.slow", dropout, config.nested_lora_rank)
-        self.fast = Adapter(config, f"{adapter_id}.fast", dropout, config.nested_lora_rank)
+        rank = config.nested_lora_rank
+        self.slow = Adapter(config, f"{adapter_id}.slow", dropout, rank, branch=0)
+        self.fast = Adapter(config, f"{adapter_id}.fast", dropout, rank, branch=1)
         self.lifetime = config.nested_lora_lifetime
         self.consolidates = config.nested_lora_use_consolidation
         self.grows = self.consolidates and config.nested_lora_consolidation_mode == "function"

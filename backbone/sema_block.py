@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from backbone.adapter import FunctionalAdapter, Role, linear
 from backbone.batched import mixed, output, reconstruction_losses
 from backbone.sema_components import AdapterModule
+from backbone.streams import substream
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class SEMAModules(nn.Module):
         self.layer = layer
         self.expandable: bool = config.adapt_start_layer <= layer <= config.adapt_end_layer
         self.adapters = nn.ModuleList()
-        self.router = nn.Linear(config.d_model, 1).requires_grad_(self.expandable)
+        self.router = self._new_router().requires_grad_(self.expandable)
         self.new_router: nn.Linear | None = None
         self.added = 0  # number of adapters added in this task
         self.trained: set[int] = set()  # indices of those that trained in this task
@@ -117,8 +118,12 @@ class SEMAModules(nn.Module):
         """
         self.added, self.trained = 0, set()
         self._let_continual_learn()
-        learning = ((index, a) for index, a in enumerate(self.functional) if a.lifetime == "continual")
-        return [index for index, adapter in learning if adapter.revive()]
+        revived = []
+        for index, adapter in enumerate(self.functional):
+            with substream("adapter", adapter.adapter_id):
+                if adapter.lifetime == "continual" and adapter.revive():
+                    revived.append(index)
+        return revived
 
     def begin_func_phase(self) -> None:
         """Note which adapters the phase trains; those are consolidated at the task's end."""
@@ -128,7 +133,7 @@ class SEMAModules(nn.Module):
 
     def expand(self) -> None:
         """Add an adapter with a new descriptor and its own router column; both learn until the cycle ends."""
-        self.new_router = nn.Linear(self.config.d_model, 1).to(self.router.weight)
+        self.new_router = self._new_router().to(self.router.weight)
         self._add_adapter().to(self.router.weight)
 
     def end_of_cycle(self) -> None:
@@ -165,7 +170,8 @@ class SEMAModules(nn.Module):
         for index in sorted(self.trained):
             adapter = self.functional[index]
             before, old = adapter.measure(), None if h is None else adapter(h)
-            settings = adapter.consolidate(alpha)
+            with substream("adapter", adapter.adapter_id):
+                settings = adapter.consolidate(alpha)
             norms = {f"{name}_before": value for name, value in before.items()}
             norms |= {f"{name}_after": value for name, value in adapter.measure().items()}
             drift = None if old is None or h is None else relative_change(old, adapter(h))
@@ -200,8 +206,16 @@ class SEMAModules(nn.Module):
     def restore_task_state(self, state: dict[str, Any]) -> None:
         self.added, self.trained = state["added"], set(state["trained"])
 
+    def _new_router(self) -> nn.Linear:
+        with substream("router", self._next_id()):
+            return nn.Linear(self.config.d_model, 1)
+
+    def _next_id(self) -> str:
+        """Return the identifier of the adapter that is added next."""
+        return f"{self.layer}.{self.num_adapters}"
+
     def _add_adapter(self) -> AdapterModule:
-        module = AdapterModule(self.config, f"{self.layer}.{self.num_adapters}", described=self.expandable)
+        module = AdapterModule(self.config, self._next_id(), described=self.expandable)
         self.adapters.append(module)
         self.added += 1
         return module

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from backbone.adapter import Adapter as Adapter
-from backbone.adapter import FunctionalAdapter, Role
+from backbone.adapter import FunctionalAdapter, Role, drawn_linear
 from backbone.nested_lora import NestedLoRAAdapter as NestedLoRAAdapter
 from backbone.registry import ADAPTERS
+from backbone.streams import substream
 
 
 class AE(nn.Module):
@@ -25,11 +26,8 @@ class AE(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.encoder = nn.Linear(config.d_model, config.rd_dim)
-        self.decoder = nn.Linear(config.rd_dim, config.d_model)
-        for layer in (self.encoder, self.decoder):
-            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-            nn.init.zeros_(layer.bias)
+        self.encoder = drawn_linear(config.d_model, config.rd_dim)
+        self.decoder = drawn_linear(config.rd_dim, config.d_model)
 
     def forward(self, mean: Tensor) -> Tensor:  # (B, D) -> (B, D)
         return self.decoder(self.encoder(mean))
@@ -104,10 +102,12 @@ class AdapterModule(nn.Module):
 
     def __init__(self, config: Any, adapter_id: str, described: bool) -> None:
         super().__init__()
-        self.functional: FunctionalAdapter = ADAPTERS[config.ffn_adapter_type](config, adapter_id)
+        with substream("adapter", adapter_id):
+            self.functional: FunctionalAdapter = ADAPTERS[config.ffn_adapter_type](config, adapter_id)
         self.described = described
         if described:
-            self.rd = AE(config)
+            with substream("descriptor", adapter_id):
+                self.rd = AE(config)
             self.records = Records(config.buffer_size)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)

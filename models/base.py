@@ -40,7 +40,7 @@ class Setup:
         return cls(Config.model_construct(**values), int(args["seed"]), device, int(args["nb_classes"]))
 
     def network(self) -> SEMAVitNet:
-        """Return a new network with initial values from the seed."""
+        """Return a new network; every module of ours draws from a stream of its own, of seed and place."""
         with seeded(self.seed, "network"):
             return SEMAVitNet(self.config, self.nb_classes).to(self.device)
 

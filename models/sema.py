@@ -67,7 +67,7 @@ class Learner(BaseLearner):
         super().begin_task()
         self.position = Position("scan" if self.cur_task else "func")
         for slot in self.network.slots if self.cur_task else ():
-            with seeded(self.seed, "begin", self.cur_task, slot.layer):
+            with seeded(self.seed, "begin", self.cur_task):
                 revived = slot.begin_task()
             if revived:
                 logger.info("task %d layer %d: adapters %s re-initialised", self.cur_task, slot.layer, revived)
@@ -212,7 +212,7 @@ class Learner(BaseLearner):
 
     def _expand(self, slot: SEMAModules) -> None:
         place = self.position
-        with seeded(self.seed, "adapter", slot.layer, slot.num_adapters):
+        with seeded(self.seed, "network", self.cur_task):
             slot.expand()
         place.stage, place.cycle, place.added = "func", place.cycle + 1, True
         where = f"task {self.cur_task} scan {place.scan} batch {place.batch}"
@@ -247,7 +247,7 @@ class Learner(BaseLearner):
         """End the task in every slot; return a receipt for each consolidated adapter."""
         receipts = []
         for slot in self.network.slots:
-            with seeded(self.seed, "consolidation", self.cur_task, slot.layer):
+            with seeded(self.seed, "consolidation", self.cur_task):
                 receipts += slot.end_of_task_training(probe.get(slot.layer), self.cur_task)
         return receipts
 

@@ -34,7 +34,7 @@ class ThreeBranches(NestedLoRAAdapter):
 
     def __init__(self, config: Any, adapter_id: str, dropout: float = 0.0) -> None:
         super().__init__(config, adapter_id, dropout)
-        self.mid = Adapter(config, f"{adapter_id}.mid", dropout, config.nested_lora_rank)
+        self.mid = Adapter(config, f"{adapter_id}.mid", dropout, config.nested_lora_rank, branch=2)
 
 
 OWN: dict[str, type[FunctionalAdapter]] = {"gain": Gain, "three_branches": ThreeBranches}

@@ -4,7 +4,6 @@ Shapes: B batch, S image side, D embedding width, C classes.
 """
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbone import vit_sema
-from backbone.adapter import FunctionalAdapter, Role
+from backbone.adapter import FunctionalAdapter, Role, drawn_linear
 from backbone.registry import ADAPTERS
 from backbone.sema_block import SEMAModules
+from backbone.streams import substream
 from backbone.vit_sema import BackboneError, sema_blocks
 from utils.config.schema import Config
 from utils.data.images import InputSpec
@@ -105,10 +105,9 @@ class SEMAVitNet(nn.Module):
         self.adapter_type: type[FunctionalAdapter] = ADAPTERS[config.ffn_adapter_type]
         self.active_branches = self.adapter_type.branches  # those that the adapters sum
         self.backbone, self.provenance = get_backbone(config)
-        self.fc = nn.Linear(self.backbone.embed_dim, nb_classes)
-        nn.init.kaiming_uniform_(self.fc.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.fc.bias)
-        refuse_nonzero_birth(self.slots[0].functional[0], self.backbone.embed_dim)  # last: it may draw
+        with substream("head"):
+            self.fc = drawn_linear(self.backbone.embed_dim, nb_classes)
+        refuse_nonzero_birth(self.slots[0].functional[0], self.backbone.embed_dim)
         self.reduced = config.precision == "bf16"
         for block in sema_blocks(self.backbone):
             if config.compile:
