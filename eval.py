@@ -19,7 +19,7 @@ from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
-from utils.metrics import AccuracyMatrix, class_legend, format_table
+from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
 from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta, refuse_other_preparation
 from utils.text import writable
 
@@ -54,6 +54,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)
     accuracy, predictions = learner.eval_task()
+    off = without_adapters(predictions.top1, learner.predict_off().top1, predictions.labels, learner.task_sizes)
     comparable = meta and not changed  # otherwise the rows that are on record are of other images
     matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else AccuracyMatrix()
     try:
@@ -62,7 +63,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
     print(class_legend(tasks.class_names, learner.task_sizes))
     print(format_table(matrix))
-    return {"accuracy": accuracy, **matrix.summary()}
+    print(effect_of_adapters(off))
+    return {"accuracy": accuracy, **matrix.summary(), "adapters_off": off}
 
 
 def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from models import Hooks, Setup, TaskLearner, get_model
+from models.protocol import Report
 from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import content, digest, on_record
 from utils.config.schema import Config
@@ -22,12 +23,13 @@ from utils.devices import check_compiler, device_name, prepare_device
 from utils.errors import DataError, DivergenceError, StoppedError
 from utils.files import plain
 from utils.inc_net import check_backbone
-from utils.metrics import AccuracyMatrix, class_legend, format_table
+from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
 from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
 from utils.runs.forecast import Forecast
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import (
+    OFF,
     WHOLE,
     Mistake,
     confident_mistakes,
@@ -231,7 +233,7 @@ class Run:
 
     def _account_for(self, task: int) -> None:
         """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
-        accuracy, predictions, branches = self.learner.report_task()
+        accuracy, predictions, branches, off = Report(*self.learner.report_task())
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
         if task == 0 or branches.keys() == self.branches.keys():
             for name, alone in branches.items():
@@ -240,13 +242,16 @@ class Run:
         else:
             logger.warning("%s", SOME_TASKS)
             self.branches = {}
-        answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in branches.items()}}
+        others = branches if off is None else {**branches, OFF: off}
+        answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in others.items()}}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
         if task + 1 == self.tasks.nb_tasks:
             wrong = confident_mistakes(predictions.labels, predictions.top1, predictions.confidence)
             shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong)
             save_mistakes(self.log.path, [Mistake(at, *image) for at, image in zip(wrong, shown, strict=True)])
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
+        if off is not None:
+            state[OFF] = without_adapters(predictions.top1, off.top1, off.labels, self.learner.task_sizes)
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
         meta = {
@@ -264,6 +269,8 @@ class Run:
         # Of five classes or fewer the true one is always among the first five.
         top5 = f"top-5 {accuracy['top5']:.2f}, " if sum(self.learner.task_sizes) > 5 else ""
         logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
+        if off is not None:
+            logger.info("task %d: %s", task, effect_of_adapters(state[OFF]))
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
 

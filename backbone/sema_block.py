@@ -272,6 +272,7 @@ class SEMABlock(nn.Module):
         for name, module in block.named_children():
             self.add_module(name, module)
         self.adapter_module = slot
+        self.adapters_off = False  # the slot gives zero
         self._recomputes = False
 
     def compile_frozen(self) -> None:
@@ -292,7 +293,8 @@ class SEMABlock(nn.Module):
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
     def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        return self._frozen(self.transform, h) + self.adapter_module(h)
+        y = self._frozen(self.transform, h)
+        return y if self.adapters_off else y + self.adapter_module(h)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         return self.complete(self._frozen(self.attend, x))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from models.evaluation import Evaluator, accuracy
-from models.protocol import Hooks, Predictions, Tasks
+from models.protocol import Hooks, Predictions, Report, Tasks
 from models.reports import structure
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
@@ -165,14 +165,18 @@ class BaseLearner(ABC):
         """Score the test images of all classes seen."""
         return self.evaluator.predict(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
 
+    def predict_off(self) -> Predictions:
+        """Score them with all adapters off: what the head answers on the features of the frozen backbone."""
+        return self.evaluator.predict_off(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
+
     def eval_task(self) -> tuple[dict[str, Any], Predictions]:
         """Return the accuracy over all classes seen, in per cent, and the predictions it was computed from."""
         predictions = self.predict()
         return accuracy(predictions, self.task_sizes, self.known_classes), predictions
 
-    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
-        """Return `eval_task`, and predictions by subset of the adapters' branches: none here."""
-        return *self.eval_task(), {}
+    def report_task(self) -> Report:
+        """Return `eval_task`, predictions by subset of the adapters' branches (none here), and `predict_off`."""
+        return Report(*self.eval_task(), {}, self.predict_off())
 
     def structure(self) -> dict[str, Any]:
         """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""
@@ -200,7 +204,7 @@ class BaseLearner(ABC):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the state of another learner; raise CheckpointError if its network is another."""
         self.network.load_training(state["network"])
-        self.evaluator.cache.clear()
+        self.evaluator.forget()
         self.cur_task, self.known_classes = state["cur_task"], state["known_classes"]
         self.task_sizes = list(state["task_sizes"])
         self.trained = {name: (role, size) for name, (role, size) in state["trained"].items()}
@@ -221,6 +225,6 @@ class BaseLearner(ABC):
         """
         tensors, meta = read_checkpoint(Path(path))
         self.network.load_learned(tensors, meta)
-        self.evaluator.cache.clear()
+        self.evaluator.forget()
         self.begin_after(meta.get("task_sizes", [self.nb_classes]))
         return meta

@@ -1,9 +1,9 @@
 """Score test images, and cache the output of the frozen layers for later evaluations.
 
 Once the blocks below the first expandable layer are frozen for good, their output for a test image never changes
-again, and later evaluations run only the rest of the network. The cache holds whole batches, so that an evaluation
-gives the same numbers bit by bit with and without it. With `eval_cache_bf16` the output is rounded to bfloat16 in every
-evaluation, cached or not.
+again, and later evaluations run only the rest of the network. With all adapters off no block ever changes, and later
+evaluations run only the head. The caches hold whole batches, so that an evaluation gives the same numbers bit by bit
+with and without them. With `eval_cache_bf16` the output is rounded to bfloat16 in every evaluation, cached or not.
 
 Shapes: B batch, N tokens, D embedding width, C classes.
 """
@@ -27,6 +27,8 @@ from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
+FEATURES_GIB = 1.0  # limit of the cache of features: those of 350,000 images at width 768
+
 Branches = tuple[str, ...]
 
 
@@ -38,7 +40,7 @@ def accuracy(predictions: Predictions, task_sizes: Sequence[int], known_classes:
 
 
 class Kept(NamedTuple):
-    """A cached batch: input (B, N, D) of the first block that can still change, and true classes (B,)."""
+    """A cached batch: input (B, N, D) of the first block that can still change, or features (B, D); classes (B,)."""
 
     x: Tensor
     labels: Tensor
@@ -104,6 +106,12 @@ class Evaluator:
         self.network, self.hooks, self.batch_size = network, hooks, config.eval_batch_size
         self.rounds = config.eval_cache_bf16
         self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on)
+        self.features = ActivationCache(FEATURES_GIB)  # with all adapters off
+
+    def forget(self) -> None:
+        """Empty the caches, for a network with other values."""
+        self.cache.clear()
+        self.features.clear()
 
     @torch.no_grad()
     def predict(self, loader: StreamLoader, task: int, classes: int, settled: int) -> Predictions:
@@ -115,39 +123,70 @@ class Evaluator:
             classes: Number of classes, from the first on, among which to choose.
             settled: Number of blocks, from the first on, whose output for an image no longer changes.
         """
+        halves = self._half_way(loader, task, settled)
+        return self._all((labels, *self.score(x, labels, classes, settled)) for x, labels in halves)
+
+    @torch.no_grad()
+    def predict_off(self, loader: StreamLoader, task: int, classes: int, settled: int) -> Predictions:
+        """Score all images of a loader with all adapters off; see `predict`."""
+        features = self._features(loader, task, settled)
+        with self.network.adapters_off():
+            return self._all((labels, *choose(self.network.fc(x), labels, classes)) for x, labels in features)
+
+    def _all(self, scored: Iterator[tuple[Tensor, ...]]) -> Predictions:
         was_training = self.network.training
         self.network.eval()
-        scored = []
-        for x, labels in self._half_way(loader, task, settled):
-            scored.append((labels, *self.score(x, labels, classes, settled)))
+        batches = []
+        for batch in scored:
+            batches.append(batch)
             self.hooks.keep("wait")
         self.network.train(was_training)
-        return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*scored, strict=True)))
+        return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)))
 
     @torch.no_grad()
     def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return predicted classes, whether the true ones have one of the five highest logits, and confidence.
-
-        `x` is the input (B, N, D) of block `settled`; see `predict`. All that is returned is (B,); confidence is the
-        softmax probability of the predicted class.
-        """
-        logits = self.network.forward_from(x, settled)["logits"][:, :classes]  # (B, C)
-        top = logits.topk(min(5, classes), dim=1).indices
-        confidence = logits.float().softmax(dim=1).gather(1, top[:, :1])
-        return top[:, 0], (top == labels[:, None]).any(dim=1), confidence[:, 0]
+        """Return what `choose` does, given the input (B, N, D) of block `settled`; see `predict`."""
+        return choose(self.network.forward_from(x, settled)["logits"], labels, classes)
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
-        branches, size, dtype = self.network.active_branches, self.batch_size, self.network.fc.weight.dtype
+        branches, dtype = self.network.active_branches, self.network.fc.weight.dtype
         kept = self.cache.batches(branches) if layer else []
         for batch in kept:
             yield batch.x.to(loader.device, dtype), batch.labels.to(loader.device)
-        batches = loader.epoch("test", task, batch_size=size, shuffle=False, start=len(kept))
-        total, what = loader.batches(size), f"task {task} test"
-        for number, (_, images, labels) in enumerate(progress(batches, what, total, done=len(kept)), start=len(kept)):
-            x = self.network.forward_to(images, layer)
-            if layer and self.rounds:
-                x = x.bfloat16()
-            if layer and len(labels) == size:
+        for number, x, labels in self._new(loader, task, layer, len(kept)):
+            if layer and len(labels) == self.batch_size:
                 self.cache.offer(branches, number, x, labels)
             yield x.to(dtype), labels
+
+    def _features(self, loader: StreamLoader, task: int, settled: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the features (B, D) of every test batch, for a network that never changes, and its labels (B,)."""
+        layer = settled if self.rounds else 0
+        kind = (str(layer),)  # features of activations that are rounded elsewhere are others
+        kept = self.features.batches(kind)
+        for batch in kept:
+            yield batch.x.to(loader.device), batch.labels.to(loader.device)
+        for number, x, labels in self._new(loader, task, layer, len(kept)):
+            features = self.network.forward_from(x.to(self.network.fc.weight.dtype), layer)["features"]
+            if len(labels) == self.batch_size:
+                self.features.offer(kind, number, features, labels)
+            yield features, labels
+
+    def _new(self, loader: StreamLoader, task: int, layer: int, done: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield number, input (B, N, D) of block `layer` and labels (B,) of the test batches after the first `done`."""
+        batches = loader.epoch("test", task, batch_size=self.batch_size, shuffle=False, start=done)
+        total, what = loader.batches(self.batch_size), f"task {task} test"
+        for number, (_, images, labels) in enumerate(progress(batches, what, total, done=done), start=done):
+            x = self.network.forward_to(images, layer)
+            yield number, x.bfloat16() if layer and self.rounds else x, labels
+
+
+def choose(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:  # (B, C), (B,)
+    """Return predicted classes, whether the true ones have one of the five highest logits, and confidence.
+
+    All are (B,), of the first `classes` logits; confidence is the softmax probability of the predicted class.
+    """
+    logits = logits[:, :classes]
+    top = logits.topk(min(5, classes), dim=1).indices
+    confidence = logits.float().softmax(dim=1).gather(1, top[:, :1])
+    return top[:, 0], (top == labels[:, None]).any(dim=1), confidence[:, 0]

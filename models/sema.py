@@ -22,7 +22,7 @@ from backbone.sema_components import Records
 from models.base import BaseLearner, Setup
 from models.losses import FuncLoss, Loss, RdLoss
 from models.phase import Phase, PhaseName, PhaseTrainer
-from models.protocol import Hooks, Predictions
+from models.protocol import Hooks, Predictions, Report
 from models.reports import mean_weights, router_weights
 from utils.choices import LEARNERS
 from utils.data.loader import Batch
@@ -33,7 +33,7 @@ from utils.runs import events
 from utils.streams import seeded
 from utils.timescales.gate import Gate, check_intervals, steps_of
 from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_scales
-from utils.timescales.scales import GATED, subsets
+from utils.timescales.scales import GATED, NEITHER, subsets
 from utils.timescales.telemetry import Telemetry, to_host
 
 logger = logging.getLogger(__name__)
@@ -311,19 +311,23 @@ class Learner(BaseLearner):
         scored: dict[str, Predictions] = {}
         for name, active in subsets(self.network.adapter_type.branches).items():
             with self.network.branches(active):
-                scored[name] = self.predict() if scored else whole
+                scored[name] = whole if not scored else self.predict() if active else self.predict_off()
         run = {"seconds": time.perf_counter() - started}
         hits = {name: count_hits(seen.top1, seen.labels, self.task_sizes)[0] for name, seen in scored.items()}
         self.hooks.events(events.Branches(task=self.cur_task, when=when, correct=hits, run=run))
         return scored
 
-    def report_task(self) -> tuple[dict[str, Any], Predictions, dict[str, Predictions]]:
-        """Return `eval_task`, and predictions by subset of the adapters' branches; report the router's weights."""
+    def report_task(self) -> Report:
+        """Return `eval_task`, predictions by subset of the adapters' branches, and `predict_off`.
+
+        The mean weights of the router are an event.
+        """
         with router_weights(self.network.expandable) as seen:
             accuracy, predictions = self.eval_task()
         weights = mean_weights(seen, predictions.labels, self.task_sizes)
         self.hooks.events(events.Router(task=self.cur_task, weights=weights))
-        return accuracy, predictions, self._score_branches("after_task", predictions)
+        branches = self._score_branches("after_task", predictions)
+        return Report(accuracy, predictions, branches, branches.get(NEITHER) or self.predict_off())
 
     # ---- the state of a task in progress
 

@@ -105,6 +105,24 @@ def test_results_edited_anywhere_are_refused(run: Path, what: str) -> None:
         compare([run])
 
 
+OFF: dict[str, Edit] = {
+    "a count": lambda off: one_more(off["correct"]),
+    "the answers that changed": lambda off: off.update(changed=off["images"] + 1),
+    "the images": lambda off: off.update(images=off["images"] - 1),
+}
+
+
+@pytest.mark.parametrize("what", OFF)
+def test_edits_of_what_the_network_answers_with_all_adapters_off_are_refused(
+    original: Path, run: Path, what: str
+) -> None:
+    if original == NESTED:
+        pytest.skip("it has no such record")
+    edit_json(run / "results.json", lambda results: OFF[what](results["tasks"][2]["adapters_off"]))
+    with pytest.raises(RunError, match=r"results\.json.*edited"):
+        compare([run])
+
+
 EVENTS: dict[str, tuple[str, Edit]] = {
     "an accuracy of a task": ("task", lambda event: event["task_accuracy"].__setitem__(0, 0.123)),
     "the curve so far": ("task", lambda event: event.update(average_accuracy=[0.51])),

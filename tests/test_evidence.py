@@ -13,8 +13,10 @@ from test_trainer import events, images, results, run  # noqa: F401
 import models.sema
 import trainer
 from models import Setup
+from tools.finished.reader import read_run
 from utils.config.schema import Config
 from utils.errors import AuditError
+from utils.runs.predictions import read_predictions
 from utils.timescales import groups as param_groups
 from utils.timescales.gate import Gate
 
@@ -151,6 +153,28 @@ def test_branches_are_left_out_when_unwanted_or_absent(run: Callable[..., Path],
     path = run(**NESTED, **keys)
     assert results(path)["branches"] == {}
     assert not events(path, "branches")
+
+
+@pytest.mark.parametrize("keys", [{"branch_eval": False}, {}, {"ffn_adapter_type": "adaptmlp"}])
+def test_every_run_records_what_the_network_answers_with_all_adapters_off(
+    run: Callable[..., Path],  # noqa: F811
+    keys: dict[str, Any],
+) -> None:
+    path = run(**NESTED, **keys, init_lr=0.1)
+    found = results(path)
+    for task, line in enumerate(events(path, "task")):
+        labels, answers, _ = read_predictions(path / "predictions" / f"task_{task}.npz")
+        off, ends = answers["adapters_off"], np.cumsum(found["accuracy"]["task_sizes"])
+        hits = [0] * (task + 1)
+        for label, guess in zip(labels.tolist(), off.tolist(), strict=True):
+            hits[int(np.searchsorted(ends, label, side="right"))] += int(label == guess)
+        changed = sum(a != b for a, b in zip(off.tolist(), answers["whole"].tolist(), strict=True))
+        expected = {"correct": hits, "changed": changed, "images": len(labels)}
+        assert found["tasks"][task]["adapters_off"] == line["adapters_off"] == expected
+        if found["branches"]:
+            assert found["branches"]["neither"]["correct"][task] == hits
+    run_read = read_run(path)
+    assert run_read.off.last_acc == sum(hits) / len(labels)
 
 
 def test_router_weights_are_means_of_a_softmax_for_every_task_and_adapter(run: Callable[..., Path]) -> None:  # noqa: F811

@@ -189,11 +189,12 @@ def test_eval_reproduces_the_trainer_s_numbers_from_a_checkpoint_alone(
     for task in range(3):
         checkpoint = path / "checkpoints" / f"task_{task}.safetensors"
         again = evaluate(configuration(images, tmp_path / "none", eval=True, checkpt_path=str(checkpoint), **keys))
-        assert again["accuracy"] == found["tasks"][task]["accuracy"]
-    assert {key: again[key] for key in again if key != "accuracy"} == {
-        key: found[key] for key in again if key != "accuracy"
-    }
-    assert f"last {100 * found['last_acc']:.2f}" in capsys.readouterr().out
+        assert again.pop("accuracy") == found["tasks"][task]["accuracy"]
+        assert again.pop("adapters_off") == found["tasks"][task]["adapters_off"]
+    assert again == {key: found[key] for key in again}
+    out = capsys.readouterr().out
+    assert f"last {100 * found['last_acc']:.2f}" in out
+    assert "with all adapters off top-1 " in out
 
 
 def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(

@@ -164,6 +164,18 @@ class SEMAVitNet(nn.Module):
         for adapter in (adapter for slot in self.slots for adapter in slot.functional):
             adapter.active = branches
 
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """Let the slots give zero, so that head and frozen backbone answer alone."""
+        blocks = sema_blocks(self.backbone)
+        try:
+            for block in blocks:
+                block.adapters_off = True
+            yield
+        finally:
+            for block in blocks:
+                block.adapters_off = False
+
     def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
         """Return layer, index, module and slot of every adapter with branches."""
         found = [(slot.layer, index, a, slot) for slot in self.slots for index, a in enumerate(slot.functional)]

@@ -62,6 +62,15 @@ def count_hits(predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int]
     return np.bincount(hits, minlength=len(sizes)).tolist(), np.bincount(tasks, minlength=len(sizes)).tolist()
 
 
+def without_adapters(on: np.ndarray, off: np.ndarray, labels: np.ndarray, sizes: Sequence[int]) -> dict[str, Any]:
+    """Return what a run keeps of its predictions `off`, with all adapters off, beside those with them, `on`.
+
+    `correct` are the hits of `off` on every task, `changed` is the number of predictions that differ, of `images`.
+    """
+    correct, count = count_hits(off, labels, sizes)
+    return {"correct": correct, "changed": int((on != off).sum()), "images": sum(count)}
+
+
 def _per_cent(hits: int, images: int) -> float:
     return float(np.around(hits * 100 / images, 2)) if images else math.nan
 
@@ -227,6 +236,12 @@ def format_table(matrix: AccuracyMatrix) -> str:
         "BWT": matrix.bwt,
     }
     return "\n".join([*lines, ", ".join(f"{name} {_cell(value)}" for name, value in measures.items())])
+
+
+def effect_of_adapters(found: Mapping[str, Any]) -> str:
+    """Return the result of `without_adapters` in words."""
+    alone, changed, images = sum(found["correct"]), found["changed"], found["images"]
+    return f"with all adapters off top-1 {_per_cent(alone, images):.2f}; they change {changed} of {images} answers"
 
 
 def class_legend(names: Sequence[str], sizes: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
 
+from backbone.vit_sema import sema_blocks
 from eval import evaluate
 from models.base import BaseLearner
 from models.evaluation import ActivationCache, on_disk
@@ -146,10 +147,32 @@ def test_branches_are_kept_apart_and_adapters_that_learn_again_are_never_kept(
     through: list[tuple[int, int]],
 ) -> None:
     run("a", eval_batch_size=4)
-    assert through == [(task, 4) for task in range(3) for _ in range(4 * 2)]
+    assert through == [(task, 4) for task in range(3) for _ in range(3 * 2)]  # of `neither` features are kept
     through.clear()
     run("b", eval_batch_size=4, nested_lora_lifetime="continual", branch_eval=False)
     assert through == [(task, 4) for task in range(3) for _ in range(2 * (task + 1))]
+
+
+@pytest.mark.parametrize("keys", [{"ffn_adapter_type": "adaptmlp"}, {}, {"eval_cache_gib": 0.0, "branch_eval": False}])
+def test_with_all_adapters_off_an_image_goes_through_the_network_once_in_a_run(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, Any],
+) -> None:
+    whole: list[bool] = []
+    forward_to, blocks = SEMAVitNet.forward_to, []
+
+    def noted(network: SEMAVitNet, x: torch.Tensor, layer: int) -> torch.Tensor:
+        blocks[:] = sema_blocks(network.backbone)
+        if blocks[0].adapters_off:
+            assert all(block.adapters_off for block in blocks)
+            whole.append(len(x) == 4)
+        return forward_to(network, x, layer)
+
+    monkeypatch.setattr(SEMAVitNet, "forward_to", noted)
+    run(**keys, eval_batch_size=4)  # 8 test images a task
+    assert whole == [True] * 6
+    assert not any(block.adapters_off for block in blocks)
 
 
 @pytest.fixture
@@ -223,6 +246,7 @@ def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: P
     learner.incremental_train(tasks)
     learner.eval_task()
     branches, cache = learner.network.active_branches, learner.evaluator.cache
-    assert len(cache.batches(branches)) == 2
+    learner.predict_off()
+    assert len(cache.batches(branches)) == len(learner.evaluator.features.batches(("0",))) == 2
     learner.restore(learner.state())
-    assert cache.batches(branches) == []
+    assert cache.batches(branches) == learner.evaluator.features.batches(("0",)) == []

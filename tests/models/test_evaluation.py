@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
-from learners import assert_equal_states, learn
+from conftest import SHAPE
+from learners import CONTINUAL, NESTED, assert_equal_states, learn
 
+from backbone.vit_sema import sema_blocks
 from models.sema import Learner
 
 
@@ -81,3 +84,61 @@ def test_the_test_set_is_not_looked_at_in_training_unless_asked(make, tasks, mon
     monkeypatch.setattr(Learner, "predict", lambda self: scored.append(1))
     learn(learner, tasks([2, 2, 2]), tasks=2)
     assert scored == []
+
+
+ADAPTERS = {"adaptmlp": {"ffn_adapter_type": "adaptmlp"}, "nested": NESTED, "continual": CONTINUAL}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_with_all_adapters_off_the_head_answers_on_timms_features(make, tasks, kind, randomize):
+    learner = make(**ADAPTERS[kind], eval_batch_size=7)
+    data = tasks([3, 2, 1], test=5)
+    learn(learner, data)
+    learner.incremental_train(data)
+    _, images, labels = data.get_dataset(range(5), "test", "test").tensors
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SHAPE).eval()
+    vit.load_state_dict(learner.network.frozen_state())
+    for _ in range(2):  # the second time from the features that are kept
+        for slot in learner.network.slots:
+            randomize(slot)  # whatever the adapters, routers and descriptors hold
+        with torch.no_grad():
+            logits = learner.network.fc(vit(images))[:, :5]
+        learner.network.train()
+        found = learner.predict_off()
+        assert learner.network.training
+        assert found.labels.tolist() == labels.tolist()
+        assert found.top1.tolist() == logits.argmax(dim=1).tolist()
+        confidence = logits.softmax(dim=1).amax(dim=1).numpy()
+        np.testing.assert_allclose(found.confidence, confidence, 1e-5)
+    assert (learner.predict().top1 != found.top1).any()
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_with_no_branch_active_the_answers_are_those_with_all_adapters_off(make, tasks, randomize, rounds):
+    learner, data = make(**NESTED, eval_batch_size=7, eval_cache_bf16=rounds), tasks([2, 2, 2])
+    learn(learner, data)
+    learner.incremental_train(data)
+    for slot in learner.network.slots:
+        randomize(slot)
+    with learner.network.branches(()):
+        none = learner.predict()
+    for ours, theirs in zip(learner.predict_off(), none, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    report = learner.report_task()
+    assert report.branches["neither"] is report.off
+
+
+def test_adapters_act_again_after_an_error(make, tasks):
+    learner = make()
+    learner.incremental_train(tasks([2, 2, 2]))
+    before = learner.eval_task()[1]
+
+    def stop(point):
+        raise KeyboardInterrupt
+
+    learner.hooks.keep = stop
+    with pytest.raises(KeyboardInterrupt):
+        learner.predict_off()
+    learner.hooks.keep = lambda point: None
+    assert not any(block.adapters_off for block in sema_blocks(learner.network.backbone))
+    np.testing.assert_array_equal(learner.eval_task()[1].confidence, before.confidence)

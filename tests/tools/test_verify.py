@@ -20,7 +20,7 @@ from utils.runs.images import read_images, write_images
 from utils.runs.predictions import read_mistakes, read_predictions, save_mistakes, save_predictions
 
 (
-    MEASURES, TASKS, BRANCHES, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS, THRESHOLDS,
+    MEASURES, TASKS, BRANCHES, ADAPTERS_OFF, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS, THRESHOLDS,
     PREDICTIONS, MISTAKES, CHECKPOINTS, IMAGES, FILES,
 ) = (check.name for check in CHECKS)  # fmt: skip
 
@@ -56,6 +56,7 @@ EDITS_OF_THE_RECORD: list[tuple[str, str, str, set[str]]] = [
     ("data.json", '"1",', '"7",', {IMAGES, FILES}),
     ("data.json", '"left_out"', '"left"', {FILES}),
     ("results.json", '"class_names": [', '"class_names": ["x",', {IMAGES, FILES}),
+    ("results.json", '"images": 8', '"images": 9', {TASKS, ADAPTERS_OFF, PREDICTIONS, FILES}),
     ("data.json", '"accepted_changes": []', '"accepted_changes": [3]', {UNCHANGED, FILES}),
 ]
 
@@ -225,6 +226,20 @@ def test_a_checkpoint_of_another_matrix_is_found_though_its_checksum_is_right(pa
     save_file(load_file(file), file, {**header, "meta": json.dumps(meta)})
     forge(path)
     assert failed(path) == {CHECKPOINTS}
+
+
+def test_answers_with_all_adapters_off_are_counted_again(run: Callable[..., Path]) -> None:  # noqa: F811
+    path = run(max_tasks=2, ffn_adapter_type="adaptmlp")
+    file = path / "predictions" / "task_1.npz"
+    labels, answers, confidence = read_predictions(file)
+    other = answers["adapters_off"].copy()
+    other[0] = (answers["whole"][0] + 1) % 4
+    for changed in ({**answers, "adapters_off": other}, {"whole": answers["whole"]}):
+        save_predictions(file, labels, changed, confidence)
+        forge(path)
+        (fault,) = verify(path)[PREDICTIONS]
+        assert fault.startswith(f"{file}: with all adapters off = ")
+        assert failed(path) == {PREDICTIONS}
 
 
 def forge(path: Path) -> None:

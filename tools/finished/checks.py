@@ -16,7 +16,7 @@ from utils.config.identity import content, digests
 from utils.config.schema import defaults, schemas
 from utils.errors import RunError, UserError
 from utils.files import plain
-from utils.metrics import AccuracyMatrix, count_hits
+from utils.metrics import AccuracyMatrix, count_hits, without_adapters
 from utils.runs.checkpoint_meta import CheckpointError, read_meta
 from utils.runs.directory import CONFIG, RESULTS, checksums
 from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
@@ -24,6 +24,7 @@ from utils.runs.images import IMAGES, RECORD, fingerprint, read_images
 from utils.runs.predictions import (
     FOLDER,
     MISTAKES,
+    OFF,
     WHOLE,
     confident_mistakes,
     predictions_file,
@@ -118,6 +119,21 @@ def _branches(run: Run) -> Faults:
     for task, event in zip(tasks, events, strict=False):
         hits = {name: matrix.correct[task] for name, matrix in run.branches.items()}
         yield from unequal(f"{run.metrics}: task {task}", "right answers by branch", event.correct, hits, RESULTS)
+
+
+def _off(run: Run) -> Faults:
+    file, alone = run.path / RESULTS, run.branches.get(NEITHER)
+    for task, row in enumerate(run.off.correct):
+        if row is None:
+            continue
+        place, found = f"{file}: task {task}: with all adapters off", run.results["tasks"][task][OFF]
+        yield from unequal(place, "images", found["images"], sum(run.matrix.count[: task + 1]), "accuracy")
+        if alone:
+            yield from unequal(place, "right answers", row, alone.correct[task], NEITHER)
+        least = sum(abs(on - off) for on, off in zip(run.matrix.correct[task] or row, row, strict=True))
+        if not least <= found["changed"] <= found["images"]:
+            stated = f"{found['changed']} of {found['images']} answers changed"
+            yield f"{place}: {stated}, expected at least {least} and not more than all; a file was edited or is damaged"
 
 
 def _audits(run: Run) -> list[Cadence]:
@@ -239,6 +255,9 @@ def _predictions(run: Run) -> Faults:
             found = count_hits(answers[name], labels, matrix.task_sizes[: task + 1])
             right = matrix.correct[task], matrix.count[: task + 1]
             yield from unequal(file, f"right answers and images of {name}", found, right, RESULTS)
+        off, sizes = answers.get(OFF), run.matrix.task_sizes[: task + 1]
+        kept = None if off is None else without_adapters(answers[WHOLE], off, labels, sizes)
+        yield from unequal(file, "with all adapters off", kept, run.results["tasks"][task].get(OFF), RESULTS)
 
 
 def _mistakes(run: Run) -> Faults:
@@ -283,6 +302,7 @@ CHECKS = (
     Check("measures follow from the counts in results.json", _measures, "refuse"),
     Check("task events in metrics.jsonl agree with results.json", _tasks, "refuse"),
     Check("accuracies by branch agree with accuracy and metrics.jsonl", _branches, "refuse"),
+    Check("accuracies with all adapters off agree with the others", _off, "refuse"),
     Check("cadence audits have the right verdict", _verdicts, "refuse"),
     Check("no cadence audit is missing", _unaudited, "refuse"),
     Check("all cadence audits passed", _failed, "note"),

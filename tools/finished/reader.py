@@ -4,9 +4,17 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, Field, PlainValidator, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tools.finished.checks import CHECKS
 from tools.finished.run import RUN_NAME
@@ -34,9 +42,16 @@ class _Config(BaseModel, strict=True):
     seed: Annotated[list[int], Field(min_length=1, max_length=1)]
 
 
+class _Off(BaseModel, strict=True):
+    correct: list[Number]
+    changed: Number
+    images: Number
+
+
 class _Task(BaseModel, strict=True):
     adapters: list[Number]
     parameters: dict[str, Number]
+    adapters_off: _Off | None = None
 
 
 class _Clock(BaseModel, strict=True):
@@ -56,6 +71,16 @@ class _Results(BaseModel, strict=True):
         if not tasks or len(tasks) != count or not all("backbone" in task.parameters for task in tasks):
             raise ValueError(f"expected adapters and parameters for each of {count} tasks, at least one")
         return tasks
+
+    @model_validator(mode="after")
+    def _off_is_a_matrix(self) -> Self:
+        self.off  # noqa: B018  # raises ValueError
+        return self
+
+    @property
+    def off(self) -> AccuracyMatrix:
+        rows = [task.adapters_off and task.adapters_off.correct for task in self.tasks]
+        return AccuracyMatrix.from_json({**self.accuracy.to_json(), "correct": rows})
 
 
 def read_run(path: Path) -> Run:
@@ -90,6 +115,7 @@ def parse_run(path: Path) -> Run:
         matrix=found.accuracy,
         curve=tuple(found.accuracy.average_accuracies),
         branches=found.branches,
+        off=found.off,
         seconds=found.run.seconds,
         results=results,
         environment=environment,

@@ -29,6 +29,7 @@ class Run:
         matrix: Counts. A log has only percentages, which become hits in 10,000 images.
         curve: A_t, fractions.
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
+        off: Accuracy matrix with all adapters off; rows that are not on record are None.
         seconds: Wall-clock time; NaN if unknown.
         results: results.json; empty for a log.
         environment: environment.json; empty for a log.
@@ -44,6 +45,7 @@ class Run:
     matrix: AccuracyMatrix
     curve: tuple[float, ...]
     branches: Mapping[str, AccuracyMatrix] = field(default_factory=dict)
+    off: AccuracyMatrix = field(default_factory=AccuracyMatrix)
     seconds: float = math.nan
     results: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

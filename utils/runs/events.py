@@ -186,13 +186,18 @@ class Router(Event, kind="router"):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Event, kind="task"):
-    """End of a task: accuracy, structure, and the measures of the accuracy matrix so far."""
+    """End of a task: accuracy, structure, and the measures of the accuracy matrix so far.
+
+    Attributes:
+        adapters_off: With all adapters off, see `utils.metrics.without_adapters`.
+    """
 
     accuracy: Values
     adapters: list[int]
     parameters: dict[str, int]
     trained: dict[str, int]
     multiply_adds: int
+    adapters_off: Values | None = None
     task_accuracy: list[float | None] | None = None
     average_accuracy: list[float | None] | None = None
     avg_inc_acc: float | None = None

@@ -1,7 +1,8 @@
 """What a run keeps of its predictions, so that its accuracies can be computed again and its mistakes looked at.
 
-    <run>/predictions/task_T.npz      labels (n,), predicted classes (n,) of the network and of its branches, and the
-                                      network's confidence (n,): the softmax probability of its prediction
+    <run>/predictions/task_T.npz      labels (n,), predicted classes (n,) of the network, of its branches and with all
+                                      adapters off, and the network's confidence (n,): the softmax probability of its
+                                      prediction
     <run>/predictions/mistakes.npz    after the last task, the most confident mistakes: their positions (m,) among the n
                                       images, the images' names (m,), and thumbnails (m,) as bytes of a JPEG file
 
@@ -19,6 +20,7 @@ from utils.errors import RunError
 from utils.files import atomic_write
 
 FOLDER, LABELS, WHOLE, CONFIDENCE, MISTAKES = "predictions", "labels", "whole", "confidence", "mistakes.npz"
+OFF = "adapters_off"
 MOST_MISTAKES = 24
 JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG file
 
@@ -27,7 +29,7 @@ class Answers(NamedTuple):
     """The content of a file of predictions."""
 
     labels: np.ndarray  # (n,) true classes
-    answers: dict[str, np.ndarray]  # (n,) predicted classes, by branch; those of the whole network under `WHOLE`
+    answers: dict[str, np.ndarray]  # (n,) predicted classes, by branch; the whole network's under `WHOLE`, see `OFF`
     confidence: np.ndarray | None  # (n,) of the whole network, 0 to 1; None: written by an earlier version
 
 
@@ -49,7 +51,8 @@ def save_predictions(
 ) -> None:
     """Write labels (n,) and predicted classes (n,) in the smallest integer type that holds them.
 
-    The predictions of the whole network are under `WHOLE`, those with only some of its branches under other names.
+    The predictions of the whole network are under `WHOLE`, those with all adapters off under `OFF`, and those with only
+    some of its branches under other names.
     """
     arrays = {LABELS: labels, **answers}
     small = np.min_scalar_type(max((int(array.max()) for array in arrays.values() if array.size), default=0))
