@@ -120,6 +120,8 @@ def test_a_key_of_another_adapter_type_leaves_name_and_files_of_a_run_as_they_ar
     )
     assert other.name == plain.name
     assert events(other) == events(plain)
+    groups = [line for line in (plain / "log.txt").read_text().splitlines() if " group " in line]
+    assert [line.split(" group ")[1].split(":")[0] for line in groups] == ["other", "descriptor"]
     assert "nested_lora_rank" not in json.loads((other / "config.json").read_text())
 
 
