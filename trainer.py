@@ -13,7 +13,7 @@ import torch
 from models import Hooks, Setup, TaskLearner, get_model
 from models.protocol import Report
 from utils.choices import ADAPTERS, PLUGINS
-from utils.config.identity import content, digest, on_record
+from utils.config.identity import content, digest, on_record, without_idle_keys
 from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.record import accept_changes, fingerprints, refuse_other_data, write_record
@@ -68,7 +68,8 @@ def train(config: Config, name: str) -> None:
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
         refuse_other_data(run, data, config.accept_changed_data)
-    configs = {plan.seed: config.model_copy(update={"seed": [plan.seed]}) for plan in plans}
+    acting = without_idle_keys(config)
+    configs = {plan.seed: acting.model_copy(update={"seed": [plan.seed]}) for plan in plans}
     for own in configs.values():  # of all seeds, before the first of them trains
         checked_tasks(own, data)
     diverged: list[DivergenceError] = []

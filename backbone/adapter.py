@@ -44,6 +44,7 @@ class FunctionalAdapter(nn.Module):
 
     kind: ClassVar[str]  # the registered name
     width_key: ClassVar[str] = "ffn_num"  # configuration key of the inner width, which `tools.match` varies
+    keys: ClassVar[tuple[str, ...]] = ()  # keys of shipped types that it reads too; with branches all of nested_lora's
     branches: ClassVar[tuple[str, ...]] = ()  # sub-modules on the time scales of the same names, slowest first
     lifetime: str = "expansion"  # frozen after the task that added it; "continual": learns in every task
     consolidates: bool = False  # whether `consolidate` runs at the end of a task

@@ -47,6 +47,10 @@ class Registry:
 
         return decorate
 
+    def ships(self, name: object) -> bool:
+        """Return whether a name is the project's own."""
+        return name in self._shipped
+
     def __contains__(self, name: object) -> bool:
         return name in self._shipped or name in self._classes
 

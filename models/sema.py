@@ -33,7 +33,7 @@ from utils.runs import events
 from utils.streams import seeded
 from utils.timescales.gate import Gate, check_intervals, steps_of
 from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_scales
-from utils.timescales.scales import GATED, NEITHER, subsets
+from utils.timescales.scales import GATED, NAMES, NEITHER, subsets
 from utils.timescales.telemetry import Telemetry, to_host
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ class Learner(BaseLearner):
         config, epochs = self.config, {"func": self.config.func_epoch, "rd": self.config.rd_epoch}[name]
         logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, name)
         groups = {"func": func_groups, "rd": rd_groups}[name](self.network.roles(), config)
-        verify_scales(groups, self.network.adapter_type.branches)
+        branches = self.network.adapter_type.branches
+        verify_scales(groups, branches)
+        groups = [group for group in groups if group["params"] or group["name"] not in set(NAMES) - set(branches)]
         optimizer = make_optimizer(groups, config)
         members = {group["name"]: group["params"] for group in groups}
         gates = {s.name: Gate(members.get(s.name, ()), s.interval(config), s.update(config)) for s in GATED}

@@ -16,7 +16,7 @@ import trainer
 from eval import evaluate
 from models.sema import Learner
 from utils.choices import Plugin
-from utils.config.identity import result_hash
+from utils.config.identity import idle_keys, result_hash
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.errors import ConfigError, DivergenceError, UserError
@@ -97,7 +97,9 @@ def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..
         "images.tsv.gz", "checkpoints", "predictions",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
-    assert load(path / "config.json").model_dump() == json.loads((path / "config.json").read_text())
+    kept, ignored = json.loads((path / "config.json").read_text()), idle_keys({**KEYS})
+    assert kept.keys() == Config.model_fields.keys() - ignored
+    assert load(path / "config.json").model_dump(exclude=set(ignored)) == kept
     found = results(path)
     matrix = AccuracyMatrix.from_json(found["accuracy"])
     assert matrix.count == [8, 8, 8]
@@ -109,6 +111,18 @@ def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..
     for task in found["tasks"]:
         assert task["accuracy"]["top1"] == pytest.approx(100 * matrix.average_accuracy(task["task"]), abs=0.005)
     assert "slow: lr 0.001" in (path / "log.txt").read_text()
+
+
+def test_a_key_of_another_adapter_type_leaves_name_and_files_of_a_run_as_they_are(run: Callable[..., Path]) -> None:
+    plain, other = (
+        run(where, ffn_adapter_type="adaptmlp", max_tasks=1, **keys)
+        for where, keys in {"a": {}, "b": {"nested_lora_rank": 4, "nested_lora_slow_update": "zero_grad"}}.items()
+    )
+    assert other.name == plain.name
+    assert events(other) == events(plain)
+    groups = [line for line in (plain / "log.txt").read_text().splitlines() if " group " in line]
+    assert [line.split(" group ")[1].split(":")[0] for line in groups] == ["other", "descriptor"]
+    assert "nested_lora_rank" not in json.loads((other / "config.json").read_text())
 
 
 def test_a_run_keeps_its_most_confident_mistakes_with_their_images(run: Callable[..., Path], images: Path) -> None:

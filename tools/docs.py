@@ -15,7 +15,7 @@ from typing import Any
 from tools.drawing import method
 from tools.generated import markdown_table, read_part, read_tables, replace_part
 from utils.config.schema import schemas
-from utils.config.wording import describe
+from utils.config.wording import describe, effect
 from utils.console import command
 from utils.files import atomic_write
 from utils.text import shown
@@ -49,8 +49,7 @@ def keys_of(group: str) -> str:
 def key_row(key: str, schema: dict[str, Any]) -> list[str]:
     """Return the row of a key."""
     default = f"`{shown(schema['default'])}`" if "default" in schema else "required"
-    effect = "yes" if schema["changes_results"] else "no"
-    return [f"`{key}`", default, describe(schema), effect, schema["description"].replace("|", "\\|")]
+    return [f"`{key}`", default, describe(schema), effect(schema), schema["description"].replace("|", "\\|")]
 
 
 def modules(root: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.compare.measures import Measure
-from tools.compare.names import configuration_names
+from tools.compare.names import ABSENT, configuration_names, differs
 from tools.compare.paired import Difference, Spread, difference, spread
 from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run, unfinished
 from tools.pilot.runs import read_log
@@ -15,7 +15,6 @@ from utils.progress import progress
 from utils.text import did_you_mean, listed, shown
 
 Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
-ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
 
 
 def value_text(value: Any, absent: str) -> str:
@@ -85,12 +84,13 @@ class Comparison:
         """The keys that differ, each with its value in every group, or `ABSENT`.
 
         Logs and run directories have different keys: a key that no group of one kind has does not count as different.
+        Nor does one that some do not have, as it has no effect there, if the others have its default.
         """
         found = {}
         for key, kinds in self._kinds.items():
             values = [group.identity.get(key, ABSENT) for group in self.groups]
             known = [value for group, value in zip(self.groups, values, strict=True) if group.is_log in kinds]
-            if any(value != known[0] for value in known):
+            if differs(key, known):
                 found[key] = values
         return found
 

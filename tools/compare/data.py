@@ -10,9 +10,10 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from tools.compare.comparison import ABSENT, Comparison, Group, value_text
+from tools.compare.comparison import Comparison, Group, value_text
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
+from tools.compare.names import ABSENT
 from tools.finished.reader import Run
 from utils.files import plain
 

@@ -5,6 +5,7 @@ from functools import partial
 from itertools import combinations, groupby
 
 from tools.compare.comparison import Comparison, Group
+from tools.compare.names import ABSENT, differs
 from tools.finished.reader import Run
 
 FEW = 3  # seeds; with fewer the standard deviation says little
@@ -84,7 +85,8 @@ def _equal_accuracies(comparison: Comparison) -> Iterator[str]:
         common = first.by_seed.keys() & second.by_seed.keys()
         if common and all(first.by_seed[seed].matrix == second.by_seed[seed].matrix for seed in common):
             a, b = first.identity, second.identity
-            keys = ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
+            values = {key: [a.get(key, ABSENT), b.get(key, ABSENT)] for key in a.keys() | b.keys()}
+            keys = ", ".join(sorted(key for key, pair in values.items() if differs(key, pair)))
             yield (
                 f"{first.name} and {second.name} have the same accuracy on every task for every common seed, as if "
                 f"{keys} had no effect; check their cadence and telemetry events"

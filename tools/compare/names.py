@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tools.finished.reader import Run
+from utils.config.schema import defaults
 from utils.text import shown
 
 MOST_KEYS = 3  # in a name; with more, only those that are needed to tell the configurations apart
@@ -14,6 +15,15 @@ WORDS = {  # for keys that are not well said by their own words; "": the value a
     "ffn_num": "bottleneck",
     "nested_lora_update_interval_slow": "interval",
 }
+
+ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
+
+
+def differs(key: str, values: Sequence[Any]) -> bool:
+    """Return whether a key has different values. One that is `ABSENT` differs from those that are not the default."""
+    present = [value for value in values if value is not ABSENT]
+    changed = len(present) < len(values) and present[0] != defaults().get(key, ABSENT)
+    return changed or any(value != present[0] for value in present)
 
 
 def configuration_names(runs: Sequence[Run]) -> list[str]:
@@ -38,11 +48,16 @@ def _differences(identities: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the values of the keys that differ as a text for each configuration; empty if none does."""
     keys = list(dict.fromkeys(key for identity in identities for key in identity))
     parts = {key: [_part(key, identity) for identity in identities] for key in keys}
-    needed = [key for key in keys if len(set(parts[key])) > 1]
+    needed = [
+        key
+        for key in keys
+        if len(set(parts[key])) > 1 and differs(key, [identity.get(key, ABSENT) for identity in identities])
+    ]
     if len(needed) > MOST_KEYS:
         for key in needed[::-1]:
             others = [other for other in needed if other != key]
-            if len(set(zip(*(parts[other] for other in others), strict=True))) == len(identities):
+            told = set(zip(*(parts[other] for other in others), strict=True))
+            if len(told) == len(identities) and all(map(any, told)):
                 needed = others
     return [", ".join(filter(None, (parts[key][number] for key in needed))) for number in range(len(identities))]
 

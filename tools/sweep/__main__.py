@@ -34,7 +34,7 @@ from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
 from tools.sweep.failures import Failure, read_failures, write_failures
 from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
-from tools.sweep.plan import PlannedRun, ignored_folders, read_plan
+from tools.sweep.plan import PlannedRun, ignored, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.console import command
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     failures, kept = read_failures(folder / FAILED), len(plan) - len(missing)
     again = sum(planned.name in failures for planned in missing)
     said = [f"{len(plan)} runs, {kept} finished already", *([f"{again} failed before: tried again"] if again else [])]
-    print("\n".join([*ignored_folders(plan), ", ".join(said)]), file=sys.stderr)
+    print("\n".join([*ignored(plan), ", ".join(said)]), file=sys.stderr)
     if options.dry_run:
         return _dry_run(plan, failures, options)
     failed: dict[str, Failure] = {}

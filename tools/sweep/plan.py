@@ -93,12 +93,14 @@ class Member:
         base: Its configuration file.
         changes: The keys that override the file.
         config: Both together, with the seeds and the output directory of the sweep.
+        ignored: What `load` says about keys without effect.
     """
 
     name: str
     base: Path
     changes: Mapping[str, object]
     config: Config
+    ignored: Sequence[str] = ()
 
     def command(self, seeds: Sequence[int]) -> list[str]:
         """Return the command that starts or resumes the runs of some seeds."""
@@ -169,8 +171,9 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
         if not base.exists():
             given = shown(entry.base or sweep.base)
             lines.append(f"base = {given}: a base starts at the sweep file, in {path.absolute().parent}")
+        idle: list[str] = []
         try:
-            members.append(Member(entry.name, base, changes, load(base, {**changes, **common})))
+            members.append(Member(entry.name, base, changes, load(base, {**changes, **common}, idle.append), idle))
             values = members[-1].config.model_dump()
             wrong = [key for key in REFUSED_IN_A_BASE if values[key]]
             lines += [f"{base}: {key} = {shown(values[key])}: {RESERVED[key]}" for key in wrong]
@@ -190,8 +193,8 @@ def joined(problems: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{' | '.join(who)}: {line}" for line, who in names.items()]
 
 
-def ignored_folders(plan: Sequence[PlannedRun]) -> list[str]:
-    """Return a line for each base that names another output folder than that of the sweep."""
+def ignored(plan: Sequence[PlannedRun]) -> list[str]:
+    """Return a line for each base that names another output folder than that of the sweep, and for keys not used."""
     lines = []
     for base in dict.fromkeys(planned.member.base for planned in plan):
         folder, ours = read_object(base)[0].get("output_dir"), plan[0].member.config.output_dir
@@ -200,7 +203,8 @@ def ignored_folders(plan: Sequence[PlannedRun]) -> list[str]:
                 f"{base}: its output_dir {shown(folder)} is not used; the runs go to {ours}, "
                 "which --output_dir of the sweep changes"
             )
-    return lines
+    members = {planned.member.name: planned.member for planned in plan}.values()
+    return lines + joined((member.name, line) for member in members for line in member.ignored)
 
 
 def _repeated(members: Sequence[Member]) -> list[str]:

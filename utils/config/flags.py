@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from utils.config.schema import COMMANDS, schemas
-from utils.config.wording import choices, describe
+from utils.config.wording import choices, describe, effect
 from utils.errors import ConfigError
 from utils.files import expanded, path_argument
 from utils.json_file import parse as parse_json
@@ -148,13 +148,12 @@ def _help_if_asked(argv: Sequence[str]) -> None:
 def _one_key(key: str, schema: Mapping[str, Any]) -> str:
     """Return what is known of a key."""
     default = shown(schema["default"]) if "default" in schema else "none, it is required"
-    effect = "yes" if schema["changes_results"] else "no"
     facts = {
         "meaning": schema["description"],
         "expected": describe(schema),
         "default": default,
         "group": schema["group"],
-        "can change a result": effect,
+        "can change a result": effect(schema),
     }
     lines = (textwrap.fill(f"{name}: {fact}", 78, subsequent_indent="    ") for name, fact in facts.items())
     return f"--{key}\n" + textwrap.indent("\n".join(lines), "  ")

@@ -7,21 +7,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.config.schema import Config, defaults, schemas
+from utils.choices import ADAPTERS, LEARNERS
+from utils.config.schema import NESTED, Config, defaults, schemas
 from utils.datasets import DATASETS
+from utils.text import shown
 
 LOCATIONS = ("data_root", "backbone_checkpoint")  # what lies there is compared by its content, see utils.data.record
 
 
 def counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that can change a result, with defaults filled in.
+    """Return the keys that can change a result, with defaults filled in; without those of `idle_keys`.
 
     The seed is not counted, as runs state it separately. Data and weights count by the last name of their path, so that
     their folder can be moved; data only if `data_root` alone determines the images. Keys that this version does not
     know are counted.
     """
-    kept = _counted(values)
-    return kept | {key: _last_name(kept[key]) for key in LOCATIONS if key in kept}
+    idle = idle_keys(values)
+    return {key: value for key, value in _moved(_counted(values)).items() if key not in idle}
+
+
+def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys that have no effect in a configuration, each with the reason.
+
+    Keys of another adapter type are among them, and keys that need another value of a second key. A learner of a
+    plug-in may read every key, and an adapter type of a plug-in that is not loaded those that are in `values`.
+    """
+    full = defaults() | dict(values)
+    kind, found = str(full["ffn_adapter_type"]), {}
+    for key, schema in schemas().items() if LEARNERS.ships(full["model_name"]) else ():
+        owner = schema.get("owner", kind)
+        if not _has(kind, key, owner, key in values):
+            found[key] = f"adapters of type {kind} do not have it"
+        elif kind == owner:
+            for other, without in schema.get("idle_if", {}).items():
+                if full[other] in without:
+                    found[key] = f"{other} is {shown(full[other])}"
+    return found
+
+
+def _has(kind: str, key: str, owner: str, given: bool) -> bool:
+    """Return whether an adapter type has a key that `owner` owns."""
+    if owner == kind or ADAPTERS.ships(kind):
+        return owner == kind
+    if kind not in ADAPTERS:
+        return given
+    cls = ADAPTERS[kind]
+    return key in (cls.width_key, *cls.keys) or (owner == NESTED and bool(cls.branches))
+
+
+def without_idle_keys(config: Config) -> Config:
+    """Return the configuration with the defaults of the keys that have no effect, so that nothing can read another."""
+    usual = defaults()
+    return config.model_copy(update={key: usual[key] for key in idle_keys(config.model_dump(mode="json"))})
 
 
 def content(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,14 +76,19 @@ def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_record(config: Config) -> dict[str, Any]:
-    """Return the configuration for the files of a run, with absolute paths, so that it holds in any folder."""
+    """Return the keys with an effect for the files of a run, with absolute paths, so that they hold in any folder."""
     values = config.model_dump(mode="json")
-    paths = [key for key, schema in schemas().items() if _is_path(schema) and values[key] is not None]
+    values = {key: value for key, value in values.items() if key not in idle_keys(values)}
+    paths = [key for key, schema in schemas().items() if _is_path(schema) and values.get(key) is not None]
     return values | {key: os.path.abspath(values[key]) for key in paths}
 
 
 def _is_path(schema: Mapping[str, Any]) -> bool:
     return any(part.get("format") == "path" for part in schema.get("anyOf", [schema]))
+
+
+def _moved(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, **{key: _last_name(values[key]) for key in LOCATIONS if key in values}}
 
 
 def _last_name(path: object) -> object:
@@ -70,9 +112,13 @@ def counted_digest(values: Mapping[str, Any]) -> str:
     return digest(counted(values))
 
 
-def digests(values: Mapping[str, Any]) -> tuple[str, str]:
-    """Return `counted_digest`, and the one of earlier versions, which counted the whole paths of data and weights."""
-    return counted_digest(values), digest(_counted(values))
+def digests(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return `counted_digest`, and those of earlier versions.
+
+    They counted keys without effect, and before that the whole paths of data and weights.
+    """
+    every = _counted(values)
+    return counted_digest(values), digest(_moved(every)), digest(every)
 
 
 def result_hash(config: Config) -> str:

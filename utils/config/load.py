@@ -1,40 +1,52 @@
 """Merge flags, environment, file and defaults into one configuration, or raise an error that lists every problem."""
 
+import logging
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from utils.config.flags import from_text
+from utils.config.identity import idle_keys
 from utils.config.schema import DATA_ROOT_VARIABLE, Config, broken_checks, defaults, schemas
 from utils.config.wording import choices, describe
 from utils.errors import ConfigError
 from utils.json_file import read_object
 from utils.text import did_you_mean, shown, shown_key
 
+logger = logging.getLogger(__name__)
+Warn = Callable[[str], object]
 
-def load(path: str | Path | None, flags: Mapping[str, object] | None = None) -> Config:
+
+def load(path: str | Path | None, flags: Mapping[str, object] | None = None, warn: Warn = logger.warning) -> Config:
     """Merge flags over a JSON file (None: no file) over the defaults, and validate the result.
+
+    `warn` is called with a sentence about the given keys that have no effect.
 
     Raises:
         ConfigError: One line for each problem of file and flags, unknown keys included.
     """
     if path is None:
-        return resolve({}, "the flags (no --config given)", flags)
+        return resolve({}, "the flags (no --config given)", flags, warn=warn)
     values, repeated = read_object(Path(path))
     if {"base", "seeds"} <= values.keys():
         raise ConfigError(
             f"{path}: a sweep file, not a configuration; run it: python -m tools.sweep {shlex.quote(str(path))}"
         )
-    return resolve(values, str(path), flags, [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated])
+    problems = [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated]
+    return resolve(values, str(path), flags, problems, warn)
 
 
 def resolve(
-    values: Mapping[str, object], source: str, flags: Mapping[str, object] | None = None, problems: Sequence[str] = ()
+    values: Mapping[str, object],
+    source: str,
+    flags: Mapping[str, object] | None = None,
+    problems: Sequence[str] = (),
+    warn: Warn = logger.warning,
 ) -> Config:
     """Merge flags and the environment over `values`, and validate the result.
 
@@ -43,6 +55,7 @@ def resolve(
         source: Name of the file or checkpoint in messages.
         flags: Keys given on the command line.
         problems: Known problems of `values`, to be reported with the others.
+        warn: Called with a sentence about the given keys that have no effect.
 
     Raises:
         ConfigError: One line for each problem.
@@ -69,6 +82,13 @@ def resolve(
             lines.append(f"{', '.join(given)}: {check.reason}")
     if lines:
         raise ConfigError("\n".join(lines))
+    usual, reasons = defaults(), idle_keys(config.model_dump(mode="json"))
+    ignored: dict[str, list[str]] = {}
+    for key in merged.keys() & reasons.keys():
+        if getattr(config, key) != usual[key]:
+            ignored.setdefault(reasons[key], []).append(f"{key} = {shown(merged[key])} ({sources[key]})")
+    for reason, given in sorted(ignored.items()):
+        warn(f"{', '.join(sorted(given))}: ignored, as {reason}")
     return config
 
 

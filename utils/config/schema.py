@@ -33,6 +33,7 @@ from utils.config.values import (
 )
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
+NESTED = "nested_lora"  # the adapter type that owns the keys of time scales and consolidation
 COMMANDS = "What to do"  # group of the keys that say what to do, not how; `--help` has all of them
 USES = ("eval", "predict", "export")  # keys that use a checkpoint instead of training
 
@@ -45,6 +46,8 @@ def _key(
     changes_results: bool = True,
     first: bool = False,
     expected: str | None = None,
+    owner: str | None = None,
+    idle_if: Mapping[str, list[JsonValue]] | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare one key.
@@ -56,11 +59,13 @@ def _key(
         changes_results: Whether runs that differ only in this key can have different results.
         first: Whether it is one of the twenty keys of `--help`, which people use first; `--help all` has the others.
         expected: Description of valid values; None: made from type and bounds.
+        owner: The adapter type whose key it is; see `utils.config.identity.idle_keys`.
+        idle_if: The key has no effect if another key has one of these values.
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
-    if expected is not None:
-        extra["expected"] = expected
+    known: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": idle_if and dict(idle_if)}
+    extra |= {name: value for name, value in known.items() if value is not None}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
 
@@ -69,7 +74,8 @@ _model = partial(_key, "Model")
 _adapter = partial(_key, "Adapters")
 _training = partial(_key, "Training")
 _expansion = partial(_key, "Expansion")
-_nested = partial(_key, "Nested LoRA")
+_nested = partial(_key, "Nested LoRA", owner=NESTED)
+_consolidation = partial(_nested, idle_if={"nested_lora_use_consolidation": [False]})
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
 _command = partial(_key, COMMANDS, changes_results=False)
@@ -93,7 +99,9 @@ class Config(BaseModel):
     )
     shuffle: bool = _data(True, "shuffle the classes with the seed; false: keep the stored order")
     class_order_seed: Seed | None = _data(
-        None, "seed of the class order, to keep the order for several values of `seed`; null: use `seed`"
+        None,
+        "seed of the class order, to keep the order for several values of `seed`; null: use `seed`",
+        idle_if={"shuffle": [False]},
     )
     init_cls: int = _data(10, "classes in the first task", ge=1, first=True)
     increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1, first=True)
@@ -128,7 +136,7 @@ class Config(BaseModel):
     )
 
     ffn_adapter_type: AdapterType = _adapter("adaptmlp", "type of the adapters", first=True)
-    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", ge=1, le=WIDEST, first=True)
+    ffn_num: int = _adapter(16, "bottleneck of adaptmlp", owner="adaptmlp", ge=1, le=WIDEST, first=True)
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
 
@@ -139,7 +147,7 @@ class Config(BaseModel):
     init_lr: float = _training(
         0.005, "learning rate of the func phase; with nested_lora, of router and head only", gt=0, first=True
     )
-    rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0)
+    rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0, idle_if={"rd_epoch": [0]})
     min_lr: float = _training(0.0, "final learning rate of the cosine schedules", ge=0)
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
     on_nan: Literal["stop", "skip"] = _training(
@@ -165,17 +173,18 @@ class Config(BaseModel):
         "skip",
         "skip: slow does not change between updates; accumulate: as skip, but an update uses the mean gradient of its "
         "interval; zero_grad: its gradient is zero between updates, but momentum and weight decay still change slow",
+        idle_if={"nested_lora_update_interval_slow": [0, 1]},
     )
     nested_lora_use_consolidation: bool = _nested(
         False, "consolidate fast into slow at the end of each task", first=True
     )
-    nested_lora_consolidation_alpha: float = _nested(0.1, "fraction of fast that is added to slow", ge=0, le=1)
-    nested_lora_consolidation_mode: Literal["weights", "function"] = _nested(
+    nested_lora_consolidation_alpha: float = _consolidation(0.1, "fraction of fast that is added to slow", ge=0, le=1)
+    nested_lora_consolidation_mode: Literal["weights", "function"] = _consolidation(
         "weights",
         "weights: add alpha times fast's tensors to those of slow; function: add alpha times fast's output to that of "
         "slow, exactly (slow's rank grows by fast's rank)",
     )
-    nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _nested(
+    nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _consolidation(
         "zero", "fast after consolidation; zero: all zero; reinit: new down-projection, zero output; keep: unchanged"
     )
     nested_lora_lifetime: Literal["expansion", "continual"] = _nested(
@@ -193,6 +202,7 @@ class Config(BaseModel):
         "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
         "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
+        idle_if={"rd_epoch": [0]},
     )
     compile: bool = _speed(
         False, "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); changes rounding"

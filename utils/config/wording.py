@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from utils.text import shown
+
 
 def choices(schema: Mapping[str, Any]) -> list[str]:
     """Return the values that a schema enumerates, or an empty list."""
@@ -27,6 +29,15 @@ def describe(schema: Mapping[str, Any]) -> str:
         "null": "null",
     }
     return words[schema["type"]]
+
+
+def effect(schema: Mapping[str, Any]) -> str:
+    """Say whether one key can change a result: `yes`, `no`, or `yes, with ...`."""
+    parts = ["yes" if schema["changes_results"] else "no"]
+    parts += [f"with {schema['owner']}"] if "owner" in schema else []
+    for other, without in schema.get("idle_if", {}).items():
+        parts.append(f"unless {other} is {' or '.join(map(shown, without))}")
+    return ", ".join(parts)
 
 
 def _bounds(schema: Mapping[str, Any]) -> str:

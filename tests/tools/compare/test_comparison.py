@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from finished_runs import PilotRun, random_hits, write_run
 
-from tools.compare.comparison import ABSENT, compare, value_text
+from tools.compare.comparison import compare, value_text
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
+from tools.compare.names import ABSENT
 from utils.errors import UserError
 
 LAST = MEASURES[0]

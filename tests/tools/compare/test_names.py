@@ -21,8 +21,13 @@ RANK, INTERVAL = "nested_lora_rank", "nested_lora_update_interval_slow"
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([{RANK: 8, INTERVAL: 5}, {RANK: 4, INTERVAL: 2}], ["rank 8, interval 5", "rank 4, interval 2"]),
+        (
+            [{**NESTED, RANK: 8, INTERVAL: 5}, {**NESTED, RANK: 4, INTERVAL: 2}],
+            ["rank 8, interval 5", "rank 4, interval 2"],
+        ),
         ([NESTED, {"ffn_adapter_type": "adaptmlp"}], ["nested_lora", "adaptmlp"]),
+        ([NESTED, {**NESTED, INTERVAL: 5}], ["interval 1", "interval 5"]),
+        ([{}, {**NESTED, RANK: 8}, {**NESTED, RANK: 4}], ["adaptmlp", "nested_lora, rank 8", "nested_lora, rank 4"]),
         ([{"ffn_num": 8}, {"ffn_num": 16}], ["bottleneck 8", "bottleneck 16"]),
         (
             [{**NESTED, "nested_lora_use_consolidation": True}, NESTED],
@@ -47,9 +52,9 @@ def test_labels_that_differ_are_names_and_one_that_several_share_is_a_prefix(tmp
 
 def test_of_many_keys_only_those_are_named_that_tell_configurations_apart(tmp_path):
     changes = [
-        {RANK: rank, INTERVAL: interval, "func_epoch": rank, "rd_epoch": interval, "buffer_size": rank + interval}
+        {**NESTED, RANK: rank, INTERVAL: k, "func_epoch": rank, "rd_epoch": k, "buffer_size": rank + k}
         for rank in (4, 8)
-        for interval in (1, 2)
+        for k in (1, 2)
     ]
     found = names(tmp_path, *changes)
     assert len(set(found)) == 4

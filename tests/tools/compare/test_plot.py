@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[3]
 def runs(tmp_path) -> list[Path]:
     ranks = ((4, 60), (8, 70))
     rows = [(rank, seed, [[90], [80, low + 2 * seed]]) for rank, low in ranks for seed in (1, 2)]
-    return [write_run(tmp_path, "a", seed, correct, nested_lora_rank=rank) for rank, seed, correct in rows]
+    return [
+        write_run(tmp_path, "a", seed, correct, ffn_adapter_type="nested_lora", nested_lora_rank=rank)
+        for rank, seed, correct in rows
+    ]
 
 
 def test_the_curves_have_mean_band_and_names_by_what_differs(runs):

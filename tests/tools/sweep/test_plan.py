@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.sweep.plan import PlannedRun, read_plan
+from tools.sweep.plan import PlannedRun, ignored, read_plan
 from utils.config.flags import parse
 from utils.config.identity import result_hash
 from utils.config.load import load
@@ -96,6 +96,14 @@ def test_members_of_a_list_may_have_another_base_and_override_the_common_changes
     assert (first.name.split("-")[0], second.name.split("-")[0]) == ("flat", "base")
     assert [(run.member.config.func_epoch, run.member.config.rd_epoch) for run in (first, second)] == [(2, 3), (2, 4)]
     assert first.seed == second.seed == 7
+
+
+def test_keys_without_effect_in_a_member_are_said_once(plan):
+    members = [{"name": name, "base": "flat.json", "changes": {"rd_dim": n}} for name, n in (("a", 8), ("b", 9))]
+    runs = plan(changes={"nested_lora_rank": 4}, list=[*members, {"name": "nested"}])
+    assert ignored(runs) == [
+        "a | b: nested_lora_rank = 4 (flag --nested_lora_rank): ignored, as adapters of type adaptmlp do not have it"
+    ]
 
 
 ODD_VALUES = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from utils.choices import ADAPTERS, LEARNERS
 from utils.config.flags import parse
-from utils.config.identity import content, counted, digests, on_record, result_hash
+from utils.config.identity import content, counted, digests, idle_keys, on_record, result_hash, without_idle_keys
 from utils.config.load import load, resolve
 from utils.config.schema import USES, Config, defaults, schemas
 from utils.datasets import DATASETS
@@ -463,6 +463,23 @@ OTHER_VALUES = {
 }  # fmt: skip
 
 
+NESTED = {"ffn_adapter_type": "nested_lora"}
+OF_NESTED = [key for key in NESTED_DEFAULTS if key != "ffn_adapter_type"]
+OF_CONSOLIDATION = [f"nested_lora_{name}" for name in ("consolidation_alpha", "consolidation_mode", "fast_reset")]
+ACTS_WITH = {  # by the keys that act only together with others
+    **dict.fromkeys(OF_NESTED, NESTED),
+    **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
+    "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
+}
+IDLE = [  # keys without effect, and beside what
+    *((key, {}) for key in OF_NESTED),
+    *((key, NESTED) for key in ["ffn_num", "nested_lora_slow_update", *OF_CONSOLIDATION]),
+    ("nested_lora_slow_update", {**NESTED, "nested_lora_update_interval_slow": 0}),
+    ("class_order_seed", {"shuffle": False}),
+    *((key, {"rd_epoch": 0}) for key in ("rd_lr", "rd_views")),
+]
+
+
 def other_value(key: str, value: object) -> object:
     if key in OTHER_VALUES:
         return OTHER_VALUES[key]
@@ -471,10 +488,67 @@ def other_value(key: str, value: object) -> object:
 
 @pytest.mark.parametrize("key", sorted(set(Config.model_fields) - {"model_name", *USES}))
 def test_hash_changes_with_every_key_that_changes_results_and_with_no_other(key):
-    plain = load(None, {"dataset": "cub"})
-    other = load(None, {"dataset": "cub", key: other_value(key, getattr(plain, key))})
+    beside = {"dataset": "cub", **ACTS_WITH.get(key, {})}
+    plain = load(None, beside)
+    other = load(None, {**beside, key: other_value(key, getattr(plain, key))})
     assert getattr(other, key) != getattr(plain, key)
     assert (result_hash(other) != result_hash(plain)) == (key not in NO_INFLUENCE)
+
+
+@pytest.mark.parametrize(("key", "others"), IDLE)
+def test_a_key_without_effect_is_ignored_with_a_word_and_changes_no_hash(key, others, write):
+    beside = {"dataset": "cub", **others}
+    value = other_value(key, defaults()[key])
+    said = []
+    plain, other = (load(write(json.dumps(beside | more)), warn=said.append) for more in ({}, {key: value}))
+    (text,) = said
+    assert text.startswith(f"{key} = {json.dumps(value)} (") if not isinstance(value, str) else key in text
+    assert ": ignored, as " in text
+    assert result_hash(other) == result_hash(plain)
+    values = other.model_dump(mode="json")
+    assert (key in counted(values), key in on_record(other)) == (False, False)
+    assert without_idle_keys(other) == without_idle_keys(plain)
+    text = json.dumps({**beside, key: value}, sort_keys=True, separators=(",", ":"))
+    assert hashlib.blake2b(text.encode(), digest_size=4).hexdigest() in digests(values)
+
+
+def test_keys_without_effect_are_named_with_their_place_and_the_reason(write):
+    said = []
+    path = write('{"dataset": "cub", "nested_lora_rank": 4, "nested_lora_lr_fast": 0.01, "shuffle": false}')
+    config = load(path, {"nested_lora_lr_slow": 0.5, "class_order_seed": 3}, said.append)
+    assert said == [
+        f"nested_lora_lr_slow = 0.5 (flag --nested_lora_lr_slow), nested_lora_rank = 4 ({path}): ignored, as adapters "
+        "of type adaptmlp do not have it",
+        "class_order_seed = 3 (flag --class_order_seed): ignored, as shuffle is false",
+    ]
+    assert config.nested_lora_rank == 4  # runs of earlier versions are found by it
+    load(None, {"dataset": "cub", "nested_lora_rank": 16, **NESTED, "ffn_num": 16}, said.append)  # the defaults
+    assert len(said) == 2
+
+
+def test_a_type_of_a_plug_in_has_its_width_the_keys_of_its_branches_and_those_it_declares(monkeypatch):
+    keys = {"dataset": "cub", "ffn_num": 4, "nested_lora_rank": 4, "nested_lora_lr_fast": 0.5}
+    consolidation = {"nested_lora_consolidation_alpha": 0.5}  # may act in another way than in nested_lora
+    with registered("gain", "three_branches"):
+        assert {"nested_lora_rank", "nested_lora_lr_fast"} <= idle_keys({**keys, "ffn_adapter_type": "gain"}).keys()
+        assert list(idle_keys({**keys, **consolidation, "ffn_adapter_type": "three_branches"})) == ["ffn_num"]
+        monkeypatch.setattr(ADAPTERS["gain"], "keys", ("nested_lora_rank",))
+        kept = on_record(load(None, {**keys, "ffn_adapter_type": "gain"}))
+        assert (kept["ffn_num"], kept["nested_lora_rank"]) == (4, 4)
+        here = counted(kept)
+    assert counted(kept) == here  # where the plug-in is not loaded
+    assert "nested_lora_lr_fast" not in here
+
+
+@pytest.mark.parametrize("kind", ["adaptmlp", "nested_lora"])
+def test_shipped_types_have_the_keys_that_their_classes_declare(kind):
+    cls, idle = ADAPTERS[kind], idle_keys({"dataset": "cub", "ffn_adapter_type": kind})
+    assert cls.width_key not in idle
+    assert ("nested_lora_lr_slow" in idle) == (not cls.branches)
+
+
+def test_a_learner_of_a_plug_in_may_read_every_key():
+    assert idle_keys({"dataset": "cub", "model_name": "mine", "nested_lora_rank": 4}) == {}
 
 
 @pytest.mark.parametrize("use", [{"eval": True}, {"predict": ["a.png"]}, {"export": "a.safetensors"}])
@@ -492,7 +566,7 @@ def test_equal_hashes_go_with_equal_counted_keys():
     config = Config(dataset="cub", seed=[1], output_dir="a", prefix="b")
     other = Config(dataset="cub", seed=[2], output_dir="c", prefix="d", num_workers=0, data_root="/x")
     assert counted(config.model_dump(mode="json")) == counted(other.model_dump(mode="json"))
-    assert set(counted({"dataset": "cub"})) == set(Config.model_fields) - NO_INFLUENCE
+    assert set(counted({"dataset": "cub"})) == set(Config.model_fields) - NO_INFLUENCE - set(OF_NESTED)
     assert counted({"dataset": "npz", "data_root": "/x/y"})["data_root"] == "y"
 
 
@@ -515,7 +589,8 @@ def test_the_folder_of_data_and_weights_does_not_count(tmp_path, monkeypatch):
     there = load(None, {**values, "data_root": "/far/d.npz", "backbone_checkpoint": str(tmp_path / "w.pth")})
     assert result_hash(here) == result_hash(there)
     assert content(here.model_dump()) == content({**values, "data_root": "other", "backbone_checkpoint": None})
-    assert digests({**values, "data_root": "/far/d.npz"}) == (  # the second is of earlier versions
+    assert digests({**values, "data_root": "/far/d.npz"}) == (  # the last is of earlier versions
+        result_hash(here),
         result_hash(here),
         hashlib.blake2b(
             b'{"backbone_checkpoint":"w.pth","data_root":"/far/d.npz","dataset":"npz"}', digest_size=4
@@ -527,7 +602,8 @@ def test_paths_on_record_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load(None, {"dataset": "npz", "data_root": "d.npz", "output_dir": "/logs"})
     changed = {"data_root": str(tmp_path / "d.npz")}
-    assert on_record(config) == {**config.model_dump(mode="json"), **changed}
+    kept = {key: value for key, value in config.model_dump(mode="json").items() if not key.startswith("nested_lora_")}
+    assert on_record(config) == {**kept, **changed}
 
 
 PATHS = ["data_root", "backbone_checkpoint", "checkpt_path", "resume", "output_dir"]
