@@ -51,6 +51,22 @@ VARIANTS = {
         },
     ),
     "nested_lora_cifar_continual": ("nested_lora_cifar", {"nested_lora_lifetime": "continual"}),
+    **{
+        f"nested_lora_cifar_continual_consolidate_{name}": (
+            "nested_lora_cifar_continual",
+            {
+                "nested_lora_use_consolidation": True,
+                "nested_lora_consolidation_mode": mode,
+                "nested_lora_consolidation_alpha": alpha,
+                "nested_lora_fast_reset": reset,
+            },
+        )
+        for name, mode, alpha, reset in (
+            ("weights", "weights", 0.2, "keep"),
+            ("function", "function", 1.0, "zero"),
+            ("function_share", "function", 0.2, "keep"),
+        )
+    },
     "pair_rank8_nested_lora_cifar": ("nested_lora_cifar", {"nested_lora_rank": 8}),
     "pair_rank8_equal_rates_nested_lora_cifar": ("pair_rank8_nested_lora_cifar", EQUAL_RATES),
     "pair_rank8_adaptmlp_cifar": ("sema_cifar", {"ffn_num": 16}),

@@ -17,22 +17,25 @@ from utils.runs.environment import PROJECT
 
 EXPS = Path(__file__).parents[3] / "exps"
 INTERVAL = "nested_lora_update_interval_slow"
-SWITCH, MODE, ALPHA = (
-    f"nested_lora_{key}" for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha")
+SWITCH, MODE, ALPHA, RESET, LIFETIME = (
+    f"nested_lora_{key}"
+    for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset", "lifetime")
 )
 SEEDS = [1993, 1994, 1995]
 FIVE = [*SEEDS, 1996, 1997]  # of the sweeps whose tables are in the documents
 
-OFF_AND_ON = {"off": {SWITCH: False}} | {
-    f"{mode}, alpha {alpha}": {SWITCH: True, MODE: mode, ALPHA: alpha}
-    for mode in ("weights", "function")
-    for alpha in (0.05, 0.1, 0.2)
-}
+OFF_AND_ON = {"off": {SWITCH: False, LIFETIME: "continual"}} | {
+    f"{mode}, alpha {alpha:g}, fast {word}": {
+        SWITCH: True, MODE: mode, ALPHA: alpha, RESET: reset, LIFETIME: "continual"
+    }
+    for mode, alpha in (("weights", 0.2), ("function", 0.2), ("function", 1.0))
+    for word, reset in (("kept", "keep"), ("reset", "zero"))
+}  # fmt: skip
 # of every sweep on one base: what its members set, the first being the baseline
 ON_ONE_BASE = {
     "interval": {f"update_interval_slow={k}": {INTERVAL: k} for k in (1, 5, 10)},
     "consolidation": OFF_AND_ON,
-    "lifetime": {f"lifetime={kind}": {"nested_lora_lifetime": kind} for kind in ("expansion", "continual")},
+    "lifetime": {f"lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
     "slow_update": {
         f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
     },
