@@ -33,6 +33,9 @@ NESTED = {
     "nested_lora_lr_slow": 0.001,
     "nested_lora_update_interval_slow": 5, "nested_lora_use_consolidation": False,
 }  # fmt: skip
+EQUAL_RATES = {
+    "nested_lora_lr_fast": 0.005, "nested_lora_lr_slow": 0.005, "nested_lora_update_interval_slow": 1,
+}  # fmt: skip
 # each as what it changes in another
 VARIANTS = {
     "nested_lora_cifar": ("sema_cifar", NESTED),
@@ -48,9 +51,27 @@ VARIANTS = {
         },
     ),
     "nested_lora_cifar_continual": ("nested_lora_cifar", {"nested_lora_lifetime": "continual"}),
+    **{
+        f"nested_lora_cifar_continual_consolidate_{name}": (
+            "nested_lora_cifar_continual",
+            {
+                "nested_lora_use_consolidation": True,
+                "nested_lora_consolidation_mode": mode,
+                "nested_lora_consolidation_alpha": alpha,
+                "nested_lora_fast_reset": reset,
+            },
+        )
+        for name, mode, alpha, reset in (
+            ("weights", "weights", 0.2, "keep"),
+            ("function", "function", 1.0, "zero"),
+            ("function_share", "function", 0.2, "keep"),
+        )
+    },
     "pair_rank8_nested_lora_cifar": ("nested_lora_cifar", {"nested_lora_rank": 8}),
+    "pair_rank8_equal_rates_nested_lora_cifar": ("pair_rank8_nested_lora_cifar", EQUAL_RATES),
     "pair_rank8_adaptmlp_cifar": ("sema_cifar", {"ffn_num": 16}),
     "pair_rank16_nested_lora_cifar": ("nested_lora_cifar", {"nested_lora_rank": 16}),
+    "pair_rank16_equal_rates_nested_lora_cifar": ("pair_rank16_nested_lora_cifar", EQUAL_RATES),
     "pair_rank16_adaptmlp_cifar": ("sema_cifar", {"ffn_num": 32}),
 }
 

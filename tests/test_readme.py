@@ -56,6 +56,18 @@ def test_the_results_in_the_readme_are_numbers_of_the_sweep() -> None:
     assert all(number in measured for number in numbers if "interval" not in number)
 
 
+def test_every_difference_to_the_baseline_has_a_column_of_its_own(tmp_path: Path) -> None:
+    means = "\n".join(f"| {row} | 1 ± 1 | 2 ± 1 | 4 ± 1 |" for row in docs.RESULTS)
+    differences = "\n".join(f"| {row} | +1 \\[0, 2\\], p = 0.1 | +3 \\[2, 4\\], p = 0.2 |" for row in docs.RESULTS)
+    tables = f"| measure | flat | equal | two |\n{means}\n\n| measure | equal | two |\n{differences}\n"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/sweeps.md").write_text(f"<!-- matched begin -->\n{tables}<!-- matched end -->\n")
+    header, _, first, *_ = docs.results(tmp_path).splitlines()
+    names = [f"{name}: difference \\[95 % interval\\]" for name in ("equal", "two")]
+    assert header == f"| measure | flat | equal | two | {' | '.join(names)} |"
+    assert first == f"| {docs.RESULTS[0]} | 1 ± 1 | 2 ± 1 | 4 ± 1 | +1 \\[0, 2\\] | +3 \\[2, 4\\] |"
+
+
 def test_the_code_map_lists_every_module_with_code() -> None:
     listed = re.findall(r"\]\(\.\./([\w/]+\.py)\) \|", read_part(ROOT / "docs/code-map.md", "modules"))
     modules = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py") if path.read_text(encoding="utf-8")]

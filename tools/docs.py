@@ -29,7 +29,9 @@ def results(root: Path) -> str:
     """Return the comparison at equal numbers of parameters, taken from docs/sweeps.md."""
     tables = read_tables(read_part(root / "docs/sweeps.md", "matched"))
     means, differences = ({row[0]: row[1:] for row in table} for table in tables if table[0][0] == "measure")
-    header = ["measure", *means["measure"], "difference \\[95 % interval\\]"]
+    members = differences["measure"]
+    names = ["difference"] if len(members) == 1 else [f"{member}: difference" for member in members]
+    header = ["measure", *means["measure"], *(f"{name} \\[95 % interval\\]" for name in names)]
     rows = [[row, *means[row], *(cell.partition(", p")[0] for cell in differences[row])] for row in RESULTS]
     return markdown_table(header, rows)
 

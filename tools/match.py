@@ -4,7 +4,8 @@
 
 Counts the functional adapters of both networks before any expansion. The weights are random; nothing is downloaded.
 A nested_lora adapter of rank r is slightly larger than an adaptmlp adapter with bottleneck 2r: its second branch has
-biases of its own. Percentages are relative to the configuration given with --to.
+biases of its own. Percentages are relative to the configuration given with --to. Where a nested_lora configuration has
+time scales, the flags of a third configuration are named, equal in parameters too, that differs in structure alone.
 
 Exit codes: 0 within the tolerance, 1 outside, 2 an error in a configuration or the command line.
 """
@@ -29,6 +30,7 @@ from utils.config.load import load
 from utils.config.schema import Config
 from utils.console import command
 from utils.files import path_argument
+from utils.timescales.scales import SCALES
 
 TOLERANCE = Decimal("3.5")  # per cent
 
@@ -48,6 +50,7 @@ class Born:
     by_role: dict[str, int]
     beside: dict[str, int]  # routers and descriptors
     grows: bool  # whether consolidation makes the adapters larger
+    without_scales: list[str]  # flags that give its branches the rate of an adapter without any; none: they have it
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,18 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
         by_role=by_role,
         beside={role: count for role, count in all_roles.items() if role not in by_role},
         grows=slots[0].functional[0].grows,
+        without_scales=without_scales(config, network.adapter_type.branches),
     )
     return counts, total_at
+
+
+def without_scales(config: Config, branches: Sequence[str]) -> list[str]:
+    """Return the flags that give every branch the rate `init_lr` and the interval 1, or none if it has both."""
+    scales = [scale for scale in SCALES if scale.name in branches]
+    if all(scale.rate(config) == config.init_lr and scale.interval(config) == 1 for scale in scales):
+        return []
+    rates = [f"--{scale.rate_key} {config.init_lr:g}" for scale in scales]
+    return [*rates, *(f"--{scale.interval_key} 1" for scale in scales if scale.interval_key)]
 
 
 def best_width(total_at: Callable[[int], int], target: int) -> int:
@@ -133,11 +146,18 @@ def compare(counts: Born, width: int, total: int, target: int, tolerance: Decima
 
 
 def notes(first: Born, second: Born) -> list[str]:
-    """Return what can make the comparison unfair although the totals match."""
+    """Return what else differs although the totals match, and what isolates it."""
     growth = "consolidation adds rank to the adapters; results.json of a run has the counts after every task"
     lines = [f"{side.config}: {growth}" for side in (first, second) if side.grows]
     if first.beside != second.beside or first.d_model != second.d_model:
         lines.append("the configurations also differ in their embedding width, routers or descriptors")
+    if first.adapter_type != second.adapter_type:
+        lines += [
+            f"{side.config} differs in its time scales, too; as a third configuration, equal in parameters, it differs "
+            f"in structure alone with {' '.join(side.without_scales)}"
+            for side in (first, second)
+            if side.without_scales
+        ]
     return lines
 
 

@@ -219,10 +219,11 @@ def test_the_shipped_pairs(capsys, monkeypatch, first, second, code, lines):
 
 
 @pytest.mark.parametrize(("rank", "bottleneck", "per_cent"), [(8, 16, 3.03), (16, 32, 1.54)])
-def test_the_pairs_of_exps_are_matched_as_their_names_say(rank, bottleneck, per_cent):
+def test_the_groups_of_exps_are_matched_as_their_names_say(rank, bottleneck, per_cent):
     """By the formula at ViT-B/16's width; what the networks hold is tested above."""
-    pair = [load(EXPS / f"pair_rank{rank}_{kind}_cifar.json") for kind in ("nested_lora", "adaptmlp")]
-    assert (pair[0].nested_lora_rank, pair[1].ffn_num) == (rank, bottleneck)
+    kinds = ("nested_lora", "equal_rates_nested_lora", "adaptmlp")
+    two, equal, flat = (load(EXPS / f"pair_rank{rank}_{kind}_cifar.json") for kind in kinds)
+    assert (two.nested_lora_rank, equal.nested_lora_rank, flat.ffn_num) == (rank, rank, bottleneck)
     nested_size, size = 2 * (2 * 768 * rank + rank + 768), 2 * 768 * bottleneck + bottleneck + 768
     assert round(100 * (nested_size / size - 1), 2) == per_cent
 
@@ -236,18 +237,39 @@ def test_a_consolidation_that_grows_adapters_and_a_different_network_are_said(ma
     _, growing = match(tiny(24, **nested(3, **grows)), tiny(24, **adaptmlp(6, **grows)))
     _, other = match(tiny(24, **nested(3)), tiny(24, rd_dim=64, **adaptmlp(6)))
     _, of_equal_size = match(tiny(24, **nested(3, nested_lora_use_consolidation=True)), tiny(24, **adaptmlp(6)))
-    assert same["notes"] == of_equal_size["notes"] == []
-    assert len(growing["notes"]) == 1
+    scales = same["notes"]
+    assert of_equal_size["notes"] == scales
+    assert len(growing["notes"]) == len(other["notes"]) == 2
     assert "first.json: consolidation adds rank to the adapters" in growing["notes"][0]
-    assert len(other["notes"]) == 1
     assert "routers or descriptors" in other["notes"][0]
+    assert growing["notes"][1:] == other["notes"][1:] == scales
+
+
+def test_the_third_configuration_is_named_that_differs_in_structure_alone(match):
+    flags = ["--nested_lora_lr_slow 0.02", "--nested_lora_lr_fast 0.02", "--nested_lora_update_interval_slow 1"]
+    plain, equal = adaptmlp(6, init_lr=0.02), {"nested_lora_lr_slow": 0.02, "nested_lora_lr_fast": 0.02}
+    for order in (1, -1):
+        _, found = match(*[tiny(24, **nested(3, init_lr=0.02)), tiny(24, **plain)][::order])
+        (note,) = found["notes"]
+        assert note.endswith("differs in structure alone with " + " ".join(flags))
+        assert note.startswith(found["first" if order == 1 else "second"]["config"])
+    _, slower = match(
+        tiny(24, **nested(3, init_lr=0.02, nested_lora_update_interval_slow=5, **equal)), tiny(24, **plain)
+    )
+    assert len(slower["notes"]) == 1
+    for first in (
+        nested(3, init_lr=0.02, **equal),
+        nested(3, init_lr=0.02, nested_lora_update_interval_slow=0, **equal),
+    ):
+        assert match(tiny(24, **first), tiny(24, **plain))[1]["notes"] == []
+    assert match(tiny(24, **nested(3)), tiny(24, **nested(3)))[1]["notes"] == []
 
 
 def test_when_nothing_is_near_the_nearest_is_named_and_said_to_be_outside(write, capsys):
     code = main([write("a", tiny(24, **nested(3))), "--to", write("b", tiny(24, **adaptmlp(1)))])
     assert code == 1
     assert "best --nested_lora_rank 1: 292 in total, 146 more (+100.00 %)" in (output := capsys.readouterr().out)
-    assert output.rstrip().endswith("outside it")
+    assert "outside it\n" in output
 
 
 def test_nothing_is_downloaded(match, monkeypatch):

@@ -17,21 +17,25 @@ from utils.runs.environment import PROJECT
 
 EXPS = Path(__file__).parents[3] / "exps"
 INTERVAL = "nested_lora_update_interval_slow"
-SWITCH, MODE, ALPHA = (
-    f"nested_lora_{key}" for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha")
+SWITCH, MODE, ALPHA, RESET, LIFETIME = (
+    f"nested_lora_{key}"
+    for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset", "lifetime")
 )
 SEEDS = [1993, 1994, 1995]
+FIVE = [*SEEDS, 1996, 1997]  # of the sweeps whose tables are in the documents
 
-OFF_AND_ON = {"off": {SWITCH: False}} | {
-    f"{mode}, alpha {alpha}": {SWITCH: True, MODE: mode, ALPHA: alpha}
-    for mode in ("weights", "function")
-    for alpha in (0.05, 0.1, 0.2)
-}
+OFF_AND_ON = {"off": {SWITCH: False, LIFETIME: "continual"}} | {
+    f"{mode}, alpha {alpha:g}, fast {word}": {
+        SWITCH: True, MODE: mode, ALPHA: alpha, RESET: reset, LIFETIME: "continual"
+    }
+    for mode, alpha in (("weights", 0.2), ("function", 0.2), ("function", 1.0))
+    for word, reset in (("kept", "keep"), ("reset", "zero"))
+}  # fmt: skip
 # of every sweep on one base: what its members set, the first being the baseline
 ON_ONE_BASE = {
     "interval": {f"update_interval_slow={k}": {INTERVAL: k} for k in (1, 5, 10)},
     "consolidation": OFF_AND_ON,
-    "lifetime": {f"lifetime={kind}": {"nested_lora_lifetime": kind} for kind in ("expansion", "continual")},
+    "lifetime": {f"lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
     "slow_update": {
         f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
     },
@@ -41,12 +45,12 @@ SHIPPED = {
     for form, base in (("", "nested_lora_cifar"), ("quickstart_", "quickstart"))
     for name, members in ON_ONE_BASE.items()
 }
-PAIRS = {
+GROUPS = {
     f"{form}matched_rank{rank}": (bases, rank, bottleneck)
     for rank, bottleneck in ((8, 16), (16, 32))
     for form, bases in (
-        ("", (f"pair_rank{rank}_adaptmlp_cifar", f"pair_rank{rank}_nested_lora_cifar")),
-        ("quickstart_", ("quickstart_adaptmlp", "quickstart")),
+        ("", [f"pair_rank{rank}_{kind}_cifar" for kind in ("adaptmlp", "equal_rates_nested_lora", "nested_lora")]),
+        ("quickstart_", ["quickstart_adaptmlp", "quickstart", "quickstart"]),
     )
 }
 
@@ -230,12 +234,15 @@ def test_the_example_of_the_documentation_is_a_sweep(tmp_path):
     (tmp_path / "my_sweep.json").write_text(example.replace("exps/", f"{PROJECT}/exps/"))
     planned = read_plan(tmp_path / "my_sweep.json", str(tmp_path))
     assert [(run.member.name, run.seed) for run in planned] == [
-        (name, seed) for seed in (1, 2, 3) for name in ("adaptmlp", "nested_lora")
+        (name, seed) for seed in (1, 2, 3) for name in ("adaptmlp", "equal rates", "two rates")
     ]
     assert {(run.member.config.dataset, run.member.config.data_root) for run in planned} == {
         ("imagefolder", "my_images")
     }
-    assert [run.member.config.ffn_adapter_type for run in planned[:2]] == ["adaptmlp", "nested_lora"]
+    flat, equal, _ = (run.member.config for run in planned[:3])
+    assert [run.member.config.ffn_adapter_type for run in planned[:3]] == ["adaptmlp", "nested_lora", "nested_lora"]
+    assert equal.nested_lora_lr_fast == equal.nested_lora_lr_slow == flat.init_lr
+    assert equal.nested_lora_update_interval_slow == 1
 
 
 def test_a_base_that_evaluates_is_refused(plan, tmp_path):
@@ -258,33 +265,45 @@ def shipped(name: str) -> list[PlannedRun]:
 
 def test_every_shipped_file_is_tested_below():
     elsewhere = {"quickstart_speed"}  # in tests/benchmarks/test_accuracy.py
-    assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | PAIRS.keys() | elsewhere
+    assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | GROUPS.keys() | elsewhere
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_sweep_sets_what_its_name_says_and_nothing_else(name):
     base, members = SHIPPED[name]
     runs = shipped(name)
-    assert [(run.member.name, run.seed) for run in runs] == [(member, seed) for seed in SEEDS for member in members]
-    common = {"seed": SEEDS, "output_dir": "logs"}
+    seeds = FIVE if name == "quickstart_interval" else SEEDS
+    assert [(run.member.name, run.seed) for run in runs] == [(member, seed) for seed in seeds for member in members]
+    common = {"seed": seeds, "output_dir": "logs"}
     origin = load(EXPS / f"{base}.json").model_dump()
     for run in runs:
         assert run.member.config.model_dump() == origin | common | members[run.member.name]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_a_shipped_pair_is_matched_in_the_adapters_and_differs_in_nothing_else(name):
-    bases, rank, bottleneck = PAIRS[name]
-    flat, nested = (run.member for run in shipped(name)[:2])
-    assert [flat.base.stem, nested.base.stem] == list(bases)
-    assert (flat.config.ffn_adapter_type, flat.config.ffn_num) == ("adaptmlp", bottleneck)
-    assert (nested.config.ffn_adapter_type, nested.config.nested_lora_rank) == ("nested_lora", rank)
-    ours, theirs = nested.config.model_dump(), flat.config.model_dump()
-    differing = {key for key in ours if ours[key] != theirs[key]}
-    assert {key for key in differing if not key.startswith("nested_lora_")} <= {"ffn_adapter_type", "ffn_num"}
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_shipped_group_is_equal_in_parameters_and_each_member_differs_from_the_one_before_in_one_thing(name):
+    """From adaptmlp to nested_lora the structure, from there to the last member the time scales."""
+    bases, rank, bottleneck = GROUPS[name]
+    runs = shipped(name)
+    members = [run.member for run in runs[:3]]
+    names = [
+        f"adaptmlp, bottleneck {bottleneck}",
+        *(f"nested_lora, rank {rank}, {how} rates" for how in ("equal", "two")),
+    ]
+    seeds = FIVE if name.startswith("quickstart") else SEEDS
+    assert [(run.member.name, run.seed) for run in runs] == [(member, seed) for seed in seeds for member in names]
+    assert [member.base.stem for member in members] == bases
+    flat, equal, two = (member.config.model_dump() for member in members)
+    assert (flat["ffn_adapter_type"], flat["ffn_num"]) == ("adaptmlp", bottleneck)
+    assert (equal["ffn_adapter_type"], equal["nested_lora_rank"]) == ("nested_lora", rank)
+    structure = {key for key in flat if flat[key] != equal[key]}
+    assert {key for key in structure if not key.startswith("nested_lora_")} <= {"ffn_adapter_type", "ffn_num"}
+    assert equal["nested_lora_lr_fast"] == equal["nested_lora_lr_slow"] == flat["init_lr"]
+    assert equal[INTERVAL] == 1
+    assert two == equal | {"nested_lora_lr_fast": 0.01, "nested_lora_lr_slow": 0.001, INTERVAL: 5}
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *PAIRS])
+@pytest.mark.parametrize("name", [*SHIPPED, *GROUPS])
 def test_main_given_the_command_makes_the_run_of_the_dry_run(name):
     runs = shipped(name)
     assert len({run.name for run in runs}) == len(runs)
