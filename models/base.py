@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from backbone.vit_sema import sema_blocks
-
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Tasks
 from models.reports import structure
