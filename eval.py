@@ -49,6 +49,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     changed = other_test_images(meta, file, data, config.accept_changed_data)
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
+    if note := learner.precision_note():
+        logger.log(*note)
     learner.load_checkpoint(file)
     if not meta:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])

@@ -113,8 +113,13 @@ def checked_tasks(config: Config, data: ImageData) -> DataManager:
 
 
 def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
-    """Make the learner of a run, which checks the backbone and its weights, and print what would be done."""
-    get_model(Setup(config, config.seed[0], device, make_tasks(config, data).nb_classes))
+    """Make the learner of a run, which checks the backbone and its weights, and print what would be done.
+
+    With `precision` bf16 this says also what that gains or costs.
+    """
+    learner = get_model(Setup(config, config.seed[0], device, make_tasks(config, data).nb_classes))
+    if note := learner.precision_note():
+        print(note[1])
     print(f"would {'resume' if plan.resumes else 'start'}: {plan.path}")
 
 
@@ -127,6 +132,8 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
         sizes = [tasks.get_task_size(task) for task in range(tasks.nb_tasks)]
         logger.info("%s\n%s", data.summary, class_legend(tasks.class_names, sizes))
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
+        if note := learner.precision_note():
+            logger.log(*note)
         run = Run(config, tasks, fingerprints(data), learner, log, request)
         if not run.resume(data):
             log.write_config(on_record(config))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import Timer, Work, best_of
-from benchmarks.timing import Report, described, origin
+from benchmarks.timing import NEEDS_UNITS, Report, described, origin
 from benchmarks.workloads import Setting, Workshop
 from tools.generated import markdown_table
 from utils.inc_net import SEMAVitNet
@@ -107,7 +107,8 @@ def tables(report: Report) -> str:
     seconds = report["casts"]
     note = (
         f"{described(report)} Rounds are compared for each kind of operator. Casting all frozen weights to bfloat16, "
-        f"which every forward pass does anew, takes {100 * seconds['casts'] / seconds['forward']:.1f} % of one.\n"
+        f"which every forward pass does anew, takes {100 * seconds['casts'] / seconds['forward']:.1f} % of one."
+        f"{f' {NEEDS_UNITS}' if report['machine']['kind'] == 'cpu' else ''}\n"
     )
     return "\n".join([note, *(_table(phase, found) for phase, found in report["parts"].items())])
 

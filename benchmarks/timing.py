@@ -13,8 +13,10 @@ from benchmarks.measure import Timer
 from benchmarks.workloads import Setting
 from tools.generated import replace_part
 from utils.devices import device_name, prepare_device
+from utils.runs import environment
 
 DOCUMENT = Path("docs/performance.md")
+NEEDS_UNITS = "The figures of bf16 need a processor with units for bfloat16; without them bf16 is slower than fp32."
 Report = Mapping[str, Any]
 
 
@@ -79,6 +81,7 @@ def machine(device: torch.device, timer: Timer) -> dict[str, Any]:
         "kind": device.type,
         "device": device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": environment.processor(),
         "threads": torch.get_num_threads(),
         "clock": timer.clock,
         "torch": torch.__version__,
@@ -90,7 +93,8 @@ def described(report: Report) -> str:
     """A sentence on setting and machine."""
     setting, where = report["setting"], report["machine"]
     kwargs = "".join(f", {key} {value}" for key, value in setting["kwargs"].items())
-    device = where["device"] if where["kind"] != "cpu" else f"CPU with {where['instructions']}"
+    processor = f" ({where['processor']})" if "processor" in where else ""  # it is not known of earlier measurements
+    device = where["device"] if where["kind"] != "cpu" else f"CPU with {where['instructions']}{processor}"
     return (
         f"{setting['vit']}{kwargs}, batch {setting['batch']}, on a {device}, {where['threads']} thread(s), torch "
         f"{where['torch']}; best of {setting['rounds']} rounds by the {where['clock']} clock."
@@ -98,6 +102,7 @@ def described(report: Report) -> str:
 
 
 def peaks(report: Report) -> str:
-    """A sentence on the fastest matrix products."""
+    """Sentences on the fastest matrix products, and on the figures that need a processor of that kind."""
     found = ", ".join(f"{peak / 1e9:,.0f} in {dtype}" for dtype, peak in report["peaks"].items())
-    return f"Matrix products reach at best {found} billion multiply-adds a second."
+    needed = "" if "bfloat16" not in report["peaks"] or report["machine"]["kind"] != "cpu" else f" {NEEDS_UNITS}"
+    return f"Matrix products reach at best {found} billion multiply-adds a second.{needed}"

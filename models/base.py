@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
+from backbone.vit_sema import sema_blocks
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Report, Tasks
 from models.reports import structure
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
+from utils.devices import bf16_note
 from utils.inc_net import SEMAVitNet
 from utils.runs.checkpoint import read_checkpoint, save_checkpoint
 from utils.streams import seeded
@@ -105,6 +108,15 @@ class BaseLearner(ABC):
     def provenance(self) -> dict[str, Any]:
         """The frozen weights of the run: timm name, origin and SHA-256."""
         return {"backbone": self.network.provenance}
+
+    def precision_note(self) -> tuple[int, str] | None:
+        """Return what `precision` bf16 gains or costs here, after the level at which to log it; None for fp32."""
+        if self.config.precision == "fp32":
+            return None
+        vit = self.network.backbone
+        layer = next(module for module in sema_blocks(vit)[0].mlp.modules() if isinstance(module, nn.Linear))
+        tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+        return bf16_note(self.device, layer, self.config.batch_size * tokens)
 
     # ---- tasks and their data
 

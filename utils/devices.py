@@ -1,11 +1,18 @@
 """The device of a run."""
 
+import logging
 import os
 import shutil
+import time
 
 import torch
+from torch import nn
 
 from utils.errors import ConfigError
+from utils.runs.environment import processor
+
+PRODUCTS = 5e8  # multiply-adds of a timed layer at most, so that timing it takes less than a second
+LONGEST = 0.5  # seconds after which no further round is timed
 
 
 def resolve_device(device: str | int | list[str | int]) -> torch.device:
@@ -60,3 +67,39 @@ def check_compiler(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     """Return the name of the GPU model, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def bf16_note(device: torch.device, layer: nn.Linear, tokens: int) -> tuple[int, str]:
+    """Return what bfloat16 gains or costs on a device, after the level at which to log it: a warning if it costs.
+
+    Args:
+        device: A GPU is asked; on a CPU the layer is timed in both precisions, with the number of threads that is set.
+        layer: A linear layer of the backbone.
+        tokens: Rows of its input in a training step; fewer are timed if it is large.
+    """
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return logging.INFO, f"precision bf16: {device_name(device)} has units for bfloat16"
+        return logging.WARNING, f"precision bf16: {device_name(device)} has no units for bfloat16; fp32 can be faster"
+    fp32, bf16 = layer_seconds(layer, min(tokens, max(1, int(PRODUCTS / layer.weight.numel()))))
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    where = f"on this processor ({processor()}; {threads})"
+    text = f"precision bf16: a layer of this backbone takes {bf16 / fp32:.2g} times the time of fp32 {where}"
+    return (logging.WARNING, f"{text}; precision fp32 is faster here") if bf16 > fp32 else (logging.INFO, text)
+
+
+@torch.no_grad()
+def layer_seconds(layer: nn.Linear, rows: int) -> tuple[float, float]:
+    """Return the seconds of a layer in float32 and in bfloat16 on the CPU, each the best of two or more rounds."""
+    x = torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(0))
+    taken: dict[bool, list[float]] = {False: [], True: []}
+    begun = time.perf_counter()
+    for number in range(5):
+        for reduced, seconds in taken.items():
+            with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+                started = time.perf_counter()
+                layer(x)
+                seconds.append(time.perf_counter() - started)
+        if number and time.perf_counter() - begun > LONGEST:
+            break
+    return min(taken[False]), min(taken[True])

@@ -1,5 +1,6 @@
 """The command measures everything, on a tiny ViT, and writes what it is asked to."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 
 from benchmarks import measure, phases, timing
 from benchmarks.phase_tables import TARGETS, tables
+from benchmarks.timing import NEEDS_UNITS
 from benchmarks.workloads import KEPT, PHASES
+from utils.runs.environment import processor
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 MARKED = "before\n<!-- phases cpu begin -->\n<!-- phases cpu end -->\nafter\n"
@@ -88,6 +91,15 @@ def test_ratios_and_shares_are_of_the_figures(written):
     fixed["costs"]["rd step"]["exact"] |= {"seconds": 2.5, "memory": None}
     assert "| rd step: reference / exact | 1.60 | >= 2 | no |" in tables(fixed)
     assert "| rd step | exact | 2,500.0 | 0.80 | 1.60 | 1.0 | 40 % |  |" in tables(fixed)
+
+
+def test_the_processor_is_named_and_which_figures_need_its_units(written):
+    measured, document = copy.deepcopy(written)
+    assert f" ({processor()}), 1 thread(s)" in document
+    assert NEEDS_UNITS in document
+    del measured["machine"]["processor"]  # as in figures of earlier versions
+    assert f"on a CPU with {measured['machine']['instructions']}, 1 thread(s)" in tables(measured)
+    assert NEEDS_UNITS not in tables({**measured, "machine": {**measured["machine"], "kind": "cuda", "device": "x"}})
 
 
 def test_the_document_gets_the_tables_of_its_device_and_nothing_else(written):

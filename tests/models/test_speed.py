@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_trainer import events, images, results, run  # noqa: F401
+from test_trainer import configuration, events, images, results, run  # noqa: F401
 from torch._dynamo.utils import counters
 
+import trainer
+from models import Setup, base
 from models.sema import Learner
 from utils.data import decoded
 from utils.data import tasks as data_manager
@@ -97,6 +99,31 @@ def test_a_bfloat16_run_learns_and_ends_near_the_exact_one(run: Callable[..., Pa
     losses = [[event["loss"] for event in events(path, "epoch")][:4] for path in (exact, reduced)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    lines = [
+        (path / "log.txt").read_text().count(" precision bf16: a layer of this backbone ") for path in (exact, reduced)
+    ]
+    assert lines == [0, 1]
+
+
+def test_what_bfloat16_gains_is_measured_without_a_change_of_the_run(run, monkeypatch) -> None:  # noqa: F811
+    measured = run("measured", precision="bf16")
+    monkeypatch.setattr(Learner, "precision_note", lambda self: None)
+    unmeasured = run("unmeasured", precision="bf16")
+    assert events(measured, "epoch") == events(unmeasured, "epoch")
+
+
+def test_a_dry_run_says_what_bfloat16_gains(images, tmp_path: Path, capsys) -> None:  # noqa: F811
+    trainer.train(configuration(images, tmp_path / "dry", dry_run=True, precision="bf16"), "tiny")
+    assert capsys.readouterr().out.startswith("precision bf16: a layer of this backbone takes ")
+
+
+def test_a_layer_of_the_backbone_is_timed_with_the_tokens_of_a_batch(monkeypatch, config) -> None:
+    asked: list[tuple[Any, int]] = []
+    monkeypatch.setattr(base, "bf16_note", lambda device, layer, tokens: asked.append((layer, tokens)) or (20, "said"))
+    setup = Setup(config(precision="bf16", batch_size=7), 0, torch.device("cpu"), 6)
+    learner = Learner(setup)
+    assert learner.precision_note() == (20, "said")
+    assert asked == [(learner.network.backbone.blocks[0].mlp.fc1, 7 * 17)]  # 4 x 4 patches and the class token
 
 
 # ---- compiling

@@ -4,10 +4,12 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,6 +20,8 @@ from utils.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
 PROJECT = Path(__file__).resolve().parents[2]
+CPUINFO = Path("/proc/cpuinfo")
+BF16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512_BF16", "bf16": "BF16", "sve_bf16": "SVE_BF16"}  # by its flags
 
 
 def environment() -> dict[str, Any]:
@@ -31,6 +35,16 @@ def environment() -> dict[str, Any]:
         "lock": lock_hash(PROJECT),
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def processor() -> str:
+    """Return the name of the processor and, where the system tells, its units for bfloat16."""
+    with suppress(OSError):
+        entries: dict[str, str] = dict(re.findall(r"^(.*\S)\s*: (.*)$", CPUINFO.read_text(), re.MULTILINE))
+        flags = entries.get("flags", entries.get("Features", "")).split()  # on x86, on ARM
+        units = " and ".join(unit for flag, unit in BF16_UNITS.items() if flag in flags)
+        return f"{entries.get('model name', platform.machine())}, {f'with {units}' if units else 'without bf16 units'}"
+    return platform.processor() or platform.machine()
 
 
 def lock_hash(folder: Path) -> str | None:

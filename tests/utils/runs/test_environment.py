@@ -10,12 +10,14 @@ from importlib import metadata
 import pytest
 
 from utils.errors import UserError
+from utils.runs import environment as module
 from utils.runs.directory import RunPlan
 from utils.runs.environment import (
     PROJECT,
     commit_state,
     environment,
     lock_hash,
+    processor,
     reproduce_line,
     require_package,
 )
@@ -78,6 +80,29 @@ def test_the_line_that_makes_a_run_again(tmp_path):
     }
     assert reproduce_line(begun) == f"python main.py --config x.json  # at commit c0ffee, requirements.lock {lock}"
     assert "c0ffee, with uncommitted changes, req" in reproduce_line({**begun, "dirty": True})
+
+
+CPUS = {
+    "processor\t: 0\nmodel name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx512_bf16 amx_bf16\n\nprocessor\t: 1\n": (
+        "Intel(R) Xeon(R), with AMX and AVX512_BF16"
+    ),
+    "processor\t: 0\nmodel name\t: AMD EPYC 7B12\nflags\t\t: fpu avx2 not_bf16\n": "AMD EPYC 7B12, without bf16 units",
+    "processor\t: 0\nFeatures\t: fp asimd bf16\nCPU part\t: 0xd4f\n": "a machine, with BF16",
+}
+
+
+@pytest.mark.parametrize(("content", "name"), CPUS.items())
+def test_the_processor_with_its_units_for_bfloat16(tmp_path, monkeypatch, content, name):
+    monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(module.platform, "machine", lambda: "a machine")
+    (tmp_path / "cpuinfo").write_text(content)
+    assert processor() == name
+
+
+def test_the_processor_where_there_is_no_proc(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(module.platform, "processor", lambda: "arm")
+    assert processor() == "arm"
 
 
 # ---- optional packages
