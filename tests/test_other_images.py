@@ -106,6 +106,7 @@ def test_a_finished_run_is_not_taken_for_that_of_other_images_of_the_same_name(
         shutil.copy(other / half / "d" / "0.png", other / half / "d" / "new.png")
     code, error = call(other, auto_resume=True)
     assert (code, "logs/run-" in error, "2 added" in error) == (2, True, True)
+    assert "the run is finished; train on these images with another --output_dir" in error
     assert call(images, auto_resume=True)[0] == 0
 
 
@@ -246,11 +247,11 @@ def test_accepted_test_images_are_evaluated_without_the_rows_of_the_others(
 
 
 def test_files_that_are_left_out_are_on_record(call: Caller, images: Path):
-    (images / "train/b/x.jfif").write_bytes(b"")
+    (images / "train/b/x.heic").write_bytes(b"")
     code, error = call(images)
-    assert (code, error.count("x.jfif")) == (0, 1)
+    assert (code, error.count("x.heic")) == (0, 1)
     (run,) = (call.folder / "logs").iterdir()
     assert json.loads((run / "data.json").read_text())["left_out"] == [
-        {"file": "train/b/x.jfif", "reason": "ending in .jfif"}
+        {"file": "train/b/x.heic", "reason": "ending in .heic"}
     ]
-    assert "left out: 1 ending in .jfif: train/b/x.jfif" in (run / "log.txt").read_text()
+    assert "left out: 1 ending in .heic: train/b/x.heic" in (run / "log.txt").read_text()
