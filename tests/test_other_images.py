@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from input_runs import KEYS, Caller, make_images, results
 from PIL import Image
 from safetensors.torch import save_file
 
 from tools.finished.reader import read_run
 from tools.verify import main as verify
+from utils.runs.checkpoint import read_checkpoint, save_checkpoint
 from utils.stopping import StateKeeper
 
 CLASSES = dict.fromkeys("abcd", 6)
@@ -208,6 +210,35 @@ def test_a_checkpoint_is_not_evaluated_on_other_test_images_or_classes(call: Cal
     alter(images)
     code, error = call.main("--eval", "--checkpt_path", str(file))
     assert (code, message in error) == (2, True), error
+
+
+@pytest.mark.parametrize("classes", ["abc", "abcde"])
+@pytest.mark.parametrize("kind", ["names", "no names", "public"])
+def test_a_checkpoint_of_another_number_of_classes_is_refused_in_classes(
+    call: Caller, images: Path, tmp_path: Path, classes: str, kind: str
+):
+    file = checkpoint(call, images)
+    tensors, meta = read_checkpoint(file)
+    del meta["class_names"]
+    if kind == "no names":  # as earlier versions
+        save_checkpoint(file, tensors, meta)
+    elif kind == "public":
+        torch.save(tensors, file := tmp_path / "public.pth")
+    other = make_images(tmp_path / "other", dict.fromkeys(classes, 6))
+    code, error = call(other, eval=True, checkpt_path=str(file))
+    expected = "its classes are not those of" if kind == "names" else f"of 4 classes, here are {len(classes)}"
+    assert (code, expected in error, "fc." in error) == (2, True, False), error
+
+
+def test_a_run_without_a_record_of_its_images_is_not_resumed_with_fewer_classes(
+    stop: Callable[..., Path], call: Caller, images: Path
+):
+    run = stop()
+    (run / "data.json").unlink()
+    for half in ("train", "test"):
+        shutil.rmtree(images / half / "d")
+    code, error = call.main("--resume", str(run))
+    assert (code, "of 4 classes, here are 3" in error, "fc." in error) == (2, True, False), error
 
 
 OTHER_HEADS = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "num_heads": 4}}
