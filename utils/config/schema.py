@@ -121,7 +121,10 @@ class Config(BaseModel):
         first=True,
     )
     backbone_kwargs: BackboneKwargs = _model(
-        {}, "further arguments of timm.create_model, such as image size, depth and width", expected=A_JSON_OBJECT
+        {},
+        "further arguments of timm.create_model, such as image size, depth and width; "
+        "--backbone_kwargs.img_size 224 sets one entry and keeps the others",
+        expected=A_JSON_OBJECT,
     )
     normalize: bool = _model(
         False, "normalise images with the mean and std of the weights; false: keep values in [0, 1], as in SEMA"
