@@ -76,6 +76,10 @@ def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -
     refuse_other_preparation(meta, config.model_dump(mode="json"))
     if "class_names" in meta:
         refuse_other_classes("the checkpoint", meta["class_names"], tasks.class_names)
+    if (trained := len(meta["class_order"])) != tasks.nb_classes:
+        raise CheckpointError(
+            f"the checkpoint was trained on a data set of {trained} classes, here are {tasks.nb_classes}"
+        )
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
             "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"

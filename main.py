@@ -33,6 +33,7 @@ from utils.console import command
 from utils.data.listing import find_images
 from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError
 from utils.stopping import stop_with_sweep
+from utils.text import shown
 
 AFTER_DIVERGENCE = (
     "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
@@ -103,6 +104,8 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
         file = checkpoint_meta.checkpoint_file(Path(checkpoint))
         on_record = checkpoint_meta.read_config(file)
         return resolve(relocated(on_record, file.absolute().parent.parent), str(file), flags)
+    if path is None and checkpoint is not None and "dataset" not in flags:
+        raise ConfigError(f"checkpt_path = {shown(checkpoint)}: say what to do with it: --{', --'.join(USES)}")
     return load(path, flags)
 
 

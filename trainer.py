@@ -16,7 +16,7 @@ from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import content, digest, on_record, without_idle_keys
 from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
-from utils.data.record import accept_changes, fingerprints, refuse_other_data, write_record
+from utils.data.record import FINISHED, accept_changes, fingerprints, refuse_other_data, write_record
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import check_compiler, device_name, prepare_device
@@ -66,8 +66,10 @@ def train(config: Config, name: str) -> None:
     device = prepare(config)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
-    for run in [plan.path for plan in plans if plan.resumes] + (finished_runs(config) if config.auto_resume else []):
-        refuse_other_data(run, data, config.accept_changed_data)
+    for plan in filter(lambda plan: plan.resumes, plans):
+        refuse_other_data(plan.path, data, config.accept_changed_data)
+    for run in finished_runs(config) if config.auto_resume else []:
+        refuse_other_data(run, data, config.accept_changed_data, FINISHED)
     acting = without_idle_keys(config)
     configs = {plan.seed: acting.model_copy(update={"seed": [plan.seed]}) for plan in plans}
     for own in configs.values():  # of all seeds, before the first of them trains

@@ -34,7 +34,7 @@ from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
 from utils.files import json_line
 from utils.runs.directory import RESULTS
-from utils.runs.events import FILE, Branches, Event, read_events
+from utils.runs.events import TIMES, Branches, Event, read_lines
 from utils.timescales.gate import steps_of
 
 DOCUMENT = Path("docs/telemetry.md")
@@ -119,7 +119,7 @@ def branch_table(path: Path, output_dir: str) -> str:
     """The time of the branch scores as a share of a run's, for one seed."""
     (run,) = runs_of(path.stem, {"branch_eval": True, "output_dir": output_dir, "seed": load(path).seed[:1]})
     whole = json.loads((run / RESULTS).read_text(encoding="utf-8"))["run"]["seconds"]
-    scored = [event.run["seconds"] for event in read_events(run / FILE, Branches) if event.run]
+    scored = [line["seconds"] for line in read_lines(run / TIMES) if line.get("kind") == Branches.kind]
     header = [f"{path.stem}, one run", "times scored", "share of the run's time"]
     return markdown_table(header, [["branch matrices", str(len(scored)), f"{100 * sum(scored) / whole:.1f} %"]])
 

@@ -223,7 +223,10 @@ def load_run(
     """
     file = checkpoint_file(Path(run), task)
     keys = {"device": str(device).removeprefix("cuda:"), **keys}
-    return TrainedModel(load(config, keys) if config else resolve(read_config(file), str(file), keys), file)
+    named = "argument {}"
+    if config:
+        return TrainedModel(load(config, keys, named=named), file)
+    return TrainedModel(resolve(read_config(file), str(file), keys, named=named), file)
 
 
 def class_names(meta: Mapping[str, Any], classes: int, file: Path) -> tuple[str, ...]:

@@ -97,6 +97,9 @@ def test_unreadable_files_end_the_command_or_are_counted(photographs, capsys):
         (["--predict", "a.png", "--checkpt_path", str(NESTED), "--predict_format", "yaml"], "one of table, json, csv"),
         (["--export", "a.onnx", "--checkpt_path", str(NESTED)], "ends in .safetensors"),
         (["--export", "a.safetensors"], "export needs a checkpt_path"),
+        (["--eval"], "eval needs a checkpt_path"),
+        (["--eval", "--device", "cpu"], "eval needs a checkpt_path"),
+        (["--checkpt_path", "a.safetensors"], "say what to do with it: --eval, --predict, --export"),
     ],
 )
 def test_what_is_wrong_is_said_before_torch_is_imported(argv, message):

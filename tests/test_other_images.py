@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from input_runs import KEYS, Caller, make_images, results
 from PIL import Image
 from safetensors.torch import save_file
 
 from tools.finished.reader import read_run
 from tools.verify import main as verify
+from utils.runs.checkpoint import read_checkpoint, save_checkpoint
 from utils.stopping import StateKeeper
 
 CLASSES = dict.fromkeys("abcd", 6)
@@ -106,6 +108,7 @@ def test_a_finished_run_is_not_taken_for_that_of_other_images_of_the_same_name(
         shutil.copy(other / half / "d" / "0.png", other / half / "d" / "new.png")
     code, error = call(other, auto_resume=True)
     assert (code, "logs/run-" in error, "2 added" in error) == (2, True, True)
+    assert "the run is finished; train on these images with another --output_dir" in error
     assert call(images, auto_resume=True)[0] == 0
 
 
@@ -209,6 +212,35 @@ def test_a_checkpoint_is_not_evaluated_on_other_test_images_or_classes(call: Cal
     assert (code, message in error) == (2, True), error
 
 
+@pytest.mark.parametrize("classes", ["abc", "abcde"])
+@pytest.mark.parametrize("kind", ["names", "no names", "public"])
+def test_a_checkpoint_of_another_number_of_classes_is_refused_in_classes(
+    call: Caller, images: Path, tmp_path: Path, classes: str, kind: str
+):
+    file = checkpoint(call, images)
+    tensors, meta = read_checkpoint(file)
+    del meta["class_names"]
+    if kind == "no names":  # as earlier versions
+        save_checkpoint(file, tensors, meta)
+    elif kind == "public":
+        torch.save(tensors, file := tmp_path / "public.pth")
+    other = make_images(tmp_path / "other", dict.fromkeys(classes, 6))
+    code, error = call(other, eval=True, checkpt_path=str(file))
+    expected = "its classes are not those of" if kind == "names" else f"of 4 classes, here are {len(classes)}"
+    assert (code, expected in error, "fc." in error) == (2, True, False), error
+
+
+def test_a_run_without_a_record_of_its_images_is_not_resumed_with_fewer_classes(
+    stop: Callable[..., Path], call: Caller, images: Path
+):
+    run = stop()
+    (run / "data.json").unlink()
+    for half in ("train", "test"):
+        shutil.rmtree(images / half / "d")
+    code, error = call.main("--resume", str(run))
+    assert (code, "of 4 classes, here are 3" in error, "fc." in error) == (2, True, False), error
+
+
 OTHER_HEADS = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "num_heads": 4}}
 
 
@@ -246,11 +278,11 @@ def test_accepted_test_images_are_evaluated_without_the_rows_of_the_others(
 
 
 def test_files_that_are_left_out_are_on_record(call: Caller, images: Path):
-    (images / "train/b/x.jfif").write_bytes(b"")
+    (images / "train/b/x.heic").write_bytes(b"")
     code, error = call(images)
-    assert (code, error.count("x.jfif")) == (0, 1)
+    assert (code, error.count("x.heic")) == (0, 1)
     (run,) = (call.folder / "logs").iterdir()
     assert json.loads((run / "data.json").read_text())["left_out"] == [
-        {"file": "train/b/x.jfif", "reason": "ending in .jfif"}
+        {"file": "train/b/x.heic", "reason": "ending in .heic"}
     ]
-    assert "left out: 1 ending in .jfif: train/b/x.jfif" in (run / "log.txt").read_text()
+    assert "left out: 1 ending in .heic: train/b/x.heic" in (run / "log.txt").read_text()

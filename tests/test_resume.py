@@ -106,7 +106,7 @@ def test_a_run_ended_again_and_again_is_the_uninterrupted_run(
     assert {"step", "last step", "epoch", "stage", "wait"} <= set(killer.points)
     cut = only_run(tmp_path / "cut")
     assert results(cut) == results(whole)
-    assert events(cut) == events(whole)
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     for file in ("task_0", "task_1", "task_2"):
         one, other = (read_checkpoint(path / "checkpoints" / f"{file}.safetensors")[0] for path in (cut, whole))
         assert one.keys() == other.keys()

@@ -87,14 +87,14 @@ def results(path: Path) -> dict[str, Any]:
 
 def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key != "run"} for line in lines if kind in ("", line["kind"])]
+    return [line for line in lines if kind in ("", line["kind"])]
 
 
 def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
     path = run()
     assert {entry.name for entry in path.iterdir()} == {
         ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "data.json",
-        "images.tsv.gz", "checkpoints", "predictions",
+        "images.tsv.gz", "checkpoints", "predictions", "times.jsonl",
     }  # fmt: skip
     assert {entry.name for entry in (path / "checkpoints").iterdir()} == {f"task_{t}.safetensors" for t in range(3)}
     kept, ignored = json.loads((path / "config.json").read_text()), idle_keys({**KEYS})

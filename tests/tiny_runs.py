@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from preloaded import LONGEST, Preloaded, Started
 
-from utils.files import json_line
 from utils.runs.checkpoint import read_checkpoint
 from utils.runs.directory import RESULTS, STATES
 from utils.runs.log import METRICS
@@ -187,14 +186,8 @@ def results_of(path: Path) -> dict[str, Any]:
 
 
 def events_of(path: Path) -> list[str]:
-    """The lines of metrics.jsonl as they are, but for what an event keeps under `run`."""
-    return [without_run(line) for line in (path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)]
-
-
-def without_run(line: str) -> str:
-    """A line of metrics.jsonl without its key `run`, and otherwise byte for byte as it is."""
-    event = json.loads(line)
-    return json_line({key: value for key, value in event.items() if key != "run"}) if "run" in event else line
+    """The lines of metrics.jsonl as they are."""
+    return (path / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
 
 
 def tensors_of(file: Path) -> dict[str, tuple[Any, ...]]:

@@ -1,6 +1,6 @@
 """The data sets, one entry for each. The key `dataset` takes its choices from here, `utils.data.sources` reads them.
 
-A data set in the layout `{train,test}/<class>/<image>` needs only an entry.
+A data set in the layout `{train,test}/<class>/<image>` needs only an entry; `test` may be called `val`.
 """
 
 from dataclasses import dataclass

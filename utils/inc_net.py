@@ -290,6 +290,11 @@ class SEMAVitNet(nn.Module):
     def _refuse_other_network(
         self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], here: Mapping[str, str]
     ) -> None:
+        head = tensors.get("fc.weight")
+        if head is not None and head.dim() and len(head) != self.fc.out_features:
+            raise CheckpointError(
+                f"the checkpoint was trained on a data set of {len(head)} classes, here are {self.fc.out_features}"
+            )
         mine = self.adapter_type.kind
         theirs = adapter_type(tensors, meta, {name: ADAPTERS[name].branches for name in ADAPTERS.names()})
         if mine != theirs:

@@ -224,7 +224,12 @@ def test_unreadable_files_are_left_out_and_counted_if_so_configured(tmp_path, ca
         (".", {}, "holds no checkpoint (checkpoints/task_T.safetensors); run directories in it: "),
         ("nested-c1080012-s4", {"task": 7}, "has checkpoints of the tasks [0, 1, 2]"),
         ("nested-c1080012-s4/checkpoints/task_0.safetensors", {"task": 0}, "is no run directory"),
-        ("nested-c1080012-s4", {"devise": "cpu"}, "unknown key; did you mean device?"),
+        (
+            "nested-c1080012-s4",
+            {"devise": "cpu"},
+            'devise = "cpu" (argument devise): unknown key; did you mean device?',
+        ),
+        ("nested-c1080012-s4", {"batch_size": 0}, "batch_size = 0 (argument batch_size): expected an integer"),
         ("nested-c1080012-s4", {"device": "cuda:99"}, "this machine has no GPU 99"),
         ("nested-c1080012-s4", {"nested_lora_rank": 3, "ffn_adapter_type": "adaptmlp"}, "holds nested_lora adapters"),
         ("images.npz", {}, "holds no configuration"),

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from utils.choices import PLUGINS
+from utils.config.flags import entry_of
 from utils.config.identity import result_hash
 from utils.config.load import load
 from utils.config.schema import Config
@@ -105,7 +106,8 @@ class Member:
     def command(self, seeds: Sequence[int]) -> list[str]:
         """Return the command that starts or resumes the runs of some seeds."""
         values = self.config.model_dump(mode="json")
-        flags = {key: values[key] for key in [*self.changes, "output_dir"]}
+        changed = dict.fromkeys(entry_of(key)[0] for key in self.changes)
+        flags = {key: values[key] for key in [*changed, "output_dir"]}
         texts = ["--auto_resume=true", *(f"--{key}={_flag_text(value)}" for key, value in flags.items())]
         plugins = [f"--plugin={plugin.path}" for plugin in PLUGINS]
         start = [sys.executable, str(PROJECT / "main.py"), *plugins, f"--config={self.base}"]

@@ -37,6 +37,7 @@ MORE = (
 WIDEST_METAVAR = 40  # characters; longer lists of choices are written into the help of their flag
 SEVERAL = ("seed", "device", "predict")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
+WORDS = {"true": True, "false": False, "none": None, "null": None}  # values of an entry, in any case
 FROM_TEXT: dict[str, Callable[[str], object]] = {
     "boolean": lambda text: TRUTH[text.lower()],
     "integer": int,
@@ -203,17 +204,32 @@ def from_text(key: str, text: str | list[str]) -> object:
         return text
 
 
+def entry_of(key: str) -> tuple[str, str | None]:
+    """Return the key and the entry in it that `KEY.ENTRY` names, if the key is an object; else the text and None."""
+    whole, _, entry = key.partition(".")
+    return (whole, entry) if entry and schemas().get(whole, {}).get("type") == "object" else (key, None)
+
+
+def _of_unknown(name: str, text: str) -> object:
+    if entry_of(name)[1] is None:
+        return text
+    try:
+        return WORDS[text.lower()] if text.lower() in WORDS else parse_json(text)
+    except ValueError:
+        return text
+
+
 def _unknown(rest: Sequence[str]) -> dict[str, object]:
-    """Return the flags that are no keys, each with the text that follows it."""
+    """Return the flags that are no keys, each with what follows it: the value of an entry, or else text."""
     flags: dict[str, object] = {}
     last: str | None = None
     for argument in rest:
         if argument.startswith("--"):
             name, _, text = argument.removeprefix("--").partition("=")
-            flags[name] = text or True
+            flags[name] = _of_unknown(name, text) if text else True
             last = None if text else name
         elif last is not None:
-            flags[last], last = argument, None
+            flags[last], last = _of_unknown(last, argument), None
         else:
             how = f"did you mean --config {argument}?" if argument.endswith(".json") else "values follow their flag"
             raise ConfigError(f"{shown(argument)}: belongs to no flag; {how}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config.flags import from_text
+from utils.config.flags import entry_of, from_text
 from utils.config.identity import idle_keys
 from utils.config.schema import DATA_ROOT_VARIABLE, Config, broken_checks, defaults, schemas
 from utils.config.wording import choices, describe
@@ -20,25 +20,29 @@ from utils.text import did_you_mean, shown, shown_key
 
 logger = logging.getLogger(__name__)
 Warn = Callable[[str], object]
+FLAG = "flag --{}"  # how a message names a key that was given on the command line
 
 
-def load(path: str | Path | None, flags: Mapping[str, object] | None = None, warn: Warn = logger.warning) -> Config:
-    """Merge flags over a JSON file (None: no file) over the defaults, and validate the result.
-
-    `warn` is called with a sentence about the given keys that have no effect.
+def load(
+    path: str | Path | None,
+    flags: Mapping[str, object] | None = None,
+    warn: Warn = logger.warning,
+    named: str = FLAG,
+) -> Config:
+    """Merge flags over a JSON file (None: no file) over the defaults, and validate the result, see `resolve`.
 
     Raises:
         ConfigError: One line for each problem of file and flags, unknown keys included.
     """
     if path is None:
-        return resolve({}, "the flags (no --config given)", flags, warn=warn)
+        return resolve({}, "the flags (no --config given)", flags, (), warn, named)
     values, repeated = read_object(Path(path))
     if {"base", "seeds"} <= values.keys():
         raise ConfigError(
             f"{path}: a sweep file, not a configuration; run it: python -m tools.sweep {shlex.quote(str(path))}"
         )
     problems = [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated]
-    return resolve(values, str(path), flags, problems, warn)
+    return resolve(values, str(path), flags, problems, warn, named)
 
 
 def resolve(
@@ -47,15 +51,17 @@ def resolve(
     flags: Mapping[str, object] | None = None,
     problems: Sequence[str] = (),
     warn: Warn = logger.warning,
+    named: str = FLAG,
 ) -> Config:
     """Merge flags and the environment over `values`, and validate the result.
 
     Args:
         values: Keys of a file or of a checkpoint.
         source: Name of the file or checkpoint in messages.
-        flags: Keys given on the command line.
+        flags: Keys given on the command line; `KEY.ENTRY` sets one entry of a key that is an object.
         problems: Known problems of `values`, to be reported with the others.
         warn: Called with a sentence about the given keys that have no effect.
+        named: Name of a flag in messages.
 
     Raises:
         ConfigError: One line for each problem.
@@ -63,9 +69,9 @@ def resolve(
     flags = flags or {}
     root = os.environ.get(DATA_ROOT_VARIABLE)
     environment = {"data_root": root} if root else {}
-    merged = {**values, **environment, **flags}
+    merged = _over({**values, **environment}, flags)
     sources = dict.fromkeys(values, source) | dict.fromkeys(environment, f"environment variable {DATA_ROOT_VARIABLE}")
-    sources |= {key: f"flag --{shown_key(key)}" for key in flags}
+    sources |= {entry_of(key)[0]: named.format(shown_key(key)) for key in flags}
     lines = list(problems)
     try:
         config = Config.model_validate(merged)
@@ -92,13 +98,32 @@ def resolve(
     return config
 
 
+def _over(values: Mapping[str, object], flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the values with flags over them; warn of an object that loses entries to another."""
+    merged = dict(values)
+    for key, value in sorted(flags.items(), key=lambda flag: entry_of(flag[0])[1] is not None):
+        whole, entry = entry_of(key)
+        before = merged.get(whole, {})
+        if entry is None:
+            merged[key] = value
+        elif isinstance(before, Mapping):
+            merged[whole] = {**before, entry: value}
+    for key, before in values.items():
+        after = merged[key]
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and (lost := before.keys() - after.keys()):
+            one = f"--{key}.{next(iter(after), 'ENTRY')} sets one entry and keeps the others"
+            gone = ", ".join(f"{entry} = {shown(before[entry])}" for entry in before if entry in lost)
+            logger.warning("%s is replaced as a whole, without %s; %s", key, gone, one)
+    return merged
+
+
 def _problem(key: str, item: Mapping[str, Any], values: Mapping[str, object], source: str) -> str:
     """Return the line for one invalid key."""
     if item["type"] == "missing":
         return f"{key}: missing in {source}; expected {describe(schemas()[key])}"
     given = f"{shown_key(key)} = {shown(values[key])} ({source})"
     if item["type"] == "extra_forbidden":
-        known = [*schemas(), "config"] if source.startswith("flag") else schemas()
+        known = [*schemas(), "config"] if source.startswith(FLAG.format("")) else schemas()
         return f"{given}: unknown key{did_you_mean(key, known)}"
     if item["type"] == "value_error":
         return f"{given}: {item['ctx']['error']}"

@@ -47,7 +47,7 @@ def _key(
     first: bool = False,
     expected: str | None = None,
     owner: str | None = None,
-    idle_if: Mapping[str, list[JsonValue]] | None = None,
+    idle_if: dict[str, JsonValue] | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare one key.
@@ -64,7 +64,7 @@ def _key(
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
-    known: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": idle_if and dict(idle_if)}
+    known: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": idle_if}
     extra |= {name: value for name, value in known.items() if value is not None}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
@@ -129,7 +129,10 @@ class Config(BaseModel):
         first=True,
     )
     backbone_kwargs: BackboneKwargs = _model(
-        {}, "further arguments of timm.create_model, such as image size, depth and width", expected=A_JSON_OBJECT
+        {},
+        "further arguments of timm.create_model, such as image size, depth and width; "
+        "--backbone_kwargs.img_size 224 sets one entry and keeps the others",
+        expected=A_JSON_OBJECT,
     )
     normalize: bool = _model(
         False, "normalise images with the mean and std of the weights; false: keep values in [0, 1], as in SEMA"

@@ -11,7 +11,9 @@ from utils.text import did_you_mean, listed, same_name, writable
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
+NOT_TORCHVISIONS = (".jfif", ".jpe")  # of JPEG files, too
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", *NOT_TORCHVISIONS)
+# Folders that systems make by themselves: thumbnails of a Synology, leavings of macOS archives, bins, a disk's own.
 SYSTEM_FOLDERS = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "System Volume Information", "lost+found"}
 
 

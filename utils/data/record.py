@@ -21,6 +21,9 @@ from utils.text import shown
 logger = logging.getLogger(__name__)
 
 ACCEPT = "restore them, or accept the change with --accept_changed_data, which the record will show"
+FINISHED = (
+    "the run is finished; train on these images with another --output_dir, or keep the run with --accept_changed_data"
+)
 
 Key = tuple[str, str, str]  # half, class, name
 
@@ -56,14 +59,16 @@ def write_record(run: Path, data: ImageData, accepted: Sequence[Mapping[str, Any
     """Write both files of the record."""
     write_images(run, images_of(data))
     left_out = [left._asdict() for left in data.left_out]
-    names = {"class_names": data.class_names}
-    write_json(run / RECORD, {**names, **fingerprints(data), "left_out": left_out, "accepted_changes": accepted})
+    about: dict[str, Any] = {"class_names": data.class_names}
+    if data.test_folder:
+        about["test_folder"] = data.test_folder
+    write_json(run / RECORD, {**about, **fingerprints(data), "left_out": left_out, "accepted_changes": accepted})
 
 
-def refuse_other_data(run: Path, data: ImageData, accept: bool) -> Changes:
+def refuse_other_data(run: Path, data: ImageData, accept: bool, otherwise: str = ACCEPT) -> Changes:
     """Compare the images with those on a run's record; return the changes, which there are only if they are accepted.
 
-    A run of an earlier version has no record: its images are not compared.
+    A run of an earlier version has no record: its images are not compared. `otherwise` says what can be done.
 
     Raises:
         DataError: The record is damaged, the classes or their order differ, or images were changed, added or removed.
@@ -71,12 +76,15 @@ def refuse_other_data(run: Path, data: ImageData, accept: bool) -> Changes:
     if not (run / RECORD).exists():
         logger.warning("%s: an earlier version wrote no record of the images; they are not compared", run)
         return Changes([], [], [])
-    names: Any = read_object(run / RECORD)[0].get("class_names")
+    record: dict[str, Any] = read_object(run / RECORD)[0]
+    names: Any = record.get("class_names")
     refuse_other_classes(str(run), names, data.class_names)
     refuse_other_numbers(str(run), names, data.class_names)
     found = _changes(read_images(run), images_of(data))
     if found and not accept:
-        raise DataError(f"{run}: images differ from those it began with: {found}; {ACCEPT}")
+        was, now = record.get("test_folder", data.test_folder), data.test_folder
+        moved = f"; test images were read from {was}/, now from {now}/" if was != now else ""
+        raise DataError(f"{run}: images differ from those it began with: {found}{moved}; {otherwise}")
     return found
 
 

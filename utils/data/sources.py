@@ -6,7 +6,7 @@ Shapes: N images, H height, W width.
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torchvision.datasets import CIFAR100
 
 from utils.data.contents import Content, of_array, of_files
-from utils.data.listing import ENDINGS, files_within, is_hidden
+from utils.data.listing import ENDINGS, NOT_TORCHVISIONS, files_within, is_hidden
 from utils.data.npz import read_arrays
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 OnBadImage = Literal["error", "skip"]
 Half = Literal["train", "test"]
 HALVES: tuple[Half, Half] = ("train", "test")
-# Folders that systems make by themselves: thumbnails of a Synology, leavings of macOS archives, bins, a disk's own.
+TEST_FOLDERS = ("test", "val", "valid", "validation")  # names of the folder with the test images, by preference
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,16 @@ class ImageData:
     Attributes:
         class_names: Names in the order of the stored labels.
         left_out: Files that are in its folders, but not in it.
+        test_folder: The folder that the test images were read from; empty if they are not files.
+        unused_folders: Other folders that could have been the one of the test images.
     """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
+    test_folder: str = ""
+    unused_folders: tuple[str, ...] = ()
 
     @property
     def nb_classes(self) -> int:
@@ -78,6 +82,12 @@ class ImageData:
         """The numbers of classes and images, and the files that were left out, on one line."""
         train, test = len(self.train.labels), len(self.test.labels)
         size = f"{self.nb_classes} classes, {train} training and {test} test images"
+        if self.unused_folders or self.test_folder not in ("", "test"):
+            size += f"; test images from {self.test_folder}/"
+            size += "".join(f", {name}/ is not used" for name in self.unused_folders)
+        files = [*self.train.images, *self.test.images] if self.test_folder else []
+        rare = Counter(ending for file in files if (ending := Path(file).suffix.lower()) in NOT_TORCHVISIONS)
+        size += "".join(f"; {count} end in {ending}, which torchvision leaves out" for ending, count in rare.items())
         if not self.left_out:
             return size
         reasons = Counter(left.reason for left in self.left_out)
@@ -153,7 +163,8 @@ def _warn_of_contradictions(data: ImageData, path: Path) -> None:
     places: dict[str, dict[str, str]] = defaultdict(dict)  # of each content one image by class
     for half in HALVES:
         for name, content in data.rows(half):
-            places[content.digest].setdefault(name, f"{half}/{name}/{content.name}")
+            folder = data.test_folder if half == "test" and data.test_folder else half
+            places[content.digest].setdefault(name, f"{folder}/{name}/{content.name}")
     if several := [sorted(images.values()) for images in places.values() if len(images) > 1]:
         first = " and ".join(several[0])
         logger.warning("%s: %d images are in more than one class, the first one as %s", path, len(several), first)
@@ -161,13 +172,40 @@ def _warn_of_contradictions(data: ImageData, path: Path) -> None:
 
 def _read_folders(path: Path, source: Source) -> ImageData:
     left_out: list[LeftOut] = []
-    train, test = (_class_folders(path, half, source, left_out) for half in ("train", "test"))
+    train = _class_folders(path, "train", source, left_out)
+    name, *others = _test_folders(path, source)
+    test = _class_folders(path, name, source, left_out)
     if train.keys() != test.keys():
-        differences = {"train": train.keys() - test.keys(), "test": test.keys() - train.keys()}
+        differences = {"train": train.keys() - test.keys(), name: test.keys() - train.keys()}
         only = [f"only in {half}: {listed(sorted(names))}" for half, names in differences.items() if names]
-        raise _incomplete(f"{path}: train and test hold different classes; {'; '.join(only)}", source)
+        only += [f"{other}/ is not used, as there is {name}/" for other in others]
+        raise _incomplete(f"{path}: train and {name} hold different classes; {'; '.join(only)}", source)
+    _refuse_folders_of_classes(train, source)
     images = [_list_images(path, folders.values(), left_out) for folders in (train, test)]
-    return ImageData(images[0], images[1], tuple(train), tuple(left_out))
+    return ImageData(images[0], images[1], tuple(train), tuple(left_out), name, tuple(others))
+
+
+def _test_folders(path: Path, source: Source) -> list[str]:
+    """Return the names of the folders that can hold the test images; those without a folder in them come last."""
+    there = [name for name in TEST_FOLDERS if (path / name).is_dir()]
+    if not there:
+        raise _missing(path / TEST_FOLDERS[0], source)
+    return sorted(there, key=lambda name: not _folders_in(path / name))
+
+
+def _folders_in(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+
+
+def _refuse_folders_of_classes(train: Mapping[str, Path], source: Source) -> None:
+    """Refuse a single class that holds nothing but folders: these are the classes."""
+    if len(train) == 1:
+        (folder,) = train.values()
+        visible = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+        if visible and all(entry.is_dir() for entry in visible):
+            inner = listed(_folders_in(folder))
+            reason = f"the only class, and it holds only folders: {inner}; if these are the classes, move them up to"
+            raise _incomplete(f"{folder}: {reason} {folder.parent}", source)
 
 
 def _class_folders(path: Path, half: str, source: Source, left_out: list[LeftOut]) -> dict[str, Path]:
@@ -254,13 +292,17 @@ def _missing(path: Path, source: Source) -> DataError:
         return _incomplete(f"{path}: {first} is not a folder", source)
     there = sorted(entry.name for entry in first.parent.iterdir() if not entry.name.startswith("."))
     above = first.parent.resolve().parent
+    below = [first.parent / name for name in there if (first.parent / name / first.name).is_dir()]
     near = f"; did you mean the folder above, {above}?" if (above / first.name).is_dir() else ""
-    found = f"{first.parent} holds {listed(there) or 'nothing'}{near or did_you_mean(first.name, there)}"
+    near = near or (f"; did you mean {below[0]}?" if below else did_you_mean(first.name, there))
+    found = f"{first.parent} holds {listed(there) or 'nothing'}{near}"
     return _incomplete(f"{path}: not found{remark}; {found}", source)
 
 
 def _incomplete(problem: str, source: Source) -> DataError:
-    return DataError(f"{problem}\nexpected layout: <data_root>/{source.layout}\nwhere to get it: {source.origin}")
+    also = f"; test may be called {' or '.join(TEST_FOLDERS[1:])}" if source.reader == "folders" else ""
+    layout = f"<data_root>/{source.layout}{also}"
+    return DataError(f"{problem}\nexpected layout: {layout}\nwhere to get it: {source.origin}")
 
 
 READERS: dict[str, Callable[[Path, Source], ImageData]] = {

@@ -1,7 +1,8 @@
 """The events of metrics.jsonl. Runs write them and tools read them through this module alone.
 
 A line is a JSON object with the event's `kind` and its fields. An optional field that is left out is None in the event.
-Numbers that are not finite are null in the file. What may differ between two equal runs is under `run`.
+Numbers that are not finite are null in the file. What may differ between two equal runs, such as times, is the field
+`run` of an event. It is written to times.jsonl; earlier versions wrote it to metrics.jsonl.
 """
 
 import json
@@ -18,6 +19,7 @@ from utils.json_file import faults, parse
 from utils.text import shown
 
 FILE = "metrics.jsonl"
+TIMES = "times.jsonl"
 LONGEST_LINE = 2**24  # characters of an event
 
 E = TypeVar("E", bound="Event")

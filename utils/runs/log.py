@@ -5,11 +5,12 @@
         environment.json   versions, commit, device, command line, start
         log.txt            the lines of the console
         metrics.jsonl      one JSON object per event, see `utils.runs.events`
+        times.jsonl        what was measured by a clock at an event
         resume/            saved states of an unfinished run
         results.json       written last: a run that has it is finished
 
-Equal runs write equal metrics.jsonl and results.json, except for the key `run`. NaN and infinities are null in all
-files.
+Equal runs write equal metrics.jsonl, byte for byte, and equal results.json, except for its key `run`. NaN and
+infinities are null in all files.
 """
 
 import logging
@@ -31,7 +32,7 @@ from utils.runs import directory as run_dir
 from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS, RunPlan, checksums
 from utils.runs.environment import environment, reproduce_line
 from utils.runs.events import FILE as METRICS
-from utils.runs.events import Event
+from utils.runs.events import TIMES, Event
 from utils.text import shown
 
 logger = logging.getLogger(__name__)
@@ -79,10 +80,18 @@ class RunLog:
             logger.warning("the run began with %s %s, and continues with %s", key, shown(begun.get(key)), shown(value))
 
     def event(self, event: Event) -> None:
-        """Append an event to metrics.jsonl and flush it."""
-        path = self.path / METRICS
+        """Append an event to metrics.jsonl and flush it; what it has under `run` goes to times.jsonl."""
+        values = event.to_json()
+        measured = values.pop("run", None)
+        self._append(METRICS, values)
+        if measured:
+            place = {key: value for key, value in values.items() if isinstance(value, str | int)}
+            self._append(TIMES, {**place, **measured})
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        path = self.path / name
         with naming(path), path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json_line(event.to_json()))
+            file.write(json_line(values))
 
     def events_written(self) -> int:
         """Flush metrics.jsonl to the disk and return its length in bytes."""

@@ -137,6 +137,15 @@ def test_the_command_makes_the_run_that_was_planned(plan):
     assert run_name(config, path.stem, config.seed[0]) == run.name
 
 
+def test_a_change_can_set_one_entry_of_an_object(plan, tmp_path):
+    (tmp_path / "base.json").write_text('{"dataset": "cub", "backbone_kwargs": {"depth": 12, "num_heads": 3}}')
+    runs = plan(grid={"backbone_kwargs.img_size": [96, 224]}, seeds=[3])
+    assert [run.member.name for run in runs] == ["backbone_kwargs.img_size=96", "backbone_kwargs.img_size=224"]
+    for run, side in zip(runs, (96, 224), strict=True):
+        config = load(*parse(run.command()[2:]))
+        assert config.backbone_kwargs == {"depth": 12, "num_heads": 3, "img_size": side}
+
+
 # ---- what is finished
 
 

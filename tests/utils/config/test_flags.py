@@ -51,6 +51,12 @@ def test_only_the_flags_that_were_given():
         (["--prefix", "none"], {"prefix": "none"}),
         (["--prefix", "12"], {"prefix": "12"}),
         (["--optimizer", "adam"], {"optimizer": "adam"}),
+        (["--backbone_kwargs.img_size", "224"], {"backbone_kwargs.img_size": 224}),
+        (["--backbone-kwargs.img-size=[32, 32]"], {"backbone_kwargs.img_size": [32, 32]}),
+        (["--backbone_kwargs.qk_norm=True"], {"backbone_kwargs.qk_norm": True}),
+        (["--backbone_kwargs.init_values", "none"], {"backbone_kwargs.init_values": None}),
+        (["--backbone_kwargs.act_layer", "gelu"], {"backbone_kwargs.act_layer": "gelu"}),
+        (["--batch_size.x", "3"], {"batch_size.x": "3"}),
     ],
 )
 def test_a_flag_has_its_key_s_type(argv, expected):

@@ -17,8 +17,8 @@ def touched(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_the_endings_are_those_of_a_data_set():
-    assert set(ENDINGS) == set(IMG_EXTENSIONS)
+def test_the_endings_are_those_of_torchvision_and_of_all_jpeg_files():
+    assert set(ENDINGS) == {*IMG_EXTENSIONS, ".jfif", ".jpe"}
 
 
 def test_a_folder_stands_for_the_images_below_it_in_the_order_of_their_names(tmp_path, caplog):

@@ -49,6 +49,16 @@ def test_the_record_says_what_the_run_was_made_of(tmp_path: Path):
     assert len(lines) == 5
 
 
+def test_the_record_says_which_folder_the_test_images_are_from(tmp_path: Path):
+    write_record(tmp_path, replace(DATA, test_folder="val"))
+    assert json.loads((tmp_path / "data.json").read_text("utf-8"))["test_folder"] == "val"
+    fewer = replace(DATA, test=split([4], [0]), test_folder="test")
+    with pytest.raises(DataError, match=r"test/dög/1; test images were read from val/, now from test/; restore them"):
+        refuse_other_data(tmp_path, fewer, accept=False)
+    with pytest.raises(DataError, match=r"now from test/; what to do$"):
+        refuse_other_data(tmp_path, fewer, False, "what to do")
+
+
 def test_equal_images_write_equal_files(tmp_path: Path):
     for name in ("a", "b"):
         write_record(tmp_path / name, DATA)

@@ -134,7 +134,10 @@ def test_a_missing_folder_is_explained(tmp_path: Path):
     first, layout, origin = str(caught.value).splitlines()
     path = tmp_path / "imagenet-r"
     assert first == f"{path / 'train'}: not found; {tmp_path} holds coco, imagenet_r; did you mean imagenet_r?"
-    assert layout == "expected layout: <data_root>/imagenet-r/{train,test}/<class>/<image>, 200 classes"
+    assert layout == (
+        "expected layout: <data_root>/imagenet-r/{train,test}/<class>/<image>, 200 classes; "
+        "test may be called val or valid or validation"
+    )
     assert origin.startswith("where to get it: ")
     assert "https://" in origin
 
@@ -185,6 +188,60 @@ def test_a_long_list_of_classes_is_cut(tmp_path: Path):
         load_dataset("imagefolder", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_test_images_can_be_in_a_folder_of_another_usual_name(tmp_path: Path, name: str):
+    make_folders(tmp_path)
+    expected = load_dataset("imagefolder", tmp_path)
+    (tmp_path / "test").rename(tmp_path / name)
+    found = load_dataset("imagefolder", tmp_path)
+    assert found.rows("test") == expected.rows("test")
+    assert expected.summary == "3 classes, 6 training and 3 test images"
+    assert found.summary == f"3 classes, 6 training and 3 test images; test images from {name}/"
+
+
+def test_of_several_folders_of_test_images_one_is_taken_and_the_others_are_named(tmp_path: Path):
+    make_folders(tmp_path)
+    save_image(tmp_path / "val" / "cat" / "x.png")
+    (tmp_path / "validation").mkdir()
+    found = load_dataset("imagefolder", tmp_path)
+    assert found.summary.endswith("test images from test/, val/ is not used, validation/ is not used")
+    (tmp_path / "test" / "emu").rename(tmp_path / "emu")
+    with pytest.raises(DataError, match="only in train: emu; val/ is not used, as there is test/; validation/"):
+        load_dataset("imagefolder", tmp_path)
+
+
+def test_a_folder_of_test_images_without_classes_is_not_taken_if_another_has_them(tmp_path: Path):
+    make_folders(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "val")
+    save_image(tmp_path / "test" / "unlabelled.png")
+    found = load_dataset("imagefolder", tmp_path)
+    assert (found.test_folder, found.unused_folders) == ("val", ("test",))
+
+
+def test_without_any_folder_of_test_images_the_usual_names_are_listed(tmp_path: Path):
+    make_folders(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "Valid")
+    with pytest.raises(DataError, match=r"test: not found; .* holds Valid, train\n.*may be called val or valid"):
+        load_dataset("imagefolder", tmp_path)
+
+
+@pytest.mark.parametrize("inner", [["n01"], ["n01", "n02"]])
+def test_classes_that_are_one_folder_too_deep_are_refused(tmp_path: Path, inner: list[str]):
+    for half in ("train", "test"):
+        for name in inner:
+            save_image(tmp_path / half / "data" / name / "0.png")
+    with pytest.raises(DataError, match=f"train/data: the only class, .*: {', '.join(inner)}; .* move them up to"):
+        load_dataset("imagefolder", tmp_path)
+    save_image(tmp_path / "train" / "data" / "1.png")
+    assert load_dataset("imagefolder", tmp_path).class_names == ("data",)
+
+
+def test_a_data_root_that_is_one_folder_too_high_is_noticed(tmp_path: Path):
+    make_folders(tmp_path / "archive")
+    with pytest.raises(DataError, match=rf"did you mean {tmp_path / 'archive'}\?"):
+        load_dataset("imagefolder", tmp_path)
+
+
 def test_no_classes_at_all(tmp_path: Path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
@@ -218,21 +275,31 @@ def test_what_is_no_image_by_its_name_is_left_out_and_told(tmp_path: Path):
     (tmp_path / "train" / ".cache").mkdir()
     save_image(tmp_path / "train" / "cat" / "LOUD.PNG")
     save_image(tmp_path / "test" / "lost.png")
-    (tmp_path / "test" / "cat" / "a.JFIF").write_bytes(b"")
-    (tmp_path / "test" / "cat" / "b.JFIF").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "a.HEIC").write_bytes(b"")
+    (tmp_path / "test" / "cat" / "b.HEIC").write_bytes(b"")
     (tmp_path / "test" / "cat" / "images").symlink_to(tmp_path / "nowhere")
     data = load_dataset("imagefolder", tmp_path)
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
     assert data.left_out == (
         ("test/lost.png", "in no class folder"),
         ("train/cat/notes.txt", "ending in .txt"),
-        ("test/cat/a.JFIF", "ending in .JFIF"),
-        ("test/cat/b.JFIF", "ending in .JFIF"),
+        ("test/cat/a.HEIC", "ending in .HEIC"),
+        ("test/cat/b.HEIC", "ending in .HEIC"),
         ("test/cat/images", "broken link"),
     )
     assert data.summary.endswith(
-        "test images; left out: 1 in no class folder, 1 ending in .txt, 2 ending in .JFIF, 1 broken link: "
-        "test/lost.png, train/cat/notes.txt, test/cat/a.JFIF, test/cat/b.JFIF, test/cat/images"
+        "test images; left out: 1 in no class folder, 1 ending in .txt, 2 ending in .HEIC, 1 broken link: "
+        "test/lost.png, train/cat/notes.txt, test/cat/a.HEIC, test/cat/b.HEIC, test/cat/images"
+    )
+
+
+def test_jpeg_files_of_rare_endings_are_read_and_counted(tmp_path: Path):
+    make_folders(tmp_path)
+    for name in ("a.jfif", "b.JFIF", "c.jpe"):
+        shutil.copy(tmp_path / "test" / "cat" / "0.jpg", tmp_path / "test" / "cat" / name)
+    assert load_dataset("imagefolder", tmp_path).summary == (
+        "3 classes, 6 training and 6 test images; 2 end in .jfif, which torchvision leaves out; "
+        "1 end in .jpe, which torchvision leaves out"
     )
 
 

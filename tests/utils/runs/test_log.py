@@ -12,7 +12,7 @@ import pytest
 from utils.config.schema import Config
 from utils.progress import progress
 from utils.runs.directory import RunPlan
-from utils.runs.events import Epoch, MeanZ
+from utils.runs.events import Branches, Epoch, MeanZ
 from utils.runs.log import FullDiskHandler, RunClock, RunLog
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,14 @@ def test_an_event_is_in_the_file_at_once(tmp_path):
         assert lines(log.path) == [{**first, "lr": {"descriptor": 0.01}}]
         log.event(MeanZ(task=1, when="before", z={"2": np.array([0.5, np.nan])}))
         assert lines(log.path)[1:] == [{"kind": "mean_z", "task": 1, "when": "before", "z": {"2": [0.5, None]}}]
+
+
+def test_what_a_clock_measured_is_in_a_file_of_its_own(tmp_path):
+    with opened(tmp_path, "x") as log:
+        log.event(Branches(task=1, when="after_task", correct={"slow": [3]}, run={"seconds": 0.5}))
+    assert lines(log.path) == [{"kind": "branches", "task": 1, "when": "after_task", "correct": {"slow": [3]}}]
+    times = json.loads((log.path / "times.jsonl").read_text())
+    assert times == {"kind": "branches", "task": 1, "when": "after_task", "seconds": 0.5}
 
 
 def test_equal_runs_write_equal_metrics_and_results_but_for_the_key_run(tmp_path):
