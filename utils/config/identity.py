@@ -78,7 +78,8 @@ def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
 def on_record(config: Config) -> dict[str, Any]:
     """Return the keys with an effect for the files of a run, with absolute paths, so that they hold in any folder."""
     values = config.model_dump(mode="json")
-    values = {key: value for key, value in values.items() if key not in idle_keys(values)}
+    idle = idle_keys(values)
+    values = {key: value for key, value in values.items() if key not in idle}
     paths = [key for key, schema in schemas().items() if _is_path(schema) and values.get(key) is not None]
     return values | {key: os.path.abspath(values[key]) for key in paths}
 
