@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from backbone.sema_components import LEAST_RECORDS
 from models import Hooks, Setup, TaskLearner, get_model
 from models.protocol import Report
 from utils.choices import ADAPTERS, PLUGINS
@@ -40,6 +41,7 @@ from utils.runs.predictions import (
 from utils.runs.states import SavedStates, StateError
 from utils.runs.tracking import require_trackers, tracked
 from utils.stopping import StateKeeper, StopRequest, stop_requests
+from utils.text import listed
 from utils.timescales.gate import check_intervals, steps_of
 from utils.timescales.judge import judge, refuse_failed, refuse_other_rates
 from utils.timescales.scales import GATED
@@ -114,6 +116,24 @@ def checked_tasks(config: Config, data: ImageData) -> DataManager:
     return tasks
 
 
+def warn_of_few_images(config: Config, tasks: DataManager) -> None:
+    """Warn of the first task after which a layer could not expand any more, as a descriptor records too few losses."""
+    refilled = config.nested_lora_use_consolidation and bool(ADAPTERS[config.ffn_adapter_type].branches)
+    passes = 1 if refilled else config.rd_epoch
+    for task in range(tasks.nb_tasks - 1):  # after the last one none expands
+        images = tasks.nb_images("train", task)
+        if images * passes < LEAST_RECORDS:
+            least = (
+                f"at least {-(-LEAST_RECORDS // passes)} images in each task" if passes else "rd_epoch of at least 1"
+            )
+            logger.warning(
+                "task %d (%s) has %d training images, of which a descriptor records %d losses (%d passes), and z-scores are "
+                "0 with fewer than %d: a layer that gets an adapter in this task never gets another one; expected %s",
+                *(task, listed(tasks.names_of(task)), images, images * passes, passes, LEAST_RECORDS, least),
+            )
+            return
+
+
 def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
     """Make the learner of a run, which checks the backbone and its weights, and print what would be done.
 
@@ -122,6 +142,7 @@ def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device
     learner = get_model(Setup(config, config.seed[0], device, make_tasks(config, data).nb_classes))
     if note := learner.precision_note():
         print(note[1])
+    warn_of_few_images(config, make_tasks(config, data))
     print(f"would {'resume' if plan.resumes else 'start'}: {plan.path}")
 
 
@@ -136,6 +157,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
         if note := learner.precision_note():
             logger.log(*note)
+        warn_of_few_images(config, tasks)
         run = Run(config, tasks, fingerprints(data), learner, log, request)
         if not run.resume(data):
             log.write_config(on_record(config))

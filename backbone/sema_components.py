@@ -37,6 +37,9 @@ class AE(nn.Module):
         return (self(mean) - mean).square().mean(dim=-1)
 
 
+LEAST_RECORDS = 3  # for a z-score
+
+
 class Records(nn.Module):
     """The last `size` reconstruction losses of a descriptor in training.
 
@@ -68,7 +71,7 @@ class Records(nn.Module):
 
     @property
     def moments(self) -> Tensor:  # (2,)
-        """Mean and unbiased standard deviation of the records; 0 and infinity while there are two or fewer.
+        """Mean and unbiased standard deviation of the records; 0 and infinity while there are too few.
 
         Cached until `losses` is another tensor or has changed in place.
         """
@@ -78,12 +81,12 @@ class Records(nn.Module):
 
     @torch.no_grad()
     def _moments(self) -> Tensor:  # (2,)
-        if len(self.losses) <= 2:
+        if len(self.losses) < LEAST_RECORDS:
             return self.losses.new_tensor([0.0, math.inf])
         return torch.stack([self.losses.mean(), self.losses.std()])
 
     def z_scores(self, losses: Tensor) -> Tensor:  # (B,) -> (B,)
-        """Return |loss - mean| / unbiased std of the records; 0 while there are two records or fewer."""
+        """Return |loss - mean| / unbiased std of the records; 0 while there are fewer than `LEAST_RECORDS`."""
         mean, std = self.moments
         return (losses - mean).abs() / std
 

@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from models.protocol import Hooks, Predictions
 from utils.config.schema import Config
 from utils.data.loader import StreamLoader
+from utils.files import NOT_SUPPORTED
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB
 from utils.metrics import grouped_accuracy
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 FEATURES_GIB = 1.0  # limit of the cache of features: those of 350,000 images at width 768
 
 Branches = tuple[str, ...]
+BLOCK = 2**20  # bytes that are written at a time
 
 
 def accuracy(predictions: Predictions, task_sizes: Sequence[int], known_classes: int) -> dict[str, Any]:
@@ -94,9 +96,26 @@ def on_disk(x: Tensor) -> Tensor:
         OSError: The disk is full.
     """
     with tempfile.NamedTemporaryFile(prefix="activations-") as file:
-        os.posix_fallocate(file.fileno(), 0, x.nbytes)  # without it a full disk would end the process at a later write
+        allocate(file, x.nbytes)  # without it a full disk would end the process at a later write
         mapped = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype)
     return mapped.copy_(x.flatten()).view(x.shape)
+
+
+def allocate(file: IO[bytes], size: int) -> None:
+    """Reserve room on the disk for an empty file; raise OSError if there is not enough.
+
+    Some file systems, and macOS, cannot reserve it: the file is filled with zeros.
+    """
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    for first in range(0, size, BLOCK):
+        file.write(bytes(min(BLOCK, size - first)))
+    file.flush()
 
 
 class Evaluator:

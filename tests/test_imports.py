@@ -43,6 +43,43 @@ def imported(file: Path) -> set[str]:
     return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
+LINUX_ALONE = {  # by Python's documentation, of modules that macOS has, too
+    "os": "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid getresuid getxattr "
+    "listxattr memfd_create pidfd_open pipe2 posix_fadvise posix_fallocate preadv pwritev removexattr "
+    "sched_getaffinity sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setparam sched_setscheduler setns "
+    "setresgid setresuid setxattr splice timerfd_create unshare O_DIRECT O_LARGEFILE O_NOATIME O_PATH O_RSYNC "
+    "O_TMPFILE",
+    "resource": "prlimit RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_RTPRIO RLIMIT_SIGPENDING RUSAGE_THREAD",
+    "select": "epoll",
+    "signal": "SIGPOLL SIGPWR SIGRTMAX SIGRTMIN SIGSTKFLT sigtimedwait sigwaitinfo",
+    "time": "CLOCK_BOOTTIME CLOCK_TAI pthread_getcpuclockid",
+}
+
+
+def of_linux_alone(code: str) -> list[str]:
+    """Names of the standard library in a file that macOS lacks, and that the file does not ask for first."""
+    names = {f"{module}.{name}" for module, listed in LINUX_ALONE.items() for name in listed.split()}
+    nodes = list(ast.walk(ast.parse(code)))
+    used = {f"{n.value.id}.{n.attr}" for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+    used |= {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
+    return sorted(name for name in used & names if 'hasattr({}, "{}")'.format(*name.split(".")) not in code)
+
+
+def test_what_linux_alone_has_is_asked_for_before_it_is_used():
+    folders = PROJECT["tool"]["importlinter"]["root_packages"]
+    files = [ROOT / f"{name}.py" for name in OUTER] + [file for name in folders for file in (ROOT / name).rglob("*.py")]
+    assert len(files) > 100
+    assert {file: found for file in files if (found := of_linux_alone(file.read_text()))} == {}
+
+
+def test_what_linux_alone_has_is_found():
+    code = (
+        "import os, signal\nfrom os import fdatasync\nos.pipe2(0)\nos.open('x', os.O_DIRECT)\nsignal.SIGPWR\nos.sync()"
+    )
+    assert of_linux_alone(code) == ["os.O_DIRECT", "os.fdatasync", "os.pipe2", "signal.SIGPWR"]
+    assert of_linux_alone('import os\nx = os.pipe2(0) if hasattr(os, "pipe2") else os.pipe()') == []
+
+
 def test_the_outer_files_know_only_those_further_in():
     for place, name in enumerate(OUTER):
         found = imported(ROOT / f"{name}.py")

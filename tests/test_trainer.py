@@ -301,6 +301,28 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, key
     assert not (tmp_path / "dry").exists()
 
 
+@pytest.mark.parametrize(
+    ("keys", "least"),
+    [
+        ({"rd_epoch": 1}, "of which a descriptor records 2 losses (1 passes)"),
+        ({"rd_epoch": 0}, "records 0 losses (0 passes), and z-scores are 0 with fewer than 3"),
+        ({"rd_epoch": 9, "nested_lora_use_consolidation": True}, "expected at least 3 images in each task"),
+        ({"rd_epoch": 2}, ""),
+        ({"rd_epoch": 1, "max_tasks": 1}, ""),
+    ],
+)
+def test_a_task_of_too_few_images_for_a_later_expansion_is_told(tmp_path: Path, caplog, keys, least: str) -> None:
+    pixels = np.arange(3 * 64 * 3, dtype=np.uint8).reshape(3, 8, 8, 3)
+    labels, names = np.arange(3), np.array(["ant", "bee", "cat"])
+    file = tmp_path / "few.npz"
+    np.savez(file, x_train=pixels, y_train=labels, x_test=pixels + 1, y_test=labels, class_names=names)
+    short = {"func_epoch": 1, "nested_lora_update_interval_slow": 1, "init_cls": 2, "increment": 1}
+    trainer.train(configuration(file, tmp_path / "logs", **short, **{"max_tasks": 2, **keys}), "few")
+    told = [record.getMessage() for record in caplog.records if "z-scores" in record.getMessage()]
+    assert [text.split(" has ")[0] for text in told] == (["task 0 (ant, bee)"] if least else [])
+    assert least in "".join(told)
+
+
 def test_the_log_tells_after_each_task_how_much_is_done(run: Callable[..., Path]) -> None:
     log = (run() / "log.txt").read_text()
     assert re.findall(r"(\d+) % of the run is done, about \d+ s left", log) == ["33", "67"]

@@ -14,17 +14,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 EVERY = 60.0  # seconds from one line to the next
+SOON = 3.0  # seconds to the first line where nothing else tells that the command works
 UNITS = {"h": 3600, "min": 60, "s": 1}
 
 
-def progress(iterable: Iterable[T], what: str, total: int, done: int = 0) -> Iterable[T]:
-    """Iterate, and tell with the text `what` how far it is; begins at step `done` of `total`.
+def progress(iterable: Iterable[T], what: str, total: int | None, done: int = 0, first: float = EVERY) -> Iterable[T]:
+    """Iterate, and tell with the text `what` how far it is; begins at step `done` of `total` (None: not known).
 
-    A terminal shows a bar. Elsewhere a line with an estimate of the time left appears once a minute.
+    A terminal shows a bar. Elsewhere a line with an estimate of the time left appears after `first` seconds, and then
+    once a minute.
     """
     if on_terminal():
         return _with_bar(iterable, tqdm(desc=what, total=total, initial=done, leave=False, dynamic_ncols=True))
-    return _with_lines(iterable, what, total, done)
+    return _with_lines(iterable, what, total, done, first)
 
 
 def on_terminal() -> bool:
@@ -39,13 +41,18 @@ def _with_bar(iterable: Iterable[T], bar: tqdm) -> Iterator[T]:
             bar.update()
 
 
-def _with_lines(iterable: Iterable[T], what: str, total: int, done: int) -> Iterator[T]:
-    begun = said = time.monotonic()
+def _with_lines(iterable: Iterable[T], what: str, total: int | None, done: int, first: float) -> Iterator[T]:
+    begun = time.monotonic()
+    due = begun + first
     for number, step in enumerate(iterable, done + 1):
         yield step
         now = time.monotonic()
-        if now - said >= EVERY and number < total:
-            said = now
+        if now < due or number == total:
+            continue
+        due = now + EVERY
+        if total is None:
+            _say(f"{what}: {number:,} so far")
+        else:
             left = (now - begun) * (total - number) / (number - done)
             _say(f"{what}: {number} of {total}, about {duration(left)} left")
 

@@ -1,6 +1,9 @@
 """Test images kept half way: the same numbers, fewer blocks, within bounds, never of a network that has changed."""
 
+import errno
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from test_trainer import configuration, events, images, results, run  # noqa: F4
 from backbone.vit_sema import sema_blocks
 from eval import evaluate
 from models.base import BaseLearner
-from models.evaluation import ActivationCache, on_disk
+from models.evaluation import ActivationCache, allocate, on_disk
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB
 
@@ -88,6 +91,35 @@ def test_a_file_on_disk_has_no_name(tmp_path, monkeypatch):
     x = on_disk(X)
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(x, X)
+
+
+@pytest.mark.parametrize("lacks", ["", "posix_fallocate"])
+@pytest.mark.parametrize("room", [X.nbytes, X.nbytes - 1])
+def test_a_disk_without_room_is_an_error_with_and_without_a_way_to_reserve_it(tmp_path, lacks, room):
+    """In a process of its own, whose files have a limit: at a later write it would be ended by the system."""
+    code = (
+        "import os, resource, sys, tempfile, torch; from models.evaluation import on_disk; "
+        "lacks = sys.argv[1]; lacks and delattr(os, lacks); tempfile.tempdir = sys.argv[2]; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY)); "
+        "print(on_disk(torch.arange(24.0).view(2, 3, 4)).sum().item())"
+    )
+    command = [sys.executable, "-c", code, lacks, str(tmp_path), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    fits = room == X.nbytes
+    assert (done.returncode, done.stdout) == ((0, "276.0\n") if fits else (1, ""))
+    assert fits or "OSError: [Errno 27] File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_cannot_reserve_room_is_written(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse, raising=False)
+    monkeypatch.setattr("models.evaluation.BLOCK", 10)
+    with (tmp_path / "file").open("wb") as file:
+        allocate(file, 25)
+    assert (tmp_path / "file").read_bytes() == bytes(25)
 
 
 # ---- in runs

@@ -59,6 +59,17 @@ def test_the_last_step_is_told_by_whoever_goes_on(clock, on_terminal, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_first_line_can_come_sooner(clock, on_terminal, capsys):
+    assert list(progress("abcdef", "reading", 6, first=20.0)) == [*"abcdef"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["reading: 1 of 6, about 2 min 5 s left", "reading: 4 of 6, about 50 s left"]
+
+
+def test_steps_whose_number_is_not_known_are_counted(clock, on_terminal, capsys):
+    assert list(progress(iter("abcdef"), "listing", None)) == [*"abcdef"]
+    assert capsys.readouterr().err.splitlines() == ["listing: 3 so far", "listing: 6 so far"]
+
+
 def test_a_process_without_standard_error_reads_on(clock, monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     assert list(progress("abcdef", "reading", 12)) == [*"abcdef"]

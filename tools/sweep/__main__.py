@@ -33,13 +33,14 @@ from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
 from tools.sweep.failures import Failure, read_failures, write_failures
-from tools.sweep.launch import Start, cores, local, slurm, visible_gpus
+from tools.sweep.launch import Start, local, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, ignored, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.console import command
 from utils.errors import UserError
 from utils.files import atomic_write, lock, path_argument
+from utils.memory import cores
 from utils.text import shown
 
 FOLDER = "logs/sweeps"

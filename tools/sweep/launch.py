@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.memory import cores
 from utils.runs.environment import require_package
 from utils.stopping import PARENT
 
@@ -79,11 +80,6 @@ def local(slots: int, gpus: Sequence[str] = ()) -> Start:
         return Job(ended, process.terminate, kill)  # not SIGINT, which nohup makes processes ignore
 
     return start
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import UserError
+from utils.memory import cores
 from utils.stopping import SIGNALS, follow
 from utils.streams import generator, seeded
 
@@ -79,9 +80,8 @@ READY = Way(default_collate, _send)  # for images that are (3, S, S) tensors alr
 
 def warn_of_workers(workers: int) -> None:
     """Log a warning if there are more workers than cores for this process."""
-    cores = len(os.sched_getaffinity(0))
-    if workers > cores:
-        logger.warning("num_workers = %d is more than the CPU cores, %d; that does not load faster", workers, cores)
+    if workers > (available := cores()):
+        logger.warning("num_workers = %d is more than the CPU cores, %d; that does not load faster", workers, available)
 
 
 class StreamLoader:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from utils.errors import DataError
-from utils.progress import progress
+from utils.progress import SOON, progress
 from utils.text import writable
 
 READERS = 8  # threads; PIL releases the GIL while it decodes
@@ -22,7 +22,7 @@ def read_all(read: Callable[[Item], Result], items: Sequence[Item], what: str) -
     """
     pool = ThreadPoolExecutor(READERS)
     try:
-        return list(progress(pool.map(read, items), what, len(items)))
+        return list(progress(pool.map(read, items), what, len(items), first=SOON))
     finally:
         pool.shutdown(cancel_futures=True)  # otherwise Ctrl-C would wait for all files
 

@@ -21,7 +21,7 @@ from utils.data.npz import read_arrays
 from utils.datasets import DATASETS, Source
 from utils.errors import DataError
 from utils.files import seen_from
-from utils.progress import progress
+from utils.progress import SOON, progress
 from utils.text import NAMES_SHOWN, did_you_mean, listed, same_name, writable
 
 logger = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error")
         raise DataError(f"data set {name}: {error}") from error
     _check_classes(data, path, source)
     _warn_of_contradictions(data, path)
+    _warn_of_test_images(data, path)
     logger.info("data set %s in %s: %s", name, path, data.summary)
     return data
 
@@ -168,6 +169,15 @@ def _warn_of_contradictions(data: ImageData, path: Path) -> None:
     if several := [sorted(images.values()) for images in places.values() if len(images) > 1]:
         first = " and ".join(several[0])
         logger.warning("%s: %d images are in more than one class, the first one as %s", path, len(several), first)
+
+
+def _warn_of_test_images(data: ImageData, path: Path) -> None:
+    """Warn of test images that are training images as well: links, copies."""
+    learned = {content.digest: f"train/{name}/{content.name}" for name, content in reversed(data.rows("train"))}
+    tested = [(f"test/{name}/{content.name}", content.digest) for name, content in data.rows("test")]
+    if both := [(place, learned[digest]) for place, digest in tested if digest in learned]:
+        counted = f"{len(both)} of {len(tested)} test images are training images, too"
+        logger.warning("%s: %s; the first one, %s, is %s", path, counted, *both[0])
 
 
 def _read_folders(path: Path, source: Source) -> ImageData:
@@ -236,15 +246,15 @@ def _list_images(path: Path, folders: Collection[Path], left_out: list[LeftOut])
     labels: list[int] = []
     halves = [half.stat() for half in {folder.parent for folder in folders}]
     above = frozenset((half.st_dev, half.st_ino) for half in halves)
-    for label, folder in enumerate(progress(folders, f"listing {path}", len(folders))):
-        for file in files_within(folder, above):
-            if file.suffix.lower() in ENDINGS:
-                files.append(file)
-                labels.append(label)
-            elif file.is_symlink() and not file.exists():
-                left_out.append(LeftOut(_below(path, file), "broken link"))
-            else:
-                left_out.append(LeftOut(_below(path, file), f"ending in {writable(file.suffix) or 'nothing'}"))
+    found = ((label, file) for label, folder in enumerate(folders) for file in files_within(folder, above))
+    for label, file in progress(found, f"listing {path}", None, first=SOON):
+        if file.suffix.lower() in ENDINGS:
+            files.append(file)
+            labels.append(label)
+        elif file.is_symlink() and not file.exists():
+            left_out.append(LeftOut(_below(path, file), "broken link"))
+        else:
+            left_out.append(LeftOut(_below(path, file), f"ending in {writable(file.suffix) or 'nothing'}"))
     return Split(files, np.array(labels, dtype=np.int64))
 
 

@@ -92,7 +92,10 @@ def _version(package: str) -> str | None:
 
 
 def commit_state(folder: Path) -> dict[str, str | bool | None]:
-    """Return the commit of a folder, and whether tracked files differ from it (`dirty`). None without git or commit."""
+    """Return the commit of a folder, and whether tracked files differ from it (`dirty`).
+
+    Both are None without git or a commit, and in a folder that is no repository of its own, but lies within another.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     # Untracked files do not count: they may be results of earlier runs.
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if commit else None
@@ -100,8 +103,11 @@ def commit_state(folder: Path) -> dict[str, str | bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
+    command = ["git", f"--git-dir={folder / '.git'}", f"--work-tree={folder}", *arguments]
+    # GIT_DIR, GIT_INDEX_FILE and the like name another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30, env=environment)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

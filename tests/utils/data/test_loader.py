@@ -352,7 +352,7 @@ def test_workers_that_are_not_forked_load_the_same(make, tmp_path: Path, method:
 
 def test_more_workers_than_cores_are_one_line_of_our_own(make, monkeypatch, caplog):
     """Tests take every other warning for an error."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("utils.data.loader.cores", lambda: 1)
     warn_of_workers(1)
     assert caplog.text == ""
     warn_of_workers(2)

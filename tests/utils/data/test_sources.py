@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -338,6 +340,56 @@ def test_an_image_in_two_classes_is_told_and_a_copy_in_one_class_is_not(tmp_path
     assert caplog.messages == [
         f"{tmp_path}: 2 images are in more than one class, the first one as train/cat/a.png and train/dog/x.png"
     ]
+
+
+@pytest.mark.parametrize("how", ["link", "hard link", "copy"])
+def test_a_test_image_that_is_a_training_image_is_told_once(tmp_path: Path, caplog, how: str):
+    make_folders(tmp_path, CLASSES)
+    trained = sorted((tmp_path / "train").glob("*/*.png"))
+    for number, file in enumerate(trained):
+        save_image(file, value=number)
+    for number, file in enumerate(sorted((tmp_path / "test").glob("*/*.png"))):
+        save_image(file, value=100 + number)
+    load_dataset("imagefolder", tmp_path)
+    assert "training images, too" not in caplog.text
+    for number, file in enumerate(trained[:2]):
+        target = tmp_path / "test" / file.parent.name / f"z{number}.png"
+        {"link": target.symlink_to, "hard link": target.hardlink_to, "copy": partial(shutil.copy, dst=target)}[how](
+            file
+        )
+    tested = len(list((tmp_path / "test").glob("*/*")))
+    load_dataset("imagefolder", tmp_path)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    first = trained[0].relative_to(tmp_path)
+    told = f"2 of {tested} test images are training images, too; the first one, test/{first.parent.name}/z0.png"
+    assert warning == f"{tmp_path}: {told}, is {first}"
+
+
+def test_rows_of_an_array_that_are_in_both_halves_are_told(tmp_path: Path, caplog):
+    pixels = np.arange(3 * 12, dtype=np.uint8).reshape(3, 2, 2, 3)
+    labels = np.array([0, 1, 1])
+    arrays = {
+        "x_train": pixels,
+        "y_train": labels,
+        "x_test": pixels[[2, 1]] + [[[[0]]], [[[1]]]],
+        "y_test": labels[[2, 1]],
+    }
+    arrays["x_test"] = arrays["x_test"].astype(np.uint8)
+    np.savez(tmp_path / "some.npz", **arrays)
+    load_dataset("npz", tmp_path / "some.npz")
+    assert "1 of 2 test images are training images, too; the first one, test/1/0, is train/1/2" in caplog.text
+
+
+def test_a_long_listing_is_told_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """A single folder can hold all files, so that counting folders would tell nothing."""
+    make_folders(tmp_path, {"a": 3})
+    clock = itertools.count(step=2)  # two seconds between two looks at it
+    monkeypatch.setattr("utils.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("utils.progress.on_terminal", lambda: False)
+    load_dataset("imagefolder", tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"listing {tmp_path}: 2 so far" in lines
+    assert any(line.startswith("checking images: 2 of ") for line in lines)
 
 
 def test_class_names_are_compared_and_sorted_in_one_unicode_form(tmp_path: Path):

@@ -59,6 +59,51 @@ def test_commit_and_dirty_flag(tmp_path):
     assert commit_state(tmp_path) == {"commit": commit, "dirty": True}
 
 
+@pytest.mark.parametrize("named", ["GIT_DIR", "GIT_DIR and GIT_WORK_TREE", "GIT_INDEX_FILE"])
+def test_the_commit_is_the_folder_s_own_whatever_git_s_variables_name(tmp_path, monkeypatch, named):
+    folders = [tmp_path / "own", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+        git(folder, "init", "-q")
+        (folder / "code.py").write_text(folder.name)
+        git(folder, "add", ".")
+        git(folder, "commit", "-q", "-m", folder.name)
+    commits = [git(folder, "rev-parse", "HEAD") for folder in folders]
+    values = {
+        "GIT_DIR": tmp_path / "other" / ".git",
+        "GIT_WORK_TREE": tmp_path / "other",
+        "GIT_INDEX_FILE": tmp_path / "other" / ".git" / "index",
+    }
+    for name in named.split(" and "):
+        monkeypatch.setenv(name, str(values[name]))
+    assert commits[0] != commits[1]
+    assert commit_state(folders[0]) == {"commit": commits[0], "dirty": False}
+
+
+@pytest.mark.parametrize("inside", ["vendor", "vendor/deeper", "ignored"])
+def test_within_another_repository_there_is_no_commit(tmp_path, inside):
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    (tmp_path / inside).mkdir(parents=True)
+    (tmp_path / inside / "code.py").write_text("a = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    assert commit_state(tmp_path / inside) == {"commit": None, "dirty": None}
+
+
+def test_a_working_tree_and_a_submodule_have_their_own_commit(tmp_path):
+    main, tree, module = (tmp_path / name for name in ("main", "tree", "module"))
+    for folder in (main, module):
+        folder.mkdir()
+        git(folder, "init", "-q")
+        git(folder, "commit", "-q", "--allow-empty", "-m", folder.name)
+    git(main, "worktree", "add", "-q", str(tree))
+    git(tree, "commit", "-q", "--allow-empty", "-m", "in the tree")
+    git(main, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(module), "inner")
+    for folder, same in ((tree, tree), (main / "inner", module)):
+        assert commit_state(folder) == {"commit": git(same, "rev-parse", "HEAD"), "dirty": False}
+
+
 def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit_state(tmp_path) == {"commit": None, "dirty": None}
