@@ -54,7 +54,9 @@ def _tables_of_groups(comparison: Comparison) -> Iterator[Table]:
         title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
         yield Table(title, ["key", *names], rows)
     rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
-    yield Table("Mean ± standard deviation over seeds; accuracies in per cent", ["measure", *names], rows)
+    several = any(len(group.runs) > 1 for group in groups)
+    title = "Mean ± standard deviation over seeds" if several else "Measures of one seed"
+    yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
         rows = [[m.title, *(_difference_cell(group.minus(baseline, m), m) for group in others)] for m in MEASURES]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p; accuracies in points"

@@ -68,7 +68,8 @@ def by_branch(group: Group) -> Drawing | None:
         return None
     curves = [[matrix.average_accuracies for matrix in matrices] for matrices in found.values()]
     lines = list(map(band_line, found, curves, range(len(curves))))
-    text = f"Accuracy of the network with only some of its branches, mean over {_seeds(group)}. {last(lines)}"
+    of = "mean over" if len(group.runs) > 1 else "of"
+    text = f"Accuracy of the network with only some of its branches, {of} {_seeds(group)}. {last(lines)}"
     return _lines(group, "accuracy by branch", text, lines, AFTER, ACCURACY)
 
 
@@ -187,5 +188,6 @@ def adapters(groups: Sequence[Group]) -> Iterator[Drawing]:
     for name, counts in data.distinct((group.name, data.adapters_per_layer(group)) for group in groups):
         digits = 0 if (counts == counts.round()).all() else 1
         draw = partial(heat_map, counts, AFTER, "layer", top=float(counts.max()), digits=digits)
-        text = f"Mean over seeds; {counts[:, 0].sum():g} after task 0, {counts[:, -1].sum():g} after the last."
+        text = f"{counts[:, 0].sum():g} after task 0, {counts[:, -1].sum():g} after the last"
+        text += "; mean over seeds." if any(len(group.runs) > 1 for group in groups) else "."
         yield of_group(name, "adapters per layer", text, draw, _table_of(counts, "layer", "after task", digits))

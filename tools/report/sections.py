@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from tools.compare.comparison import Comparison, Group
 from tools.compare.plot import BAND, accuracy_curves
@@ -91,7 +92,9 @@ def matrices(comparison: Comparison) -> Section:
     parts += _drawn("Branches", map(figures.by_branch, comparison.groups))
     for group in comparison.groups:
         parts += _drawn(f"Matrices of the branches of {group.name}", figures.branches(group), folded=True)
-    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent, mean over seeds. "
+    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent"
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    intro += ", mean over seeds. " if several else ". "
     intro += "Equal matrices are shown once."
     if not any(map(shared_branches, comparison.groups)):
         intro += f" No run has matrices of single branches; {RECORDED} unless branch_eval is false."
@@ -225,10 +228,19 @@ def runs(comparison: Comparison) -> Section:
 def _run_row(group: Group, run: Run) -> list[str]:
     environment = run.environment
     commit = str(environment.get("commit") or "-")[:10] + (" with changes" if environment.get("dirty") else "")
-    backbone = environment.get("backbone")
-    timm_name = backbone.get("timm_name", "-") if isinstance(backbone, dict) else "-"
     device, command = (str(environment.get(key, "-")) for key in ("device", "command"))
-    return [_named(group, run), str(run.path), commit, device, str(timm_name), command]
+    return [_named(group, run), str(run.path), commit, device, _backbone(environment.get("backbone")), command]
+
+
+def _backbone(provenance: object) -> str:
+    """Return the architecture, and where its weights are from unless they are timm's."""
+    if not isinstance(provenance, dict):
+        return "-"
+    name, weights = (str(provenance.get(key, "-")) for key in ("timm_name", "weights"))
+    if weights in ("hub", "-"):
+        return name
+    origin = "random weights" if weights == "random" else f"weights of {Path(weights).name}"
+    return f"{name} with {origin}, SHA-256 {str(provenance.get('sha256', '-'))[:12]}"
 
 
 SECTIONS: tuple[Callable[[Comparison], Section], ...] = (

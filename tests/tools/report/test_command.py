@@ -129,6 +129,28 @@ def test_numbers_are_those_of_the_runs(page):
     assert "Dashed: the threshold, 1.5. 8 batches were scanned; 1 of them" in section(page, "expansion")
 
 
+@pytest.mark.parametrize(
+    ("weights", "shown"),
+    [
+        ("hub", "vit_x"),
+        ("random", "vit_x with random weights, SHA-256 dddddddddddd"),
+        ("/data/of mine/w.safetensors", "vit_x with weights of w.safetensors, SHA-256 dddddddddddd"),
+    ],
+)
+def test_the_backbone_is_named_with_the_file_of_its_weights(tmp_path, weights, shown):
+    backbone = {"timm_name": "vit_x", "weights": weights, "sha256": "d" * 64}
+    page = write_page([write_run(tmp_path, "x", 1, ROWS[0], environment={"backbone": backbone})])
+    assert f">{shown}</td>" in section(page, "runs")
+
+
+def test_a_page_of_one_seed_speaks_of_no_mean(tmp_path):
+    run = nested_runs(tmp_path)[0]
+    page = write_page([run]).split('<section id="time-scales">')[0]
+    assert "Measures of one seed; accuracies in per cent" in page
+    assert re.search("standard deviation|[Mm]ean over seeds?", page) is None
+    assert "mean over seeds 1, 2" in write_page([run, *run.parent.glob("nested-*-s2")])
+
+
 def test_a_failed_cadence_says_so(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
     free = write_run(tmp_path, "free", 1, ROWS[0], **NESTED, nested_lora_slow_update="zero_grad")
