@@ -10,7 +10,8 @@ call of the same command tries it again. New seeds or members in the file run al
 
 The comparison uses the first member of the file as baseline. It is printed, and written to OUTPUT_DIR/NAME/table.md
 and, with figures, to OUTPUT_DIR/NAME/report.html. Both name the runs that failed. The output of the runs is in
-OUTPUT_DIR/NAME/logs/.
+OUTPUT_DIR/NAME/logs/. All runs get the same number of threads, that of the first start, which is kept in
+OUTPUT_DIR/NAME/threads.json; a configuration with num_threads keeps its own.
 
 Exit codes: 0 all runs finished, 1 some failed, 2 an error in the sweep file or the command line, 130 interrupted.
 """
@@ -25,7 +26,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -33,18 +34,20 @@ from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
 from tools.sweep.failures import Failure, read_failures, write_failures
-from tools.sweep.launch import Start, local, slurm, visible_gpus
+from tools.sweep.launch import CLUSTER_DEFAULTS, Start, local, share_of_cores, slurm, visible_gpus
 from tools.sweep.plan import PlannedRun, ignored, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.console import command
 from utils.errors import UserError
-from utils.files import atomic_write, lock, path_argument
+from utils.files import atomic_write, lock, path_argument, write_json
+from utils.json_file import read_object
 from utils.memory import cores
 from utils.text import shown
 
 FOLDER = "logs/sweeps"
 TABLE, PAGE, LOGS, FAILED = "table.md", "report.html", "logs", "failed.json"
+THREADS_FILE = "threads.json"
 AFTER_A_FAILED_FILE = "the finished runs are kept; correct this, then go on with the same command"
 MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user asks for more
 
@@ -79,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     failed: dict[str, Failure] = {}
     with _locked(folder.parent), _signals_like_ctrl_c():
         if missing:
-            execution = Execution(missing, *_launcher(missing, folder / LOGS, options), folder / LOGS, kept)
+            execution = Execution(missing, *_launcher(plan, missing, folder, options), folder / LOGS, kept)
             try:
                 execution.to_end()
             finally:
@@ -109,13 +112,34 @@ def _dry_run(plan: Sequence[PlannedRun], failures: Mapping[str, Failure], option
     return 2 if found else 0
 
 
-def _launcher(missing: Sequence[PlannedRun], logs: Path, options: argparse.Namespace) -> tuple[Start, int]:
+def _launcher(
+    plan: Sequence[PlannedRun], missing: Sequence[PlannedRun], folder: Path, options: argparse.Namespace
+) -> tuple[Start, int]:
     """Return what starts the runs, and how many run at a time."""
     if options.launcher == "slurm":
-        return slurm(logs / "slurm", dict(options.slurm)), options.jobs or len(missing)
+        parameters = dict(options.slurm)
+        cpus = {**CLUSTER_DEFAULTS, **parameters}["cpus_per_task"]
+        threads = _threads(folder / THREADS_FILE, cpus if isinstance(cpus, int) else 1)
+        return slurm(folder / LOGS / "slurm", parameters, threads), options.jobs or len(missing)
     gpus = [] if any(planned.member.config.device == "cpu" for planned in missing) else visible_gpus()
-    slots = min(options.jobs or len(gpus) or min(cores(), MOST_ON_CPU), len(missing))
-    return local(slots, gpus), slots
+    most = options.jobs or len(gpus) or min(cores(), MOST_ON_CPU)
+    threads = _threads(folder / THREADS_FILE, share_of_cores(min(most, len(plan))))
+    fitting = most if options.jobs or gpus else min(most, max(1, cores() // threads))
+    return local(threads, gpus), min(fitting, len(missing))
+
+
+def _threads(file: Path, now: int) -> int:
+    """Return the number of threads of each run of the sweep: that of its first start, or else `now`, which is kept."""
+    kept = None
+    with suppress(UserError):
+        kept = read_object(file)[0].get("threads") if file.exists() else None
+    if isinstance(kept, int) and kept > 0:
+        if kept != now:
+            print(f"each run gets {kept} threads, as when the sweep began, not {now} ({file})", file=sys.stderr)
+        return kept
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"threads": now})
+    return now
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from utils.memory import cores
 from utils.runs.environment import require_package
 from utils.stopping import PARENT
 
+THREADS = "OMP_NUM_THREADS"
 PATIENCE = 10.0  # seconds from asking a job to stop until it is killed
 INTO_A_FILE = 'exec "$@" > "$0" 2>&1'  # for a shell: writes the output of a command to the file named before it
 CLUSTER_DEFAULTS: dict[str, object] = {"timeout_min": 1440, "gpus_per_node": 1, "cpus_per_task": 4}
@@ -45,14 +46,19 @@ def stop(jobs: Sequence[Job]) -> None:
                 job.kill()
 
 
-def local(slots: int, gpus: Sequence[str] = ()) -> Start:
-    """Start processes on this machine. They share its cores, unless the user has set OMP_NUM_THREADS.
+def share_of_cores(slots: int) -> int:
+    """Return the threads of each of some processes: their share of the cores, unless the user set OMP_NUM_THREADS."""
+    chosen = os.environ.get(THREADS, "")
+    return int(chosen) if chosen.isdecimal() and int(chosen) else max(1, cores() // slots)
+
+
+def local(threads: int, gpus: Sequence[str] = ()) -> Start:
+    """Start processes on this machine.
 
     Args:
-        slots: Processes at a time.
+        threads: OMP_NUM_THREADS of each process.
         gpus: Names of GPUs for CUDA_VISIBLE_DEVICES. Each process gets one of them, in turn.
     """
-    threads = str(max(1, cores() // slots))
 
     def start(command: Sequence[str], log: Path, slot: int) -> Job:
         gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
@@ -63,7 +69,7 @@ def local(slots: int, gpus: Sequence[str] = ()) -> Start:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ, **gpu, PARENT: str(os.getpid())},
+                env={**os.environ, THREADS: str(threads), **gpu, PARENT: str(os.getpid())},
                 start_new_session=True,  # keeps Ctrl-C in the terminal from it
             )
 
@@ -94,12 +100,13 @@ def visible_gpus() -> list[str]:
     return done.stdout.split() if done.returncode == 0 else []
 
 
-def slurm(folder: Path, parameters: Mapping[str, object], cluster: str = "slurm") -> Start:
+def slurm(folder: Path, parameters: Mapping[str, object], threads: int = 1, cluster: str = "slurm") -> Start:
     """Start jobs of a cluster with submitit. Slurm stops a job by SIGTERM, and kills it after its own KillWait.
 
     Args:
         folder: Where submitit writes its files. All machines of the cluster must see it and the output directory.
         parameters: For `submitit.AutoExecutor.update_parameters`, in addition to `CLUSTER_DEFAULTS`.
+        threads: OMP_NUM_THREADS of each job.
         cluster: submitit's name for it; "local" starts processes on this machine.
 
     Raises:
@@ -113,7 +120,7 @@ def slurm(folder: Path, parameters: Mapping[str, object], cluster: str = "slurm"
         raise UserError(f"--launcher slurm: {error}") from error
 
     def start(command: Sequence[str], log: Path, slot: int) -> Job:
-        in_shell = ["sh", "-c", INTO_A_FILE, str(log.resolve()), *command]
+        in_shell = ["sh", "-c", INTO_A_FILE, str(log.resolve()), "env", f"{THREADS}={threads}", *command]
         job = executor.submit(submitit.helpers.CommandFunction(in_shell, verbose=False, cwd=Path.cwd()))
 
         def ended() -> str:

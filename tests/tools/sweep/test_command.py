@@ -1,5 +1,6 @@
 """The command `python -m tools.sweep`: with a stand-in for main.py, and once with real runs."""
 
+import argparse
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from tools.sweep.plan import read_plan
 ROOT = Path(__file__).parents[3]
 # instead of training: a finished run whose accuracy follows from batch size and seed; func_epoch 13 fails
 STAND_IN = f"""
-import sys, time
+import os, sys, time
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from finished_runs import write_run
 from utils.config.flags import parse
@@ -32,6 +33,7 @@ while flags["func_epoch"] == 99:
     time.sleep(0.1)
 from pathlib import Path
 seed, size = flags.pop("seed")[0], flags["batch_size"]
+flags["environment"] = {{"threads": int(os.environ["OMP_NUM_THREADS"])}}
 write_run(Path(flags["output_dir"]), path.stem, seed, [[size], [size - 9, size + seed]], sizes=[10, 10], **flags)
 """
 # instead of training: waits for the request to stop, and then saves a file as a run saves its state
@@ -106,6 +108,40 @@ def test_a_seed_can_be_added_and_the_tables_are_made_anew_over_all(folder, seeds
     assert (folder / "runs" / "s" / "table.md").read_text().count("1, 2, 3 |") == 2
     write_sweep(folder, seeds=[1, 2, 3, 4])
     assert "8 runs, 6 finished already" in run(folder).stderr
+
+
+def threads_of(folder: Path) -> list[int]:
+    files = sorted((folder / "runs").glob("*-s*/environment.json"))
+    return [json.loads(file.read_text())["threads"] for file in files]
+
+
+def test_runs_that_are_added_later_get_as_many_threads_as_the_first(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "threads" not in run(folder).stderr
+    assert threads_of(folder) == [3] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as on a machine with other slots
+    again = run(folder, "--seed", "3")
+    assert "each run gets 3 threads, as when the sweep began, not 1" in again.stderr
+    assert threads_of(folder) == [3] * 6
+    (folder / "runs" / "s" / "threads.json").write_text("{")
+    run(folder, "--seed", "4")
+    assert sorted(threads_of(folder)) == [1, 1, *[3] * 6]
+    assert json.loads((folder / "runs" / "s" / "threads.json").read_text()) == {"threads": 1}
+
+
+def test_threads_are_shared_among_all_runs_of_a_sweep_whatever_is_left_of_it(folder, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for attribute in ("tools.sweep.launch.cores", "tools.sweep.__main__.cores"):
+        monkeypatch.setattr(attribute, lambda: 8)
+    monkeypatch.setattr(sweep, "visible_gpus", list)
+    plan = read_plan(folder / "s.json", str(folder / "runs"))  # 4 runs
+    made = []
+    monkeypatch.setattr(sweep, "local", lambda threads, gpus: made.append(threads))
+    jobs = argparse.Namespace(launcher="local", jobs=None)
+    slots = [sweep._launcher(plan, plan[left:], folder / "x", jobs)[1] for left in (3, 0)]
+    assert (made, slots) == ([2, 2], [1, 4])
+    (folder / "x" / "threads.json").write_text('{"threads": 4}')  # of a machine with more cores, or fewer runs
+    assert sweep._launcher(plan, plan, folder / "x", jobs)[1] == 2
 
 
 def test_a_dry_run_lists_the_runs_and_starts_none(folder):
@@ -277,9 +313,9 @@ TINY = {
 }
 
 
-def fails_once(slots, gpus):
+def fails_once(threads, gpus):
     """The first run it starts is given a flag that main.py refuses."""
-    start, broken = local(slots, gpus), ["--eval=true"]
+    start, broken = local(threads, gpus), ["--eval=true"]
     return lambda command, log, slot: start([*command, *(broken.pop() for _ in broken[:])], log, slot)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.sweep import launch as sweep_launch
-from tools.sweep.launch import Start, local, slurm, stop, visible_gpus
+from tools.sweep.launch import Start, local, share_of_cores, slurm, stop, visible_gpus
 from utils.errors import UserError
 
 WHAT_IT_SEES = "import os, sys; print(os.environ['OMP_NUM_THREADS'], os.environ.get('CUDA_VISIBLE_DEVICES'), sys.argv)"
@@ -46,16 +46,18 @@ def seen_in(start: Start, slot: int, log: Path) -> str:
 
 @pytest.mark.parametrize(("slots", "threads"), [(1, 4), (2, 2), (3, 1), (9, 1)])
 def test_processes_share_the_cores(four_cores, tmp_path, slots, threads):
-    assert seen_in(local(slots), 0, tmp_path / "log") == f"{threads} None ['-c']"
+    assert share_of_cores(slots) == threads
+    assert seen_in(local(threads), 0, tmp_path / "log") == f"{threads} None ['-c']"
 
 
 def test_a_user_s_own_number_of_threads_is_kept(four_cores, monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert seen_in(local(2), 0, tmp_path / "log").startswith("3 ")
+    assert share_of_cores(2) == 3
+    assert seen_in(local(2), 0, tmp_path / "log").startswith("2 ")  # that of the sweep
 
 
 def test_gpus_are_given_out_in_turn_and_each_process_uses_the_one_it_sees(four_cores, tmp_path):
-    start = local(3, ["2", "5"])
+    start = local(1, ["2", "5"])
     seen = [seen_in(start, slot, tmp_path / "log") for slot in range(3)]
     assert seen == [f"1 {gpu} ['-c', '--device=0']" for gpu in (2, 5, 2)]
 
