@@ -80,6 +80,10 @@ class FunctionalAdapter(nn.Module):
         """
         raise TypeError(f"adapter {self.adapter_id} is of type {self.kind}, which has no consolidation")
 
+    def preserves_function(self, alpha: float) -> bool:
+        """Return whether `consolidate` leaves the output as it is, up to rounding."""
+        return False
+
     def measure(self) -> dict[str, float]:
         """Return the norms of the branches, and what else a consolidation changes, for the receipt."""
         return {f"{branch}_norm": norm(self.get_submodule(branch)) for branch in self.branches}

@@ -64,6 +64,12 @@ class NestedLoRAAdapter(FunctionalAdapter):
                 {"zero": faster.zero, "reinit": faster.reset}[reset]()
         return {"alpha": alpha, "mode": mode, "reset": reset}
 
+    def preserves_function(self, alpha: float) -> bool:
+        """With fast reset, all of its function has to go into slow; with fast kept, nothing."""
+        if self.config.nested_lora_fast_reset == "keep":
+            return alpha == 0
+        return alpha == 1 and self.config.nested_lora_consolidation_mode == "function"
+
     def measure(self) -> dict[str, float]:
         """Return the norms of the branches, and the ranks of those that can grow."""
         return super().measure() | {f"{name}_rank": self._branch(name).rank for name in self.branches[:-1]}

@@ -66,6 +66,12 @@ class SEMAModules(nn.Module):
         return any(self.functional[index].consolidates for index in self.trained)
 
     @property
+    def consolidation_changes_function(self) -> bool:
+        """Whether the consolidation at the end of this task changes, or has changed, what the slot computes."""
+        alpha = self.config.nested_lora_consolidation_alpha
+        return self.consolidates and not all(self.functional[index].preserves_function(alpha) for index in self.trained)
+
+    @property
     def describing(self) -> bool:
         """Whether the newest adapter's descriptor is in training: it was added in this cycle."""
         return self.expandable and self.newest.rd.encoder.weight.requires_grad

@@ -261,21 +261,26 @@ class Learner(BaseLearner):
         return self.network.slot_inputs(images, layers_of([slot for slot in self.network.slots if slot.trained]))
 
     def _refill_records(self) -> dict[tuple[int, int], dict[str, float]]:
-        """Record the losses of this task's new adapters again, on the features after consolidation.
+        """Record the losses of this task's new adapters again where the consolidation has changed their features.
 
-        Returns statistics of z-scores of the task's images against the old and the new records, by layer and adapter.
+        A descriptor sees the input of its slot, which only slots of earlier layers change.
+
+        Returns statistics of z-scores of the task's images against the records before and after, by layer and adapter.
         """
         slots = [slot for slot in self.network.expandable if slot.added]
-        stale = [copy.deepcopy(slot.newest.records) for slot in slots]
+        changed = layers_of([slot for slot in self.network.slots if slot.consolidation_changes_function])
+        refilled = [slot for slot in slots if any(layer < slot.layer for layer in changed)]
+        before = [copy.deepcopy(slot.newest.records) for slot in slots]
         losses: list[list[Tensor]] = [[] for _ in slots]
-        for slot in slots:
+        for slot in refilled:
             slot.newest.records.clear()
         for means in self._pass("refill", slots) if slots else ():
             for slot, seen in zip(slots, losses, strict=True):
-                seen.append(slot.newest.observe(means[slot.layer]))
+                observe = slot.newest.observe if slot in refilled else slot.newest.rd.loss
+                seen.append(observe(means[slot.layer]))
         return {
             (slot.layer, slot.num_adapters - 1): z_statistics(torch.cat(seen), old, slot.newest.records)
-            for slot, seen, old in zip(slots, losses, stale, strict=True)
+            for slot, seen, old in zip(slots, losses, before, strict=True)
         }
 
     # ---- measurements beside training

@@ -228,7 +228,9 @@ def _check_reports(nested: Run, task: int, events: Any, trained: list[tuple[int,
     assert scans == [[], [(0, 1, 1), (0, 2, 2)], [(0, 1, None), (0, 2, None)]][task]
     if consolidation != "off":
         for layer, adapter in [[(1, 0), (2, 0)], NEW, []][task]:
-            assert len(learner.network.slots[layer].adapters[adapter].records) == 12  # refilled by one pass
+            # by one pass, where a slot below was consolidated too
+            refilled = (layer, adapter) != (1, 1) or learner.network.continual
+            assert (len(learner.network.slots[layer].adapters[adapter].records) == 12) == refilled
 
 
 @pytest.mark.parametrize(

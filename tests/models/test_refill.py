@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learners import CONSOLIDATED, LAYERS, STRANGE, learn
+from learners import CONSOLIDATED, FAMILIAR, LAYERS, NESTED, STRANGE, learn
 
 from backbone.sema_components import Records
 from models.sema import Learner
@@ -89,12 +89,13 @@ def test_records_are_refilled_from_the_features_as_they_are_now(make, tasks, scr
             sorted(losses.tolist()), sorted(losses_one_by_one(learner, layer, 0, data, range(2))), rtol=1e-4
         )
     first = [learner.network.slots[layer].adapters[0].records.losses.clone() for layer in LAYERS]
-    script({2: [STRANGE]})
+    script({1: [STRANGE], 2: [FAMILIAR, STRANGE]})
     learn(learner, data)
     new = learner.network.slots[2].adapters[1].records.losses
     np.testing.assert_allclose(
         sorted(new.tolist()), sorted(losses_one_by_one(learner, 2, 1, data, range(2, 4))), rtol=1e-4
     )
+    assert len(learner.network.slots[1].adapters[1].records) > 12  # no slot below has changed: as training left them
     for layer, losses in zip(LAYERS, first, strict=True):
         assert torch.equal(learner.network.slots[layer].adapters[0].records.losses, losses)
 
@@ -106,3 +107,46 @@ def test_refilled_records_hold_at_most_the_buffer(make, tasks):
     losses = learner.network.slots[1].adapters[0].records.losses.tolist()
     assert len(losses) == 7
     assert all(min(abs(loss - one) for one in known) < 1e-5 * (1 + loss) for loss in losses)
+
+
+# ---- a consolidation that preserves the function
+
+KEPT = {**HOT, "nested_lora_consolidation_mode": "function", "nested_lora_consolidation_alpha": 1.0}
+
+
+@pytest.mark.parametrize(("reset", "threshold"), [("zero", 1.6), ("zero", 2.5), ("reinit", 2.5)])
+def test_a_run_whose_function_is_preserved_goes_on_as_one_without_consolidation(
+    make, tasks, events, logits_of, reset, threshold
+):
+    """To rounding: the sum of hidden units is taken in another order. z-scores divide by small spreads."""
+    seen = []
+    for keys in ({**NESTED, "nested_lora_lr_fast": 0.3}, {**KEPT, "nested_lora_fast_reset": reset}):
+        events.clear()
+        learner, data = make(**keys, exp_threshold=threshold), tasks([2, 2, 2], shifts=[0.0, 0.0, 3.0])
+        predicted = []
+        for _ in range(3):
+            learner.incremental_train(data)
+            predicted.append(learner.predict().top1.tolist())
+            learner.after_task()
+        scans = [(scan["task"], scan["scan"], scan["batch"], scan["expands"]) for scan in events.of("scan")]
+        z = [value for scan in events.of("scan") for values in scan["z"].values() for value in values]
+        seen.append((scans, predicted, [slot.num_adapters for slot in learner.network.slots], z, logits_of(learner)))
+    assert seen[0][:3] == seen[1][:3]
+    assert max(seen[0][2]) > 1
+    np.testing.assert_allclose(seen[0][3], seen[1][3], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen[0][4], seen[1][4], rtol=1e-3, atol=1e-4)
+
+
+def test_the_z_scores_of_a_preserved_function_are_reported_of_its_records_as_they_are(make, tasks, events, stale):
+    learner, data = make(**KEPT), tasks([2, 2])
+    learner.incremental_train(data)
+    (event,) = events.of("consolidation")
+    images = data.get_dataset(range(2), "train", "train").tensors[1]
+    learner.network.eval()
+    assert not stale
+    for layer in LAYERS:
+        losses = np.array([loss(learner, layer, image) for image in images])
+        records = learner.network.slots[layer].newest.records.losses.double().numpy()
+        assert len(records) > len(images)
+        found = [event["receipts"][layer][key] for key in STATISTICS]
+        np.testing.assert_allclose(found, 2 * statistics(losses, records), rtol=1e-4)
