@@ -127,8 +127,8 @@ def warn_of_few_images(config: Config, tasks: DataManager) -> None:
                 f"at least {-(-LEAST_RECORDS // passes)} images in each task" if passes else "rd_epoch of at least 1"
             )
             logger.warning(
-                "task %d (%s) has %d training images, of which a descriptor records %d losses (%d passes), and z-scores are "
-                "0 with fewer than %d: a layer that gets an adapter in this task never gets another one; expected %s",
+                "task %d (%s) has %d training images; a descriptor records %d losses of them (%d passes), and z-scores "
+                "are 0 with fewer than %d: a layer that gets an adapter in it never gets another one; expected %s",
                 *(task, listed(tasks.names_of(task)), images, images * passes, passes, LEAST_RECORDS, least),
             )
             return

@@ -46,7 +46,8 @@ def imported(file: Path) -> set[str]:
 LINUX_ALONE = {  # by Python's documentation, of modules that macOS has, too
     "os": "copy_file_range eventfd eventfd_read eventfd_write fdatasync getrandom getresgid getresuid getxattr "
     "listxattr memfd_create pidfd_open pipe2 posix_fadvise posix_fallocate preadv pwritev removexattr "
-    "sched_getaffinity sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setparam sched_setscheduler setns "
+    "sched_getaffinity sched_getparam sched_getscheduler sched_rr_get_interval "
+    "sched_setaffinity sched_setparam sched_setscheduler setns "
     "setresgid setresuid setxattr splice timerfd_create unshare O_DIRECT O_LARGEFILE O_NOATIME O_PATH O_RSYNC "
     "O_TMPFILE",
     "resource": "prlimit RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_RTPRIO RLIMIT_SIGPENDING RUSAGE_THREAD",

@@ -304,8 +304,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, key
 @pytest.mark.parametrize(
     ("keys", "least"),
     [
-        ({"rd_epoch": 1}, "of which a descriptor records 2 losses (1 passes)"),
-        ({"rd_epoch": 0}, "records 0 losses (0 passes), and z-scores are 0 with fewer than 3"),
+        ({"rd_epoch": 1}, "a descriptor records 2 losses of them (1 passes)"),
+        ({"rd_epoch": 0}, "records 0 losses of them (0 passes), and z-scores are 0 with fewer than 3"),
         ({"rd_epoch": 9, "nested_lora_use_consolidation": True}, "expected at least 3 images in each task"),
         ({"rd_epoch": 2}, ""),
         ({"rd_epoch": 1, "max_tasks": 1}, ""),

@@ -50,6 +50,16 @@ def seen_from(path: str | Path) -> str:
     return "" if os.path.isabs(path) else f" (a relative path starts at the working directory, {Path.cwd()})"
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return next(part for part in (path.absolute(), *path.absolute().parents) if os.path.exists(part))
+
+
+def can_write(folder: Path) -> bool:
+    """Return whether this user may make files in a folder, or make the folder."""
+    return os.access(existing(folder), os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def path_argument(text: str) -> Path:
     """Return the path that an argument of a command names, see `expanded`; for the `type` of argparse."""
     try:

@@ -40,7 +40,7 @@ from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.console import command
 from utils.errors import UserError
-from utils.files import atomic_write, lock, path_argument, write_json
+from utils.files import atomic_write, can_write, lock, path_argument, write_json
 from utils.json_file import read_object
 from utils.memory import cores
 from utils.text import shown
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(plan, failures, options)
     failed: dict[str, Failure] = {}
-    with _locked(folder.parent), _signals_like_ctrl_c():
-        if missing:
+    if missing:
+        with _locked(folder.parent), _signals_like_ctrl_c():
             execution = Execution(missing, *_launcher(plan, missing, folder, options), folder / LOGS, kept)
             try:
                 execution.to_end()
@@ -174,7 +174,10 @@ def _signals_like_ctrl_c() -> Iterator[None]:
 
 
 def _conclude(plan: Sequence[PlannedRun], folder: Path, failures: Mapping[str, Failure]) -> None:
-    """Compare the finished runs, and name those that failed: on the terminal, in a Markdown file and on a page."""
+    """Compare the finished runs, and name those that failed: on the terminal, in a Markdown file and on a page.
+
+    Who may read the folder, but not write it, gets the tables on the terminal.
+    """
     finished = {path: planned for planned in plan if (path := planned.finished())}
     done = {planned.name for planned in finished.values()}
     failed = [name for name in dict.fromkeys(planned.name for planned in plan) if name in failures and name not in done]
@@ -184,7 +187,11 @@ def _conclude(plan: Sequence[PlannedRun], folder: Path, failures: Mapping[str, F
     comparison = comparison_of(finished, plan[0].member.name) if finished else Comparison([], None, [])
     comparison = replace(comparison, failed=rows)
     sys.stdout.write(terminal(comparison))
+    sys.stdout.flush()
     written = [folder / TABLE, *([folder / PAGE] if finished else [])]
+    if not can_write(folder):
+        print(f"not written, no permission in {folder}: {' and '.join(map(str, written))}", file=sys.stderr)
+        return
     atomic_write(folder / TABLE, f"# {folder.name}\n\n{markdown(comparison)}".encode())
     if finished:
         write_page(comparison, folder / PAGE)

@@ -20,7 +20,7 @@ from utils.choices import require_plugins
 from utils.config.identity import LOCATIONS, content, digests, result_hash
 from utils.config.schema import Config
 from utils.errors import UserError
-from utils.files import lock, naming, seen_from
+from utils.files import can_write, existing, lock, naming, seen_from
 from utils.json_file import read_object
 from utils.text import shown
 
@@ -111,10 +111,10 @@ def plan_runs(config: Config, config_name: str) -> list[RunPlan]:
 
 def _require_writable(folder: Path) -> None:
     """Refuse an output directory that cannot be made or written, before data and weights are read."""
-    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if os.path.exists(part))
+    there = existing(folder)
     if not there.is_dir():
         raise RunDirError(f"output_dir = {str(folder)!r}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not can_write(folder):
         raise RunDirError(f"output_dir = {str(folder)!r}: no permission to write in {there}")
 
 

@@ -204,6 +204,20 @@ def test_where_all_runs_fail_the_table_says_why(folder):
     assert "Mean" not in (folder / "runs" / "s" / "table.md").read_text()
 
 
+AS_READER = "sweep.can_write = lambda folder: False; sweep.lock = None\n"  # to lock or to write would end with an error
+
+
+def test_who_may_only_read_the_folder_gets_the_tables_of_finished_runs(folder):
+    assert run(folder).returncode == 0
+    pages = [folder / "runs" / "s" / "table.md", folder / "runs" / ".sweep.lock"]
+    kept = [page.stat().st_mtime_ns for page in pages]
+    program = [sys.executable, "-c", PROGRAM.replace("code =", f"{AS_READER}code ="), *command(folder)[3:]]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Difference to batch_size=40 on equal seeds" in done.stdout) == (0, True), done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"not written, no permission in {folder / 'runs' / 's'}: ")
+    assert [page.stat().st_mtime_ns for page in pages] == kept
+
+
 def test_a_base_whose_output_dir_is_not_used_is_named(folder):
     (folder / "base.json").write_text('{"dataset": "cub", "output_dir": "elsewhere"}')
     assert f'base.json: its output_dir "elsewhere" is not used; the runs go to {folder}/runs, ' in run(folder).stderr

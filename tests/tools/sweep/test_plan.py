@@ -129,6 +129,21 @@ def test_a_base_may_be_named_like_a_flag(plan, tmp_path, monkeypatch):
     assert parse(run.command()[2:]).path == Path("--seed.json")
 
 
+@pytest.mark.parametrize(
+    "name", ["with space", "v1.2.3", "größe", "~", "~tilde", ".hidden", "a[b]*?", "a$b", "n" * 236]
+)
+def test_a_base_may_have_any_name_that_main_takes(tmp_path, monkeypatch, name):
+    """It begins the names of the run's directory and of its log's folder, which is the longest of all."""
+    monkeypatch.chdir(tmp_path)
+    Path(f"{name}.json").write_text('{"dataset": "cub"}')
+    Path("s.json").write_text(json.dumps({"base": f"{name}.json", "seeds": [1], "list": [{"name": "a"}]}))
+    (run,) = read_plan(Path("s.json"), "runs")
+    path, flags = parse(["--config", f"{name}.json", "--seed", "1"])
+    assert run.name == run_name(load(path, flags), path.stem, 1)
+    assert parse(run.command()[2:]).path.samefile(path)
+    (tmp_path / "runs" / run.name).mkdir(parents=True)
+
+
 def test_the_command_makes_the_run_that_was_planned(plan):
     (run,) = plan(seeds=[3], list=[{"name": "odd", "changes": ODD_VALUES}])
     path, flags = parse(run.command()[2:])
