@@ -50,6 +50,14 @@ class Group:
         """The runs whose seed is known."""
         return {run.seed: run for run in self.runs if run.seed is not None}
 
+    @property
+    def one_class_order(self) -> bool | None:
+        """Whether all seeds learn the classes in the same order; None if that is unknown."""
+        config = self.runs[0].config
+        if "shuffle" not in config:
+            return None
+        return not config["shuffle"] or config.get("class_order_seed") is not None
+
     def spread(self, measure: Measure) -> Spread:
         return spread([measure.of(run) for run in self.runs])
 

@@ -11,37 +11,48 @@ from dataclasses import asdict
 from typing import Any
 
 from tools.compare.comparison import Comparison, Group, value_text
+from tools.compare.conclusions import CORRECTION, Conclusion, Conclusions, conclude
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
 from tools.compare.names import ABSENT
+from tools.compare.paired import POWER
 from tools.finished.reader import Run
 from utils.files import plain
 
 
 def as_json(comparison: Comparison) -> str:
-    """Return groups with their runs, measures and differences to the baseline; what differs; warnings; legend."""
+    """Return groups with their runs, measures and differences to the baseline; what differs and follows; legend."""
+    found = conclude(comparison)
     names = [group.name for group in comparison.groups]
     values = {
         "baseline": comparison.baseline.name if comparison.baseline else None,
-        "groups": [_group(group, comparison) for group in comparison.groups],
+        "groups": [_group(group, found) for group in comparison.groups],
         "differing": {
             key: {name: value for name, value in zip(names, values, strict=True) if value is not ABSENT}
             for key, values in comparison.differing.items()
         },
         "one_sided": comparison.one_sided,
+        "conclusions": {
+            "correction": CORRECTION,
+            "comparisons": found.tests,
+            "level": found.level,
+            "power": POWER,
+            "sentences": found.sentences,
+        },
         "warnings": warnings(comparison),
         "legend": {measure.key: measure.meaning for measure in MEASURES},
     }
     return json.dumps(plain(values), allow_nan=False, ensure_ascii=False, indent=2) + "\n"
 
 
-def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
+def _group(group: Group, found: Conclusions) -> dict[str, Any]:
     described = {
         "name": group.name,
+        "one_class_order": group.one_class_order,
         "runs": [_run(run) for run in group.runs],
         "measures": {measure.key: asdict(group.spread(measure)) for measure in MEASURES},
     }
-    differences = _differences(group, comparison)
+    differences = {one.measure.key: _difference(one) for one in found.of(group)}
     return described | ({"difference": differences} if differences else {})
 
 
@@ -56,16 +67,19 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _differences(group: Group, comparison: Comparison) -> dict[str, dict[str, float]]:
-    """Return the differences to the baseline by measure; none for the baseline itself, or without one."""
-    if not comparison.baseline or group is comparison.baseline:
-        return {}
-    return {measure.key: asdict(group.minus(comparison.baseline, measure)) for measure in MEASURES}
+def _difference(one: Conclusion) -> dict[str, float | str | None]:
+    gap = one.difference
+    return {
+        **{"mean": gap.mean, "low": gap.low, "high": gap.high, "p": gap.p, "count": gap.count},
+        **{"p_corrected": one.corrected, "verdict": one.verdict},
+        **{"detectable": one.detectable, "wanted": one.wanted, "seeds_for_wanted": one.seeds},
+    }
 
 
 def as_csv(comparison: Comparison) -> str:
     """Return a row for each configuration: seeds, keys that differ, mean and deviation, differences to the baseline."""
-    rows = [_row(group, number, comparison) for number, group in enumerate(comparison.groups)]
+    found = conclude(comparison)
+    rows = [_row(group, number, comparison, found) for number, group in enumerate(comparison.groups)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -73,16 +87,18 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _row(group: Group, number: int, comparison: Comparison) -> dict[str, str]:
+def _row(group: Group, number: int, comparison: Comparison, found: Conclusions) -> dict[str, str]:
     row = {"configuration": group.name, "seeds": " ".join(group.seeds)}
     row |= {f"config.{key}": value_text(values[number], "") for key, values in comparison.differing.items()}
     for measure in MEASURES:
         spread = group.spread(measure)
         row |= {f"{measure.key}.mean": _cell(spread.mean), f"{measure.key}.std": _cell(spread.std)}
-    for key, difference in _differences(group, comparison).items():
-        row |= {f"{key}.difference.{name}": _cell(value) for name, value in difference.items()}
+    for one in found.of(group):
+        row |= {f"{one.measure.key}.difference.{name}": _cell(value) for name, value in _difference(one).items()}
     return row
 
 
-def _cell(value: float) -> str:
+def _cell(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
     return "" if math.isnan(value) else repr(value)

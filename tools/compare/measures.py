@@ -33,6 +33,7 @@ class Measure:
     unit: Literal["%", "count", "s"]  # "%": a fraction, shown in per cent
     meaning: str  # for the legend
     of: Callable[[Run], float]  # its value for a run
+    better: Literal["higher", "lower"] | None = None  # None: it is shown, and differences in it are not tested
 
 
 def plasticity(run: Run) -> float:
@@ -62,22 +63,25 @@ def adapters(run: Run) -> float:
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
 
 
+AVERAGE = "mean over t of A_t"
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
+BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
 MEASURES = (
-    Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1]),
-    Measure("avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: fmean(run.curve)),
-    Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting),
-    Measure("bwt", "BWT", "%", "backward transfer: mean over i < T of R[T][i] - R[i][i]", lambda run: run.matrix.bwt),
+    Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
+    Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
+    Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting, better="lower"),
+    Measure("bwt", "BWT", "%", BACKWARD, lambda run: run.matrix.bwt, better="higher"),
     Measure(
         "learning_accuracy",
         "learning accuracy",
         "%",
         "mean over i of R[i][i], the diagonal",
         lambda run: run.matrix.learning_accuracy,
+        better="higher",
     ),
-    Measure("plasticity", "plasticity", "%", LEARNED, plasticity),
-    Measure("stability", "stability", "%", "1 - forgetting", lambda run: 1 - run.matrix.forgetting),
+    Measure("plasticity", "plasticity", "%", LEARNED, plasticity, better="higher"),
+    Measure("stability", "stability", "%", "1 - forgetting", lambda run: 1 - run.matrix.forgetting, better="higher"),
     Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
     Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),
     Measure("adapters", "adapters", "count", "in all blocks after the last task", adapters),

@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tools.compare.comparison import Comparison, value_text
+from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order, p_text
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
-from tools.compare.paired import Difference, Spread
+from tools.compare.paired import Spread
 from tools.generated import markdown_table
 
 FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
@@ -25,27 +26,30 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """Tables, then lists of sentences by their heading."""
+    """Lists of sentences by their heading, before the tables and after them."""
 
     tables: list[Table]
     lists: dict[str, list[str]]
+    opening: dict[str, list[str]] = field(default_factory=dict)
 
 
 def page(comparison: Comparison) -> Page:
     """Return the tables and sentences of a comparison."""
+    found = conclude(comparison)
     legend = list(_legend(comparison)) if comparison.groups else []
     lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
-    return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
+    opening = {found.title: found.sentences} if found.sentences else {}
+    return Page(list(_tables(comparison, found)), {title: lines for title, lines in lists.items() if lines}, opening)
 
 
-def _tables(comparison: Comparison) -> Iterator[Table]:
+def _tables(comparison: Comparison, found: Conclusions) -> Iterator[Table]:
     if comparison.failed:
         yield Table("Failed runs", FAILED, list(comparison.failed))
     if comparison.groups:
-        yield from _tables_of_groups(comparison)
+        yield from _tables_of_groups(comparison, found)
 
 
-def _tables_of_groups(comparison: Comparison) -> Iterator[Table]:
+def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Table]:
     groups, others, baseline = comparison.groups, comparison.others, comparison.baseline
     names = [group.name for group in groups]
     yield Table("Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in groups])
@@ -55,11 +59,14 @@ def _tables_of_groups(comparison: Comparison) -> Iterator[Table]:
         yield Table(title, ["key", *names], rows)
     rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
     several = any(len(group.runs) > 1 for group in groups)
-    title = "Mean ± standard deviation over seeds" if several else "Measures of one seed"
+    seeds = "seeds, all with one class order" if one_class_order(groups) else "seeds"
+    title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
     yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
-        rows = [[m.title, *(_difference_cell(group.minus(baseline, m), m) for group in others)] for m in MEASURES]
-        title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p; accuracies in points"
+        columns = [list(map(_difference_cell, found.of(group))) for group in others]
+        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True)]
+        title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p (corrected p), what follows; "
+        title += "accuracies in points"
         yield Table(title, ["measure", *(group.name for group in others)], rows)
 
 
@@ -67,11 +74,9 @@ def _legend(comparison: Comparison) -> Iterator[str]:
     yield SYMBOLS
     yield from (f"{measure.title}: {measure.meaning}" for measure in MEASURES)
     yield "±: sample standard deviation (n - 1) over seeds; -: not known, or not defined"
+    yield from class_order(comparison.groups)
     if comparison.others:
-        yield (
-            "interval and p: paired differences on equal seeds, Student's t (two-sided paired t test); p is not "
-            "corrected for the number of comparisons"
-        )
+        yield from LEGEND
     if comparison.one_sided:
         yield f"known only of logs, or only of run directories: {', '.join(comparison.one_sided)}"
 
@@ -97,13 +102,17 @@ def _spread_cell(spread: Spread, measure: Measure) -> str:
     return mean if exact else f"{mean} ± {_number(spread.std, measure)}"
 
 
-def _difference_cell(difference: Difference, measure: Measure) -> str:
+def _difference_cell(one: Conclusion) -> str:
+    difference, measure = one.difference, one.measure
     mean = _number(difference.mean, measure, "+")
-    if math.isnan(difference.low) or difference.low == difference.high:
+    if math.isnan(difference.low):
         return mean
+    verdict = f", {one.verdict}" if one.verdict else ""
+    if difference.constant:
+        return f"{mean}{verdict}"
     low, high = (_number(bound, measure, "+") for bound in (difference.low, difference.high))
-    p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"
-    return f"{mean} [{low}, {high}], {p}"
+    p = f", p {p_text(difference.p)} ({p_text(one.corrected).removeprefix('= ')})" if one.verdict else ""
+    return f"{mean} [{low}, {high}]{p}{verdict}"
 
 
 # ---- formats
@@ -112,9 +121,12 @@ def _difference_cell(difference: Difference, measure: Measure) -> str:
 def terminal(comparison: Comparison) -> str:
     """Return plain text with aligned columns."""
     whole = page(comparison)
-    parts = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
-    parts += ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in whole.lists.items()]
-    return "\n\n".join(parts) + "\n"
+    opening, lists = (
+        ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in part.items()]
+        for part in (whole.opening, whole.lists)
+    )
+    tables = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
+    return "\n\n".join([*opening, *tables, *lists]) + "\n"
 
 
 def _aligned(table: Table) -> list[str]:
@@ -131,13 +143,15 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_page(whole: Page) -> str:
     """Return Markdown of selected tables and lists."""
-    parts = []
+    opening, lists = (
+        [f"**{_markdown(title)}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines) for title, lines in part]
+        for part in (whole.opening.items(), whole.lists.items())
+    )
+    tables = []
     for table in whole.tables:
         header, *rows = ([_markdown(cell) for cell in row] for row in (table.header, *table.rows))
-        parts.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
-    for title, lines in whole.lists.items():
-        parts.append(f"**{title}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines))
-    return "\n".join(parts)
+        tables.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
+    return "\n".join([*opening, *tables, *lists])
 
 
 def _markdown(text: str) -> str:
@@ -163,11 +177,15 @@ def latex(comparison: Comparison) -> str:
     """Return a tabular for each table and everything else as comments, so that LaTeX can include the file."""
     whole = page(comparison)
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
+    lines += _remarks(whole.opening)
     for table in whole.tables:
         lines += ["", *_comment(table.title), *(_tabular(table) if table.rows else [])]
-    for title, sentences in whole.lists.items():
-        lines += ["", *_comment(title), *(comment for line in sentences for comment in _comment(f"- {line}"))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_remarks(whole.lists)]) + "\n"
+
+
+def _remarks(lists: dict[str, list[str]]) -> Iterator[str]:
+    for title, sentences in lists.items():
+        yield from ("", *_comment(title), *(comment for line in sentences for comment in _comment(f"- {line}")))
 
 
 def _comment(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tools.compare.comparison import Comparison, Group
+from tools.compare.conclusions import class_order
 from tools.compare.plot import BAND, accuracy_curves
 from tools.compare.tables import Table
 from tools.compare.tables import page as tables_and_lists
@@ -41,10 +42,11 @@ def _drawn(title: str, drawings: Iterable[Drawing | None], folded: bool = False)
 
 
 def summary(comparison: Comparison) -> Section:
-    """Return the tables of `tools.compare`, without the configurations and the legend."""
+    """Return what can be concluded, and the tables of `tools.compare` without the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
-    parts = [Part("Warnings", alarms, alarming=True)] if alarms else []
+    parts = [Part(title, lines) for title, lines in whole.opening.items()]
+    parts += [Part("Warnings", alarms, alarming=True)] if alarms else []
     parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key"]))
     return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", parts)
 
@@ -54,6 +56,7 @@ def accuracy(comparison: Comparison) -> Section:
     several = any(len(group.runs) > 1 for group in comparison.groups)
     intro = "Accuracy on the test images of all classes seen, after every task"
     intro += f": mean over seeds; where there are several, {BAND}." if several else "."
+    intro = " ".join([intro, *class_order(comparison.groups)])
     return Section("accuracy", "Accuracy curves", intro, _drawn("", [accuracy_curves(comparison.groups)]))
 
 

@@ -42,6 +42,11 @@ def test_csv_has_a_row_for_each_configuration_with_every_measure(comparison):
     assert float(ours["last_acc.difference.p"]) == pytest.approx(test.pvalue)
     assert float(ours["last_acc.difference.low"]) == pytest.approx(test.confidence_interval().low)
     assert ours["last_acc.difference.count"] == "3"
+    assert ours["last_acc.difference.verdict"] == "cannot tell"
+    assert float(ours["last_acc.difference.p_corrected"]) > float(ours["last_acc.difference.p"])
+    assert float(ours["last_acc.difference.wanted"]) == 0.01
+    assert int(ours["last_acc.difference.seeds_for_wanted"]) > 3
+    assert ours["seconds.difference.verdict"] == ours["seconds.difference.p_corrected"] == ""
     assert base["last_acc.difference.mean"] == log["last_acc.difference.mean"] == log["parameters.mean"] == ""
     for measure in MEASURES:
         assert {f"{measure.key}.{part}" for part in ("mean", "std", "difference.high")} <= ours.keys()
@@ -67,9 +72,16 @@ def test_json_has_everything(comparison):
     }
     assert ours["difference"]["last_acc"]["p"] == pytest.approx(stats.ttest_rel(OURS, BASE).pvalue)
     assert "difference" not in base
-    assert log["difference"]["last_acc"] == {"mean": None, "low": None, "high": None, "p": None, "count": 0}
+    unknown = ("mean", "low", "high", "p", "p_corrected", "verdict", "detectable", "wanted", "seeds_for_wanted")
+    assert log["difference"]["last_acc"] == {**dict.fromkeys(unknown), "count": 0}
     assert found["differing"] == {"backbone_checkpoint": {"ours": 'a,"b"\n', "base": None}}
     assert "log" in found["one_sided"]
+    concluded = found["conclusions"]
+    assert concluded["correction"] == "Holm's method (Holm 1979)"
+    assert (concluded["comparisons"], concluded["power"]) == (3, 0.8)
+    assert concluded["level"] == pytest.approx(0.05 / 3)
+    assert concluded["sentences"][0].startswith("ours: cannot tell whether it really differs; ")
+    assert (ours["one_class_order"], log["one_class_order"]) == (False, None)
     assert any("no seed in common" in text for text in found["warnings"])
     assert found["legend"].keys() == {measure.key for measure in MEASURES}
     assert not any(math.isnan(value) for value in base["measures"]["last_acc"].values())

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from tools.compare.paired import difference, spread
+from tools.compare.paired import detectable, difference, holm, pairs_needed, spread
 
 VALUES = st.floats(-1, 1, allow_nan=False).map(lambda value: round(value, 4))
 PAIRS = st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=8)
@@ -71,3 +71,30 @@ def test_a_single_pair_has_a_difference_and_no_interval_and_none_has_nothing():
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="shorter"):
         difference([0.5, 0.6], [0.4])
+
+
+def test_holms_correction_by_hand():
+    # in order: 4 x .005 = .02, 3 x .01 = .03, 2 x .03 = .06, and .04 is raised to the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.2, 0.2, 0.01]) == pytest.approx([0.4, 0.4, 0.03])
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_the_pairs_needed_are_those_of_tables(effect, pairs):
+    """Two-sided paired t test at 5 % with 80 % power, as Cohen's tables and G*Power have them."""
+    assert pairs_needed(effect, 1.0, 0.05) == pairs
+    assert detectable(1.0, pairs, 0.05) <= effect < detectable(1.0, pairs - 1, 0.05)
+    assert pairs_needed(effect / 30, 1.0, 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "level", "critical"), [(5, 0.05, 2.776445), (3, 0.01, 9.924843), (10, 0.002, 4.296806)]
+)
+def test_what_is_detectable_is_found_in_four_of_five_simulated_experiments(count, level, critical):
+    true = detectable(0.02, count, level)
+    drawn = np.random.default_rng(7).normal(true, 0.02, (40_000, count))
+    t = drawn.mean(axis=1) / (drawn.std(axis=1, ddof=1) / math.sqrt(count))
+    assert (np.abs(t) > critical).mean() == pytest.approx(0.8, abs=0.008)

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.compare.comparison import compare
+from tools.compare.conclusions import Conclusion
 from tools.compare.measures import MEASURES
 from tools.compare.paired import Difference, Spread
 from tools.compare.tables import LATEX, _difference_cell, _latex, _markdown, _spread_cell, latex, markdown, terminal
 
 BY_KEY = {measure.key: measure for measure in MEASURES}
-ACCURACY, COUNT, TIME = BY_KEY["last_acc"], BY_KEY["parameters"], BY_KEY["seconds"]
+ACCURACY, FORGOTTEN, COUNT, TIME = (BY_KEY[key] for key in ("last_acc", "forgetting", "parameters", "seconds"))
 
 
 @pytest.fixture
@@ -44,17 +45,22 @@ def test_mean_and_deviation_in_a_cell(spread, measure, cell):
 
 
 @pytest.mark.parametrize(
-    ("difference", "measure", "cell"),
+    ("difference", "measure", "corrected", "cell"),
     [
-        (Difference(0.012, 0.005, 0.019, 0.0164, 3), ACCURACY, "+1.20 [+0.50, +1.90], p = 0.016"),
-        (Difference(-0.012, -0.03, 0.006, 0.00001, 3), ACCURACY, "-1.20 [-3.00, +0.60], p < 0.001"),
-        (Difference(-768.0, -768.0, -768.0, math.nan, 3), COUNT, "-768"),
-        (Difference(0.1, math.nan, math.nan, math.nan, 1), ACCURACY, "+10.00"),
-        (Difference(math.nan, math.nan, math.nan, math.nan, 0), ACCURACY, "-"),
+        (Difference(0.012, 0.005, 0.019, 0.0164, 3), ACCURACY, 0.03, "+1.20 [+0.50, +1.90], p = 0.016 (0.030), better"),
+        (Difference(-0.02, -0.03, -0.01, 1e-5, 3), ACCURACY, 1e-4, "-2.00 [-3.00, -1.00], p < 0.001 (< 0.001), worse"),
+        (Difference(-0.02, -0.03, -0.01, 1e-5, 3), FORGOTTEN, 0.04, "-2.00 [-3.00, -1.00], p < 0.001 (0.040), better"),
+        (Difference(0.01, -0.01, 0.03, 0.2, 3), ACCURACY, 1.0, "+1.00 [-1.00, +3.00], p = 0.200 (1.000), cannot tell"),
+        (Difference(0.0, 0.0, 0.0, math.nan, 3), ACCURACY, math.nan, "+0.00, the same on every seed"),
+        (Difference(0.01, 0.01, 0.01, math.nan, 3), ACCURACY, math.nan, "+1.00, cannot tell"),
+        (Difference(-768.0, -768.0, -768.0, math.nan, 3), COUNT, math.nan, "-768"),
+        (Difference(2.0, 1.0, 3.0, 0.001, 3), TIME, math.nan, "+2.0 [+1.0, +3.0]"),
+        (Difference(0.1, math.nan, math.nan, math.nan, 1), ACCURACY, math.nan, "+10.00"),
+        (Difference(math.nan, math.nan, math.nan, math.nan, 0), ACCURACY, math.nan, "-"),
     ],
 )
-def test_a_difference_in_a_cell(difference, measure, cell):
-    assert _difference_cell(difference, measure) == cell
+def test_a_difference_in_a_cell(difference, measure, corrected, cell):
+    assert _difference_cell(Conclusion(measure, difference, corrected)) == cell
 
 
 def test_the_terminal_has_all_tables_with_aligned_columns(comparison):
@@ -62,10 +68,15 @@ def test_the_terminal_has_all_tables_with_aligned_columns(comparison):
     assert re.search(r"^  b_ours +1, 2, 3$", text, re.MULTILINE)
     assert re.search(r"^  backbone_checkpoint +a\|b_.*pth +null$", text, re.MULTILINE)
     assert re.search(r"^  last accuracy +77\.00 ± 1\.00 +75\.00 ± 0\.00$", text, re.MULTILINE)
-    assert re.search(r"^  last accuracy +\+2\.00 \[-0\.48, \+4\.48\], p = 0\.074$", text, re.MULTILINE)
+    assert re.search(
+        r"^  last accuracy +\+2\.00 \[-0\.48, \+4\.48\], p = 0\.074 \(0\.223\), cannot tell$", text, re.MULTILINE
+    )
     header, *rows = text.split("Mean ±")[1].split("\n\n")[0].splitlines()[1:]
     assert {row.rfind("  ", 0, header.index("a_base") + 2) + 2 for row in rows} == {header.index("a_base")}
     assert "Warnings" not in text
+    assert text.startswith(
+        "What can be concluded: differences to a_base\n- b_ours: cannot tell whether it really differs"
+    )
     assert all(f"- {measure.title}: {measure.meaning}" in text for measure in MEASURES)
 
 
@@ -113,7 +124,7 @@ def test_latex_is_balanced_and_escaped(comparison):
         rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(table[0])}
     assert r"77.00 $\pm$ 1.00" in code
-    assert r"+2.00 {[}$-$0.48, +4.48{]}, p = 0.074" in code
+    assert r"+2.00 {[}$-$0.48, +4.48{]}, p = 0.074 (0.223), cannot tell" in code
 
 
 @given(st.text())
@@ -132,3 +143,31 @@ def test_markdown_can_be_read_back(text):
 
 def test_a_hyphen_in_a_name_is_no_minus():
     assert _latex("run-1 -1.5 [-2]") == "run-1 $-$1.5 {[}$-$2{]}"
+
+
+def test_what_can_be_concluded_comes_before_the_tables_in_every_format(comparison):
+    title, line = "What can be concluded: differences to a_base", "b_ours: cannot tell whether it really differs"
+    assert terminal(comparison).startswith(f"{title}\n- {line}")
+    assert markdown(comparison).startswith(f"**{_markdown(title)}**\n\n- {_markdown(line)}")
+    text = latex(comparison)
+    assert f"% {title}\n% - {line}" in text
+    assert text.index(title) < text.index(r"\begin{tabular}")
+
+
+def test_the_legend_names_the_correction_and_says_what_the_words_mean(comparison):
+    legend = terminal(comparison).split("\nLegend\n")[1]
+    assert "p corrected for the number of comparisons by Holm's method (Holm 1979)" in legend
+    assert "it is for a single comparison, and not corrected" in legend
+    assert "lower forgetting is better" in legend
+    assert "80 % power at the corrected level" in legend
+
+
+def test_the_mean_over_seeds_says_that_they_share_one_class_order(tmp_path):
+    def title(**options) -> str:
+        paths = [write_run(tmp_path / str(len(options)), "a", seed, [[90 + seed]], **options) for seed in (1, 2)]
+        return re.search("Mean .*", terminal(compare(paths)))[0]
+
+    assert title() == "Mean ± standard deviation over seeds; accuracies in per cent"
+    assert title(shuffle=False) == (
+        "Mean ± standard deviation over seeds, all with one class order; accuracies in per cent"
+    )

@@ -118,6 +118,18 @@ def test_the_summary_is_the_comparison_with_its_warnings(page):
     assert "baseline is plain" in page
 
 
+def test_the_summary_opens_with_what_can_be_concluded(page):
+    summary = section(page, "summary")
+    assert summary.index("What can be concluded: differences to plain") < summary.index("Warnings")
+    assert "nested: the same accuracies as the baseline on every seed." in summary
+
+
+def test_curves_of_one_class_order_say_so(tmp_path):
+    page = write_page([write_run(tmp_path, "a", seed, ROWS[0], shuffle=False) for seed in (1, 2)])
+    assert "All seeds share one class order: the spread over seeds" in section(page, "accuracy")
+    assert "over seeds, all with one class order" in section(page, "summary")
+
+
 def test_numbers_are_those_of_the_runs(page):
     assert "nested ends at 66.7 %" in section(page, "accuracy")  # 200 of 300 in either seed
     matrix = section(page, "matrices").split("<svg")[1].split("</svg>")[0]
