@@ -4,7 +4,7 @@ Shapes: B batch.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, Self
 
@@ -85,8 +85,8 @@ class EpochSums:
 class Phase:
     """Everything a phase needs beside the network; can save and restore itself.
 
-    `gates` and `watched` are by name of the gated time scale. `watched` holds the parameters of the network that train
-    on it; they are not read from the gates, whose work the watches check.
+    `gates` and `watches` are by name of the gated time scale. Those without parameters are left out. The parameters of
+    the watches are not read from the gates, whose work the watches check.
     """
 
     name: PhaseName
@@ -97,7 +97,7 @@ class Phase:
     optimizer: optim.Optimizer  # its groups have names
     scheduler: optim.lr_scheduler.LRScheduler  # stepped once an epoch
     gates: Mapping[str, Gate]
-    watched: Mapping[str, Sequence[nn.Parameter]]
+    watches: Mapping[str, CadenceWatch]
     telemetry: Telemetry  # of the adapters that train
     device: torch.device
     epoch: int = 0  # number of epochs completed
@@ -105,7 +105,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         self.gates = {scale: gate for scale, gate in self.gates.items() if gate.parameters}
-        self.watches = {scale: CadenceWatch(parameters) for scale, parameters in self.watched.items() if parameters}
+        self.watches = {scale: watch for scale, watch in self.watches.items() if watch.parameters}
         self.sums = EpochSums.empty(self.device)
 
     @property
@@ -129,6 +129,8 @@ class Phase:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.steps += 1
+        for watch in self.watches.values():
+            watch.before_step()
         moves = {scale: self.steps for scale, gate in self.gates.items() if gate.before_step()}
         self.optimizer.step()
         for watch in self.watches.values():
@@ -148,7 +150,12 @@ class Phase:
         """Return an event for each gated time scale: the steps at which its values changed."""
         return [
             events.Cadence(
-                **self.place, scale=scale, steps=watch.steps, tensors=len(watch.parameters), observed=watch.observed()
+                **self.place,
+                scale=scale,
+                steps=watch.steps,
+                tensors=len(watch.parameters),
+                observed=watch.observed(),
+                idle=watch.idle() or None,
             )
             for scale, watch in self.watches.items()
         ]
@@ -172,7 +179,7 @@ class Phase:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "gates": {scale: gate.state() for scale, gate in self.gates.items()},
-            "watches": {scale: watch.moved() for scale, watch in self.watches.items()},
+            "watches": {scale: watch.state() for scale, watch in self.watches.items()},
             "telemetry": self.telemetry.state(),
             "sums": self.sums.state(),
         }

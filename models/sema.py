@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
 from backbone.sema_block import SEMAModules
 from backbone.sema_components import Records
@@ -33,8 +33,9 @@ from utils.runs import events
 from utils.streams import seeded
 from utils.timescales.gate import Gate, check_intervals, steps_of
 from utils.timescales.groups import describe, func_groups, make_optimizer, rd_groups, verify_scales
-from utils.timescales.scales import GATED, NAMES, NEITHER, subsets
+from utils.timescales.scales import GATED, NAMES, NEITHER, TimeScale, subsets
 from utils.timescales.telemetry import Telemetry, to_host
+from utils.timescales.watch import CadenceWatch
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Learner(BaseLearner):
         optimizer = make_optimizer(groups, config)
         members = {group["name"]: group["params"] for group in groups}
         gates = {s.name: Gate(members.get(s.name, ()), s.interval(config), s.update(config)) for s in GATED}
-        watched = {scale.name: self._learning(scale.name) if name == "func" else [] for scale in GATED}
+        watches = {scale.name: self._watch(scale, epochs) for scale in GATED if name == "func"}
         return Phase(
             name,
             task=self.cur_task,
@@ -107,14 +108,18 @@ class Learner(BaseLearner):
             optimizer=optimizer,
             scheduler=optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs), config.min_lr),
             gates=gates,
-            watched=watched,
-            telemetry=Telemetry(self.network.branched_adapters() if any(watched.values()) else ()),
+            watches=watches,
+            telemetry=Telemetry(
+                self.network.branched_adapters() if any(w.parameters for w in watches.values()) else ()
+            ),
             device=self.device,
         )
 
-    def _learning(self, role: str) -> list[nn.Parameter]:
-        """The trainable parameters of a role by the network's own account, independent of the optimizer's groups."""
-        return [parameter for name, parameter in self.network.roles() if name == role and parameter.requires_grad]
+    def _watch(self, scale: TimeScale, epochs: int) -> CadenceWatch:
+        """Watch a scale's trainable parameters by the network's own account, independent of the optimizer's groups."""
+        learning = (parameter for name, parameter in self.network.roles() if name == scale.name)
+        rate = scale.last_rate(self.config, epochs) / scale.interval(self.config)  # "accumulate" takes the mean
+        return CadenceWatch((p for p in learning if p.requires_grad), rate, self.config.weight_decay)
 
     def _init_train(self, name: PhaseName) -> None:
         """Train one phase, from where it stands to its end, with its own optimizer."""

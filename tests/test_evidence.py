@@ -12,6 +12,7 @@ from test_trainer import events, images, results, run  # noqa: F401
 
 import models.sema
 import trainer
+from backbone.nested_lora import NestedLoRAAdapter
 from models import Setup
 from tools.finished.reader import read_run
 from utils.config.schema import Config
@@ -103,6 +104,7 @@ def test_a_rate_that_is_not_as_configured_is_caught_before_anything_trains(
     [
         lambda gate: (gate.steps + 1) % gate.interval,  # off by one
         lambda gate: 0,  # never closed
+        lambda gate: 1,  # never open
     ],
 )
 def test_a_gate_that_is_not_as_configured_is_caught(
@@ -112,11 +114,62 @@ def test_a_gate_that_is_not_as_configured_is_caught(
     broken: Callable[[Gate], int],
 ) -> None:
     monkeypatch.setattr(Gate, "pending", property(broken))
-    with pytest.raises(AuditError, match=r"cadence audit: in the func phase of task 0 cycle 0 .*step 1 is the first"):
+    with pytest.raises(
+        AuditError, match=r"cadence audit: in the func phase of task 0 cycle 0 .*step [12] is the first"
+    ):
         run(**NESTED)
     (path,) = (tmp_path / "logs").iterdir()
     assert [audit["passed"] for audit in events(path, "cadence")] == [False]
     assert not (path / "results.json").exists()
+
+
+ONE_CLASS = {**NESTED, "init_cls": 1, "increment": 1}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("mode", ["skip", "accumulate"])
+@pytest.mark.parametrize(("decay", "idle", "moved"), [(0.0, [1, 2, 3, 4], []), (5e-4, None, [2, 4])])
+def test_a_task_of_one_class_moves_slow_by_decay_or_not_at_all(
+    run: Callable[..., Path],  # noqa: F811
+    optimizer: str,
+    mode: str,
+    decay: float,
+    idle: list[int] | None,
+    moved: list[int],
+) -> None:
+    """Its loss and gradients are zero."""
+    path = run(**ONE_CLASS, optimizer=optimizer, nested_lora_slow_update=mode, weight_decay=decay)
+    first = events(path, "cadence")[0]
+    assert (first["observed"], first["expected"], first["passed"]) == (moved, [2, 4], True)
+    assert first.get("idle") == idle
+    assert read_run(path).notes == ()
+
+
+def test_decay_too_small_to_be_seen_at_the_last_rate_of_a_long_phase_is_not_asked_for(
+    run: Callable[..., Path],  # noqa: F811
+) -> None:
+    path = run(**ONE_CLASS, weight_decay=1e-5, func_epoch=8)
+    first = events(path, "cadence")[0]
+    assert first["passed"]
+    assert first["observed"] != first["expected"]
+
+
+def test_movement_between_updates_is_caught_in_a_task_of_one_class_too(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Gate, "pending", property(lambda gate: 0))
+    with pytest.raises(AuditError, match="step 1 is the first at which it moved and should not have"):
+        run(**ONE_CLASS, weight_decay=5e-4)
+
+
+def test_a_loss_that_does_not_depend_on_slow_is_caught(
+    run: Callable[..., Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(NestedLoRAAdapter, "summands", lambda adapter: (adapter.fast,))
+    with pytest.raises(AuditError, match="moved at 0 of 6 steps"):
+        run(**NESTED)
 
 
 def test_an_interval_key_that_does_not_reach_the_learner_is_caught(

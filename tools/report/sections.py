@@ -138,7 +138,9 @@ def _cadence_row(name: str, scale: str, rows: Sequence[events.Cadence]) -> list[
     judged = [row.expected for row in rows if row.expected is not None]
     expected = str(sum(map(len, judged))) if judged else "not stated"
     failed = sum(not row.passed for row in rows)
-    verdict = f"NO: {failed} of {len(rows)} phases differ" if failed else "yes" if judged else "not judged"
+    rested = sum(len(set(row.expected or ()) - set(row.observed)) for row in rows)
+    right = f"yes, without a gradient or decay at {rested}" if rested else "yes"
+    verdict = f"NO: {failed} of {len(rows)} phases differ" if failed else right if judged else "not judged"
     steps, observed = sum(row.steps for row in rows), sum(len(row.observed) for row in rows)
     return [name, scale, str(len(rows)), str(steps), expected, str(observed), verdict]
 

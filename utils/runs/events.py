@@ -128,6 +128,8 @@ class Cadence(PhaseEvent, kind="cadence"):
         observed: Steps at which a value changed.
         expected: Steps at which the configuration says it changes; None if any step will do.
         passed: None before it is judged.
+        idle: Steps at which neither a gradient nor weight decay could change a value; None if there were none, and in
+            runs of earlier versions.
     """
 
     steps: int
@@ -136,6 +138,7 @@ class Cadence(PhaseEvent, kind="cadence"):
     scale: str | None = None
     expected: list[int] | None = None
     passed: bool | None = None
+    idle: list[int] | None = None
 
     def to_json(self) -> Values:
         """Return the object of its line; `expected` is always in it."""

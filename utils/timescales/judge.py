@@ -25,8 +25,16 @@ def scale_of(name: str | None) -> TimeScale:
 
 def judge(event: Cadence, config: Any) -> Cadence:
     """Return a cadence event with the steps expected by the run's configuration, and whether it passed."""
-    expected = expected_steps(scale_of(event.scale), config, event.steps)
-    return replace(event, expected=expected, passed=expected is None or event.observed == expected)
+    judged = replace(event, expected=expected_steps(scale_of(event.scale), config, event.steps))
+    return replace(judged, passed=not wrong_steps(judged))
+
+
+def wrong_steps(event: Cadence) -> set[int]:
+    """Return the steps at which a scale moved unexpectedly, or did not move as expected though it was not idle."""
+    if event.expected is None:
+        return set()
+    observed = set(event.observed)
+    return (set(event.expected) ^ observed) - (set(event.idle or ()) - observed)
 
 
 def refuse_failed(event: Cadence) -> None:
@@ -34,7 +42,7 @@ def refuse_failed(event: Cadence) -> None:
     expected, observed = event.expected, event.observed
     if event.passed or expected is None:
         return
-    first = min(set(expected) ^ set(observed))
+    first = min(wrong_steps(event))
     raise AuditError(
         f"cadence audit: in the func phase of task {event.task} cycle {event.cycle} {scale_of(event.scale).name} moved "
         f"at {len(observed)} of {event.steps} steps, the configuration says {len(expected)}; step {first} is the first "

@@ -4,6 +4,7 @@ The name of a scale is that of the branch (sub-module) of every adapter that lea
 its group in the optimizer, and of its lines in events and tables.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -20,6 +21,11 @@ class TimeScale:
 
     def rate(self, config: Any) -> float:
         return float(getattr(config, self.rate_key))
+
+    def last_rate(self, config: Any, epochs: int) -> float:
+        """Return the learning rate of the last epoch, the lowest: a cosine from `rate` to `min_lr`."""
+        above = (self.rate(config) - config.min_lr) * (1 - math.cos(math.pi / max(1, epochs))) / 2
+        return float(config.min_lr) + above
 
     def interval(self, config: Any) -> int:
         return max(1, int(getattr(config, self.interval_key))) if self.interval_key else 1

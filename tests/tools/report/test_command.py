@@ -181,6 +181,15 @@ def test_a_failed_cadence_says_so(tmp_path):
     assert "metrics.jsonl: the cadence audit failed in task 0 cycle 0" in section(page, "summary")
 
 
+def test_updates_without_a_gradient_are_said(tmp_path):
+    run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**cadence(0, 12, 5, observed=[5]), "passed": True, "idle": [9, 10]}) + "\n")
+    shown = section(write_page([run]), "cadence")
+    assert "<td>2</td><td>1</td><td>yes, without a gradient or decay at 1</td>" in shown
+    assert "<td>5, 10</td><td>5</td><td>yes</td>" in shown
+
+
 def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
     record(run, tasks=3)

@@ -69,6 +69,27 @@ def test_what_is_configured_passes(scale):
     refuse_failed(unpromised)
 
 
+@pytest.mark.parametrize(
+    ("at", "idle", "first"),
+    [
+        ([2, 6], [4], None),
+        ([], [1, 2, 3, 4, 5, 6], None),
+        ([2, 4, 6], [1, 2, 3, 4, 5, 6], None),  # momentum
+        ([2], [4], "step 6 is the first at which it did not move"),
+        ([2, 4, 5], [5, 6], "step 5 is the first at which it moved"),
+        ([], [1, 3, 5], "step 2 is the first at which it did not move"),
+    ],
+)
+def test_a_scale_may_rest_where_nothing_could_move_it_and_moves_at_no_other_step(at, idle, first):
+    event = judge(replace(observed(6, at), idle=idle), config(2))
+    assert (event.expected, event.passed) == ([2, 4, 6], first is None)
+    if first is None:
+        refuse_failed(event)
+    else:
+        with pytest.raises(AuditError, match=first):
+            refuse_failed(event)
+
+
 def test_the_rest_of_an_event_stays_as_it_was():
     event = observed(6, [2, 4, 6], task=3, cycle=0, phase="func", tensors=8)
     assert judge(event, config(2)) == replace(event, expected=[2, 4, 6], passed=True)
