@@ -35,11 +35,11 @@ from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
 from tools.sweep.failures import Failure, read_failures, write_failures
 from tools.sweep.launch import CLUSTER_DEFAULTS, Start, local, share_of_cores, slurm, visible_gpus
-from tools.sweep.plan import PlannedRun, ignored, read_plan
+from tools.sweep.plan import PlannedRun, ignored, misplaced, read_plan
 from tools.sweep.run import Execution
 from utils.choices import load_plugin
 from utils.console import command
-from utils.errors import UserError
+from utils.errors import ConfigError, UserError
 from utils.files import atomic_write, can_write, lock, path_argument, write_json
 from utils.json_file import read_object
 from utils.memory import cores
@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         load_plugin(plugin)
     plan = read_plan(options.sweep, str(options.output_dir), options.seed)
     missing = [planned for planned in plan if not planned.finished()]
+    if elsewhere := misplaced(missing):
+        raise ConfigError("\n".join(elsewhere))
     folder = options.output_dir / options.sweep.stem
     failures, kept = read_failures(folder / FAILED), len(plan) - len(missing)
     again = sum(planned.name in failures for planned in missing)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from utils.choices import PLUGINS
 from utils.config.flags import entry_of
-from utils.config.identity import result_hash
+from utils.config.identity import LOCATIONS, result_hash
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.config.values import PathText, Text
@@ -207,6 +207,19 @@ def ignored(plan: Sequence[PlannedRun]) -> list[str]:
             )
     members = {planned.member.name: planned.member for planned in plan}.values()
     return lines + joined((member.name, line) for member in members for line in member.ignored)
+
+
+def misplaced(plan: Sequence[PlannedRun]) -> list[str]:
+    """Return a line for each path of data or weights that is not found from here, but from a folder above its base."""
+    lines: dict[str, None] = {}
+    for member in (planned.member for planned in plan):
+        for key in LOCATIONS:
+            path = getattr(member.config, key)
+            above = [] if path is None or os.path.exists(path) else member.base.absolute().parents
+            if there := next((folder for folder in above if (folder / path).exists()), None):
+                start = f"a relative path starts at the working directory, {Path.cwd()}; start the sweep in {there}"
+                lines[f"{key} = {shown(path)} ({member.base}): not found; {start}"] = None
+    return list(lines)
 
 
 def _repeated(members: Sequence[Member]) -> list[str]:

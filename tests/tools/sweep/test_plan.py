@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.sweep.plan import PlannedRun, ignored, read_plan
+from tools.sweep.plan import PlannedRun, ignored, misplaced, read_plan
 from utils.config.flags import parse
 from utils.config.identity import result_hash
 from utils.config.load import load
@@ -159,6 +159,25 @@ def test_a_change_can_set_one_entry_of_an_object(plan, tmp_path):
     for run, side in zip(runs, (96, 224), strict=True):
         config = load(*parse(run.command()[2:]))
         assert config.backbone_kwargs == {"depth": 12, "num_heads": 3, "img_size": side}
+
+
+def test_paths_that_are_found_from_another_folder_only_are_told(plan, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "w.pth").touch()
+    changes = {"data_root": "images", "backbone_checkpoint": "w.pth"}
+    runs = plan(list=[{"name": "a", "changes": changes}, {"name": "b", "changes": {**changes, "ffn_num": 3}}])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [line.split(" (")[0] for line in misplaced(runs)] == [
+        'data_root = "images"',
+        'backbone_checkpoint = "w.pth"',
+    ]
+    assert all(line.endswith(f"elsewhere; start the sweep in {tmp_path}") for line in misplaced(runs))
+    (tmp_path / "w.pth").rename(tmp_path / "elsewhere" / "w.pth")
+    (tmp_path / "images").rename(tmp_path / "elsewhere" / "images")
+    assert misplaced(runs) == []
+    monkeypatch.chdir(tmp_path)
+    assert misplaced(runs) == []  # neither here nor above the base: the runs themselves say so
 
 
 # ---- what is finished

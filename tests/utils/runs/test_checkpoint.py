@@ -286,9 +286,7 @@ def test_metadata_that_lie_about_the_type_are_refused_by_the_tensors(net, grown)
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_number_of_classes_is_refused(net, grown, kind):
     message = refused(net(ffn_adapter_type=kind, nb_classes=9), grown(ffn_adapter_type=kind).learned_state())
-    assert "fc.weight" in message
-    assert "(6, 32)" in message
-    assert "(9, 32)" in message
+    assert message == "the checkpoint was trained on a data set of 6 classes, here are 9"
 
 
 @pytest.mark.parametrize("kind", KINDS)
