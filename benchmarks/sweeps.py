@@ -69,12 +69,13 @@ def finished(path: Path, folder: str) -> Comparison:
 
 
 def tables(comparison: Comparison) -> str:
-    """Its tables without times, and its warnings."""
+    """What can be concluded, its tables without times, and its warnings."""
     whole = page(comparison)
     kept = [
         Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables
     ]
-    return markdown_page(Page(kept, {"Warnings": whole.lists["Warnings"]} if "Warnings" in whole.lists else {}))
+    lists = {title: lines for title, lines in whole.lists.items() if title == "Warnings"}
+    return markdown_page(Page(kept, lists, whole.opening))
 
 
 def legend(comparison: Comparison) -> str:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tools.compare.comparison import ABSENT, Comparison, Group, value_text
+from tools.compare.effect import effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
 from tools.finished.reader import Run
@@ -28,6 +29,7 @@ def as_json(comparison: Comparison) -> str:
             for key, values in comparison.differing.items()
         },
         "one_sided": comparison.one_sided,
+        "effect_of_adapters": effect_of_adapters(comparison),
         "warnings": warnings(comparison),
         "legend": {measure.key: measure.meaning for measure in MEASURES},
     }

@@ -57,6 +57,12 @@ def _stored(run: Run) -> dict[str, int]:
     return {role: number for role, number in counts.items() if role not in ("backbone", "total")}
 
 
+def changed(run: Run) -> float:
+    """Return the share of the test answers after the last task that the adapters change."""
+    last = run.changed[-1] if run.changed else None
+    return math.nan if last is None else last / sum(run.matrix.count)
+
+
 def adapters(run: Run) -> float:
     """Return the number of adapters in all blocks after the last task."""
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
@@ -64,9 +70,21 @@ def adapters(run: Run) -> float:
 
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
+HEAD_ALONE = "of the head on the features of the frozen backbone"
+CHANGES = "share of the test answers after task T that differ with all adapters off"
+CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1]),
     Measure("avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: fmean(run.curve)),
+    Measure("last_acc_off", "last, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
+    Measure(
+        "avg_inc_acc_off",
+        "average incremental, adapters off",
+        "%",
+        f"mean over t of A_t {HEAD_ALONE}",
+        lambda run: run.off.avg_inc_acc,
+    ),
+    CHANGED,
     Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting),
     Measure("bwt", "BWT", "%", "backward transfer: mean over i < T of R[T][i] - R[i][i]", lambda run: run.matrix.bwt),
     Measure(

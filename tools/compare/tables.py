@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tools.compare.comparison import Comparison, value_text
+from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Difference, Spread
@@ -25,17 +26,20 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """Tables, then lists of sentences by their heading."""
+    """Lists of sentences by their heading, before the tables and after them."""
 
     tables: list[Table]
     lists: dict[str, list[str]]
+    opening: dict[str, list[str]] = field(default_factory=dict)
 
 
 def page(comparison: Comparison) -> Page:
     """Return the tables and sentences of a comparison."""
     legend = list(_legend(comparison)) if comparison.groups else []
     lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
-    return Page(list(_tables(comparison)), {title: lines for title, lines in lists.items() if lines})
+    opening = {TITLE: effect_of_adapters(comparison)}
+    both = ({title: lines for title, lines in part.items() if lines} for part in (lists, opening))
+    return Page(list(_tables(comparison)), *both)
 
 
 def _tables(comparison: Comparison) -> Iterator[Table]:
@@ -110,9 +114,12 @@ def _difference_cell(difference: Difference, measure: Measure) -> str:
 def terminal(comparison: Comparison) -> str:
     """Return plain text with aligned columns."""
     whole = page(comparison)
-    parts = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
-    parts += ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in whole.lists.items()]
-    return "\n\n".join(parts) + "\n"
+    opening, lists = (
+        ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in part.items()]
+        for part in (whole.opening, whole.lists)
+    )
+    tables = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
+    return "\n\n".join([*opening, *tables, *lists]) + "\n"
 
 
 def _aligned(table: Table) -> list[str]:
@@ -129,13 +136,15 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_page(whole: Page) -> str:
     """Return Markdown of selected tables and lists."""
-    parts = []
+    opening, lists = (
+        [f"**{_markdown(title)}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines) for title, lines in part]
+        for part in (whole.opening.items(), whole.lists.items())
+    )
+    tables = []
     for table in whole.tables:
         header, *rows = ([_markdown(cell) for cell in row] for row in (table.header, *table.rows))
-        parts.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
-    for title, lines in whole.lists.items():
-        parts.append(f"**{title}**\n\n" + "".join(f"- {_markdown(line)}\n" for line in lines))
-    return "\n".join(parts)
+        tables.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
+    return "\n".join([*opening, *tables, *lists])
 
 
 def _markdown(text: str) -> str:
@@ -161,11 +170,15 @@ def latex(comparison: Comparison) -> str:
     """Return a tabular for each table and everything else as comments, so that LaTeX can include the file."""
     whole = page(comparison)
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
+    lines += _remarks(whole.opening)
     for table in whole.tables:
         lines += ["", *_comment(table.title), *(_tabular(table) if table.rows else [])]
-    for title, sentences in whole.lists.items():
-        lines += ["", *_comment(title), *(comment for line in sentences for comment in _comment(f"- {line}"))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_remarks(whole.lists)]) + "\n"
+
+
+def _remarks(lists: dict[str, list[str]]) -> Iterator[str]:
+    for title, sentences in lists.items():
+        yield from ("", *_comment(title), *(comment for line in sentences for comment in _comment(f"- {line}")))
 
 
 def _comment(text: str) -> list[str]:

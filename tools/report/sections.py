@@ -40,10 +40,11 @@ def _drawn(title: str, drawings: Iterable[Drawing | None], folded: bool = False)
 
 
 def summary(comparison: Comparison) -> Section:
-    """Return the tables of `tools.compare`, without the configurations and the legend."""
+    """Return what opens the comparison, and the tables of `tools.compare` without the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
-    parts = [Part("Warnings", alarms, alarming=True)] if alarms else []
+    parts = [Part(title, lines) for title, lines in whole.opening.items()]
+    parts += [Part("Warnings", alarms, alarming=True)] if alarms else []
     parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key"]))
     return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", parts)
 
