@@ -76,7 +76,7 @@ CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, change
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1]),
     Measure("avg_inc_acc", "average incremental accuracy", "%", "mean over t of A_t", lambda run: fmean(run.curve)),
-    Measure("last_acc_off", "last, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
+    Measure("last_acc_off", "last accuracy, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
     Measure(
         "avg_inc_acc_off",
         "average incremental, adapters off",

@@ -19,9 +19,10 @@ NONE = (
 )
 
 
-def runs(folder: Path, label: str, *changed: list[int]) -> list[Path]:
+def runs(folder: Path, label: str, *changed: list[int], epochs: int = 1) -> list[Path]:
     """A run for each seed, with as many changed answers after each task, none of which was right."""
-    return [write_run(folder, label, seed, ROWS, off=ROWS, changed=tasks) for seed, tasks in enumerate(changed)]
+    options = {"off": ROWS, "func_epoch": epochs}
+    return [write_run(folder, label, seed, ROWS, changed=tasks, **options) for seed, tasks in enumerate(changed)]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,11 @@ def test_answers_that_change_after_an_earlier_task_only_are_not_none(tmp_path):
 
 
 def test_configurations_with_the_same_sentence_share_it(tmp_path):
-    paths = [run for name in ("a", "b", "c") for run in runs(tmp_path, name, [0, 90 * (name == "b")])]
+    paths = [
+        *runs(tmp_path, "a", [0, 0]),
+        *runs(tmp_path, "b", [0, 90], epochs=2),
+        *runs(tmp_path, "c", [0, 0], epochs=3),
+    ]
     assert effect_of_adapters(compare(paths)) == [NONE.format("a, c")]
 
 
@@ -82,10 +87,12 @@ def test_every_format_and_the_page_open_with_it(tmp_path):
 
 
 def test_differences_with_adapters_off_stand_beside_the_others(tmp_path):
-    ours = [
-        write_run(tmp_path, "ours", s, [[90], [80, 70 + s]], off=[[80], [70, 60 + s]], changed=[10, 20]) for s in (1, 2)
-    ]
-    base = [write_run(tmp_path, "base", s, [[90], [80, 60]], off=[[80], [70, 60]], changed=[10, 20]) for s in (1, 2)]
+    options = {"off": [[80], [70, 60]], "changed": [10, 20]}
+    base = [write_run(tmp_path, "base", seed, [[90], [80, 60]], **options) for seed in (1, 2)]
+    ours = []
+    for seed in (1, 2):
+        options = {"off": [[80], [70, 60 + seed]], "changed": [10, 20], "func_epoch": 3}
+        ours.append(write_run(tmp_path, "ours", seed, [[90], [80, 70 + seed]], **options))
     found = json.loads(as_json(compare([*ours, *base], "base")))["groups"][0]["difference"]
     assert found["last_acc"]["mean"] == pytest.approx(0.0575)
     assert found["last_acc_off"]["mean"] == pytest.approx(0.0075)
