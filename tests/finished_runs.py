@@ -21,7 +21,11 @@ NESTED, PLAIN = RECORDED / "nested-c1080012-s4", RECORDED / "plain-698f0ee7-s4"
 
 
 def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any) -> Path:
-    """Write a run directory. Options: count, sizes, parameters, adapters, seconds, environment, configuration keys."""
+    """Write a run directory.
+
+    Options: count, sizes, parameters, adapters, seconds, environment, configuration keys; off and changed: right
+    answers as `correct`, and changed answers of every task, with all adapters off.
+    """
     count = options.pop("count", [100] * len(correct))
     sizes = options.pop("sizes", [10] * len(correct))
     state = {
@@ -30,7 +34,7 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
             "parameters", {"adapter": 30, "router": 3, "head": 10, "backbone": 900, "total": 943}
         ),
     }
-    seconds = options.pop("seconds", 60.0)
+    seconds, off, changed = options.pop("seconds", 60.0), options.pop("off", None), options.pop("changed", None)
     environment = {
         "commit": "c" * 40,
         "dirty": False,
@@ -41,7 +45,10 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
     path = folder / f"{label}-{result_hash(config)}-s{seed}"
     path.mkdir(parents=True)
     matrix = AccuracyMatrix(sizes, count, [list(row) for row in correct])
-    tasks = [{"task": task, **state} for task in range(len(correct))]
+    tasks: list[dict[str, Any]] = [{"task": task, **state} for task in range(len(correct))]
+    for task, row in enumerate(off or ()):
+        images = sum(count[: task + 1])
+        tasks[task]["adapters_off"] = {"correct": list(row), "changed": changed[task], "images": images}
     results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": {"seconds": seconds}}
     events = [
         {

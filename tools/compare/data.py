@@ -12,6 +12,7 @@ from typing import Any
 
 from tools.compare.comparison import Comparison, Group, value_text
 from tools.compare.conclusions import CORRECTION, Conclusion, Conclusions, conclude
+from tools.compare.effect import effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES
 from tools.compare.names import ABSENT
@@ -32,6 +33,7 @@ def as_json(comparison: Comparison) -> str:
             for key, values in comparison.differing.items()
         },
         "one_sided": comparison.one_sided,
+        "effect_of_adapters": effect_of_adapters(comparison),
         "conclusions": {
             "correction": CORRECTION,
             "comparisons": found.tests,

@@ -58,6 +58,12 @@ def _stored(run: Run) -> dict[str, int]:
     return {role: number for role, number in counts.items() if role not in ("backbone", "total")}
 
 
+def changed(run: Run) -> float:
+    """Return the share of the test answers after the last task that the adapters change."""
+    last = run.changed[-1] if run.changed else None
+    return math.nan if last is None else last / sum(run.matrix.count)
+
+
 def adapters(run: Run) -> float:
     """Return the number of adapters in all blocks after the last task."""
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
@@ -67,9 +73,21 @@ AVERAGE = "mean over t of A_t"
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
+HEAD_ALONE = "of the head on the features of the frozen backbone"
+CHANGES = "share of the test answers after task T that differ with all adapters off"
+CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
+    Measure("last_acc_off", "last accuracy, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
+    Measure(
+        "avg_inc_acc_off",
+        "average incremental, adapters off",
+        "%",
+        f"{AVERAGE} {HEAD_ALONE}",
+        lambda run: run.off.avg_inc_acc,
+    ),
+    CHANGED,
     Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting, better="lower"),
     Measure("bwt", "BWT", "%", BACKWARD, lambda run: run.matrix.bwt, better="higher"),
     Measure(

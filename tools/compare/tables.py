@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tools.compare.comparison import Comparison, value_text
 from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order, p_text
+from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Spread
@@ -38,8 +39,9 @@ def page(comparison: Comparison) -> Page:
     found = conclude(comparison)
     legend = list(_legend(comparison)) if comparison.groups else []
     lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
-    opening = {found.title: found.sentences} if found.sentences else {}
-    return Page(list(_tables(comparison, found)), {title: lines for title, lines in lists.items() if lines}, opening)
+    opening = {TITLE: effect_of_adapters(comparison), found.title: found.sentences}
+    both = ({title: lines for title, lines in part.items() if lines} for part in (lists, opening))
+    return Page(list(_tables(comparison, found)), *both)
 
 
 def _tables(comparison: Comparison, found: Conclusions) -> Iterator[Table]:

@@ -123,10 +123,10 @@ def _branches(run: Run) -> Faults:
 
 def _off(run: Run) -> Faults:
     file, alone = run.path / RESULTS, run.branches.get(NEITHER)
-    for task, row in enumerate(run.off.correct):
-        if row is None:
+    for task, result in enumerate(run.results["tasks"]):
+        if (found := result.get(OFF)) is None:
             continue
-        place, found = f"{file}: task {task}: with all adapters off", run.results["tasks"][task][OFF]
+        place, row = f"{file}: task {task}: with all adapters off", found["correct"]
         yield from unequal(place, "images", found["images"], sum(run.matrix.count[: task + 1]), "accuracy")
         if alone:
             yield from unequal(place, "right answers", row, alone.correct[task], NEITHER)

@@ -28,6 +28,7 @@ from utils.runs.directory import CONFIG, ENVIRONMENT, RESULTS
 from utils.runs.events import FILE as METRICS
 from utils.runs.images import RECORD
 from utils.text import did_you_mean
+from utils.timescales.scales import NEITHER
 
 FILES = (CONFIG, RESULTS, METRICS, ENVIRONMENT)
 PAGES = (".md", ".html")  # of a sweep or a report
@@ -80,6 +81,8 @@ class _Results(BaseModel, strict=True):
     @property
     def off(self) -> AccuracyMatrix:
         rows = [task.adapters_off and task.adapters_off.correct for task in self.tasks]
+        if not any(rows) and NEITHER in self.branches:  # of an earlier version
+            return self.branches[NEITHER]
         return AccuracyMatrix.from_json({**self.accuracy.to_json(), "correct": rows})
 
 

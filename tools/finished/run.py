@@ -29,7 +29,7 @@ class Run:
         matrix: Counts. A log has only percentages, which become hits in 10,000 images.
         curve: A_t, fractions.
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
-        off: Accuracy matrix with all adapters off; rows that are not on record are None.
+        off: Accuracy matrix with all adapters off; rows that are not on record are None. Empty for a log.
         seconds: Wall-clock time; NaN if unknown.
         results: results.json; empty for a log.
         environment: environment.json; empty for a log.
@@ -74,6 +74,12 @@ class Run:
     def last_task(self) -> Mapping[str, Any]:
         """Return the last task's entry in results.json; empty for a log."""
         return self.results["tasks"][-1] if self.results else {}
+
+    @property
+    def changed(self) -> list[int | None]:
+        """Return the number of answers that the adapters change after each task, None if unknown; empty for a log."""
+        off = [task.get("adapters_off") for task in self.results.get("tasks", [])]
+        return [found and found["changed"] for found in off]
 
     @property
     def metrics(self) -> Path:

@@ -42,7 +42,7 @@ def _drawn(title: str, drawings: Iterable[Drawing | None], folded: bool = False)
 
 
 def summary(comparison: Comparison) -> Section:
-    """Return what can be concluded, and the tables of `tools.compare` without the configurations and the legend."""
+    """Return what opens the comparison, and the tables of `tools.compare` without the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
     parts = [Part(title, lines) for title, lines in whole.opening.items()]

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -21,10 +22,14 @@ def values(run: Run) -> dict[str, float]:
 def test_every_measure_of_a_run_by_hand(tmp_path):
     parameters = {"slow": 20, "fast": 22, "router": 3, "descriptor": 5, "head": 10, "backbone": 900, "total": 960}
     options = {"count": [100, 100, 50], "parameters": parameters, "seconds": 12.5}
+    options |= {"off": [[80], [80, 60], [50, 50, 50]], "changed": [10, 20, 40]}
     run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 70], [60, 65, 50]], **options))
     assert values(run) == {
         "last_acc": pytest.approx(175 / 250),
         "avg_inc_acc": pytest.approx((0.9 + 0.75 + 0.7) / 3),
+        "last_acc_off": pytest.approx(150 / 250),
+        "avg_inc_acc_off": pytest.approx((0.8 + 0.7 + 0.6) / 3),
+        "changed": pytest.approx(40 / 250),
         "forgetting": pytest.approx((0.3 + 0.05) / 2),
         "bwt": pytest.approx((-0.3 - 0.05) / 2),
         "learning_accuracy": pytest.approx((0.9 + 0.7 + 1.0) / 3),
@@ -43,6 +48,19 @@ def test_after_one_task_there_is_neither_plasticity_nor_stability(tmp_path):
     assert all(math.isnan(found[key]) for key in ("plasticity", "stability", "forgetting", "bwt"))
 
 
+def test_what_a_run_does_not_record_with_adapters_off_is_not_known(tmp_path):
+    keys = ("last_acc_off", "avg_inc_acc_off", "changed")
+    found = values(read_run(write_run(tmp_path, "x", 1, [[90], [80, 70]])))
+    assert all(math.isnan(found[key]) for key in keys)
+    run = write_run(tmp_path, "y", 1, [[90], [80, 70]], off=[[80], [80, 60]], changed=[10, 20])
+    results = json.loads((run / "results.json").read_text())
+    del results["tasks"][0]["adapters_off"]  # of a version before, which began the run
+    (run / "results.json").write_text(json.dumps(results))
+    found = values(read_run(run))
+    assert (found["last_acc_off"], found["changed"]) == (0.7, 0.1)
+    assert math.isnan(found["avg_inc_acc_off"])
+
+
 def test_a_task_without_test_images_takes_no_part_in_plasticity(tmp_path):
     run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 0], [60, 0, 75]], count=[100, 0, 100]))
     assert BY_KEY["plasticity"].of(run) == 0.75
@@ -51,7 +69,8 @@ def test_a_task_without_test_images_takes_no_part_in_plasticity(tmp_path):
 def test_a_log_says_nothing_of_parameters(tmp_path):
     (tmp_path / "x.log").write_text(PilotRun([[900], [800, 700]], [10, 10]).text())
     found = values(read_log(tmp_path / "x.log")[0])
-    assert all(math.isnan(found[key]) for key in ("parameters", "adapter_parameters", "adapters"))
+    unknown = ("parameters", "adapter_parameters", "adapters", "last_acc_off", "avg_inc_acc_off", "changed")
+    assert all(math.isnan(found[key]) for key in unknown)
     assert (found["last_acc"], found["plasticity"], found["stability"]) == pytest.approx((0.75, 0.7, 0.9))
 
 

@@ -1,0 +1,38 @@
+"""What the adapters change in the answers of a configuration, which is said before its accuracies are compared."""
+
+from tools.compare.comparison import Comparison, Group
+from tools.compare.measures import CHANGED
+from utils.text import listed
+
+TITLE = "What the adapters change"
+LITTLE = 0.01  # share of the answers after the last task, mean over seeds
+FROZEN = "of the head on frozen features"
+
+
+def effect_of_adapters(comparison: Comparison) -> list[str]:
+    """Return a sentence on the configurations whose adapters change no answer, or fewer than `LITTLE`."""
+    none, equal, little = [], [], []
+    for group in comparison.groups:
+        share = group.spread(CHANGED).mean
+        if all(run.changed and not any(changed != 0 for changed in run.changed) for run in group.runs):
+            none.append(group.name)
+        elif _equal_figures(group):
+            equal.append(group.name)
+        elif share < LITTLE:
+            little.append(
+                f"The adapters of {group.name} change {100 * share:.2f} % of the answers on the test images after the "
+                f"last task (mean over seeds): its last accuracy is that {FROZEN} to within {100 * share:.2f} points."
+            )
+    every = "on the test images, after any task and with any seed"
+    found = (
+        [f"The adapters of {listed(none)} change no answer {every}: the accuracies are those {FROZEN}."] if none else []
+    )
+    if equal:
+        found.append(f"The adapters of {listed(equal)} change no accuracy {every}: the accuracies are those {FROZEN}.")
+    return found + little
+
+
+def _equal_figures(group: Group) -> bool:
+    """Return whether accuracies on and off are equal; of earlier versions, the answers themselves are not known."""
+    unknown = any(None in run.changed for run in group.runs)
+    return unknown and all(run.off.correct == run.matrix.correct for run in group.runs)
