@@ -74,7 +74,8 @@ def tables(comparison: Comparison) -> str:
     kept = [
         Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables
     ]
-    return markdown_page(Page(kept, {"Warnings": whole.lists["Warnings"]} if "Warnings" in whole.lists else {}))
+    said = [line for line in whole.lists.get("Warnings", []) if line.split(":")[0] not in TIMES]
+    return markdown_page(Page(kept, {"Warnings": said} if said else {}))
 
 
 def legend(comparison: Comparison) -> str:

@@ -21,7 +21,10 @@ NESTED, PLAIN = RECORDED / "nested-c1080012-s4", RECORDED / "plain-698f0ee7-s4"
 
 
 def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any) -> Path:
-    """Write a run directory. Options: count, sizes, parameters, adapters, seconds, environment, configuration keys."""
+    """Write a run directory.
+
+    Options: count, sizes, parameters, adapters, seconds, training (seconds per task), environment, configuration keys.
+    """
     count = options.pop("count", [100] * len(correct))
     sizes = options.pop("sizes", [10] * len(correct))
     state = {
@@ -30,7 +33,9 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
             "parameters", {"adapter": 30, "router": 3, "head": 10, "backbone": 900, "total": 943}
         ),
     }
-    seconds = options.pop("seconds", 60.0)
+    clocks = {"seconds": options.pop("seconds", 60.0)}
+    if training := options.pop("training", None):
+        clocks["training_seconds_per_task"] = training
     environment = {
         "commit": "c" * 40,
         "dirty": False,
@@ -42,7 +47,7 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
     path.mkdir(parents=True)
     matrix = AccuracyMatrix(sizes, count, [list(row) for row in correct])
     tasks = [{"task": task, **state} for task in range(len(correct))]
-    results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": {"seconds": seconds}}
+    results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": clocks}
     events = [
         {
             "kind": "task",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tools.compare.comparison import Comparison, value_text
+from tools.compare.comparison import Comparison, Group, value_text
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Difference, Spread
@@ -56,7 +56,7 @@ def _tables_of_groups(comparison: Comparison) -> Iterator[Table]:
     rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
     yield Table("Mean ± standard deviation over seeds; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
-        rows = [[m.title, *(_difference_cell(group.minus(baseline, m), m) for group in others)] for m in MEASURES]
+        rows = [[m.title, *(_compared_cell(group, baseline, m) for group in others)] for m in MEASURES]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p; accuracies in points"
         yield Table(title, ["measure", *(group.name for group in others)], rows)
 
@@ -93,6 +93,13 @@ def _spread_cell(spread: Spread, measure: Measure) -> str:
     mean = _number(spread.mean, measure)
     exact = math.isnan(spread.std) or (measure.unit == "count" and spread.std == 0)
     return mean if exact else f"{mean} ± {_number(spread.std, measure)}"
+
+
+def _compared_cell(group: Group, baseline: Group, measure: Measure) -> str:
+    if measure.unit == "s":
+        ratio = group.ratio(baseline, measure)
+        return "-" if math.isnan(ratio) else f"{ratio:.2f} times"
+    return _difference_cell(group.minus(baseline, measure), measure)
 
 
 def _difference_cell(difference: Difference, measure: Measure) -> str:

@@ -1,5 +1,6 @@
 """Read finished runs, and refuse those that are incomplete, damaged or edited."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,8 +40,12 @@ class _Task(BaseModel, strict=True):
     parameters: dict[str, Number]
 
 
+Seconds = Annotated[float, Field(ge=-LONGEST_RUN, le=LONGEST_RUN)]
+
+
 class _Clock(BaseModel, strict=True):
-    seconds: Annotated[float, Field(ge=-LONGEST_RUN, le=LONGEST_RUN)]
+    seconds: Seconds
+    training_seconds_per_task: list[Seconds] | None = None
 
 
 class _Results(BaseModel, strict=True):
@@ -80,6 +85,7 @@ def parse_run(path: Path) -> Run:
     require_files(path)
     config, environment, results = (_read(path / name) for name in (CONFIG, ENVIRONMENT, RESULTS))
     found = _checked(path / RESULTS, results, _Results)
+    training = found.run.training_seconds_per_task
     name = RUN_NAME.fullmatch(path.resolve().name)
     return Run(
         path=path,
@@ -91,6 +97,7 @@ def parse_run(path: Path) -> Run:
         curve=tuple(found.accuracy.average_accuracies),
         branches=found.branches,
         seconds=found.run.seconds,
+        training=math.nan if training is None else sum(training),
         results=results,
         environment=environment,
         data=_read(path / RECORD) if (path / RECORD).is_file() else {},

@@ -4,10 +4,12 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from utils.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
+CPUINFO = Path("/proc/cpuinfo")
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -26,11 +29,24 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         **commit_state(PROJECT),
         "lock": lock_hash(PROJECT),
         "command": shlex.join(sys.orig_argv),
     }
+
+
+def processor(listing: Path = CPUINFO) -> str | None:
+    """Return the model of the processor, or None if the system does not say it."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", listing.read_text(errors="replace"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]  # of macOS
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip() or None
+    return platform.processor() or None
 
 
 def lock_hash(folder: Path) -> str | None:

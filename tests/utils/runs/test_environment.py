@@ -16,6 +16,7 @@ from utils.runs.environment import (
     commit_state,
     environment,
     lock_hash,
+    processor,
     reproduce_line,
     require_package,
 )
@@ -25,7 +26,7 @@ from utils.runs.log import RunLog
 def test_environment_says_where_a_run_ran(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "--config", "a b.json"])
     with RunLog.opened(RunPlan(0, tmp_path / "x")) as log:
-        log.write_environment("a device", {"backbone": "vit"})
+        log.write_environment({"device": "a device"}, {"backbone": "vit"})
     written = json.loads((log.path / "environment.json").read_text())
     assert written["device"] == "a device"
     assert written["backbone"] == "vit"
@@ -35,6 +36,14 @@ def test_environment_says_where_a_run_ran(tmp_path, monkeypatch):
     assert written["started"].endswith("+00:00")
     assert written["command"] == "python main.py --config 'a b.json'"
     assert {"commit", "dirty", "platform", "cores"} <= written.keys()
+
+
+def test_the_processor_is_named_by_its_model(tmp_path):
+    listing = tmp_path / "cpuinfo"
+    listing.write_text(
+        "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n\nprocessor\t: 1\nmodel name\t: Some CPU @ 2 GHz\n"
+    )
+    assert processor(listing) == "Some CPU @ 2 GHz"
 
 
 def git(folder, *arguments):
