@@ -21,9 +21,11 @@ from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
 from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
 from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta, refuse_other_preparation
-from utils.text import writable
+from utils.text import shown, writable
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = ("precision", "eval_cache_bf16")  # keys that may be changed for an evaluation, and change predictions
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -31,7 +33,8 @@ def evaluate(config: Config) -> dict[str, Any]:
 
     Returns:
         Accuracy and the measures of the accuracy matrix, whose last row is new. The earlier rows are those of the
-        checkpoint; one of the public implementation has none.
+        checkpoint; one of the public implementation has none, and those of other test images or another rounding are
+        left out.
 
     Raises:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
@@ -46,7 +49,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     meta = read_meta(file)
     if meta:
         refuse_others(meta, config, tasks)
-    changed = other_test_images(meta, file, data, config.accept_changed_data)
+    changed = other_test_images(meta, file, data, config.accept_changed_data) or other_rounding(meta, config)
     once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
     if note := learner.precision_note():
@@ -57,7 +60,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     learner.begin_test(tasks)
     accuracy, predictions = learner.eval_task()
     off = without_adapters(predictions.top1, learner.predict_off().top1, predictions.labels, learner.task_sizes)
-    comparable = meta and not changed  # otherwise the rows that are on record are of other images
+    comparable = meta and not changed  # otherwise the rows on record were measured on other images or in another way
     matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else AccuracyMatrix()
     try:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
@@ -106,6 +109,16 @@ def other_test_images(meta: Mapping[str, Any], checkpoint: Path, data: ImageData
         raise DataError(f"{what}; {ACCEPT}")
     logger.warning("%s; accuracies of earlier tasks are left out", what)
     return True
+
+
+def other_rounding(meta: Mapping[str, Any], config: Config) -> bool:
+    """Return whether predictions are rounded otherwise than in the checkpoint's run, and say so."""
+    trained, now = meta.get("config", {}), config.model_dump(mode="json")
+    other = [key for key in ROUNDING if key in trained and trained[key] != now[key]]
+    for key in other:
+        what = f"the run was evaluated with {key} = {shown(trained[key])}, this is with {shown(now[key])}"
+        logger.warning("%s; accuracies of earlier tasks are left out", what)
+    return bool(other)
 
 
 def predict(config: Config, images: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from utils.data.loader import warn_of_workers
 from utils.data.record import FINISHED, accept_changes, fingerprints, refuse_other_data, write_record
 from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
-from utils.devices import check_compiler, device_name, prepare_device
+from utils.devices import check_compiler, device_record, prepare_device
 from utils.errors import DataError, DivergenceError, StoppedError
 from utils.files import plain
 from utils.inc_net import check_backbone
@@ -162,9 +162,9 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
         if not run.resume(data):
             log.write_config(on_record(config))
             write_record(log.path, data)
-            log.write_environment(device_name(device), {**learner.provenance, **plugins_on_record()})
+            log.write_environment(device_record(device), {**learner.provenance, **plugins_on_record()})
         else:
-            log.continue_environment()
+            log.continue_environment(device_record(device))
         forecast = run.forecast()
         forecast.say()
         hooks.time_left = forecast.left
@@ -248,7 +248,7 @@ class Run:
             else:
                 self.learner.continue_training(self.tasks)
             self._account_for(task)
-            self.clock.end_task()
+            self.clock.end_task(self.learner.hooks.training.take())
             self.keep("task")
         logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
         measured = self._measured()
@@ -322,7 +322,7 @@ class Run:
         self.matrix = AccuracyMatrix.from_json(state["accuracy"])
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]
-        self.clock = RunClock.restore(state["clock"])
+        self.clock, self.learner.hooks.training.seconds = RunClock.restore(state["clock"])
         self._accept_changes(data)
         self.log.forget_events_after(state["events"])
         logger.info("continues in %s", self.learner.where())
@@ -359,6 +359,8 @@ class Run:
             raise StateError("its events are missing from the metrics")
 
     def _save(self) -> None:
-        events = self.log.events_written()
-        state = {"run": self._name, "learner": self.learner.state(), "clock": self.clock.state(), "events": events}
-        self.states.save({**state, **self._measured()})
+        training = self.learner.hooks.training
+        with training.paused():
+            clock, events = self.clock.state(training.seconds), self.log.events_written()
+            state = {"run": self._name, "learner": self.learner.state(), "clock": clock, "events": events}
+            self.states.save({**state, **self._measured()})

@@ -74,8 +74,8 @@ def tables(comparison: Comparison) -> str:
     kept = [
         Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables
     ]
-    lists = {title: lines for title, lines in whole.lists.items() if title == "Warnings"}
-    return markdown_page(Page(kept, lists, whole.opening))
+    said = [line for line in whole.lists.get("Warnings", []) if line.split(":")[0] not in TIMES]
+    return markdown_page(Page(kept, {"Warnings": said} if said else {}, whole.opening))
 
 
 def legend(comparison: Comparison) -> str:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,6 +68,8 @@ class BaseLearner(ABC):
         self.config, self.seed, self.device, self.nb_classes = setup.config, setup.seed, setup.device, setup.nb_classes
         self.network = network or setup.network()
         self.hooks = hooks or Hooks()
+        if self.device.type == "cuda":
+            self.hooks.training.settle = partial(torch.cuda.synchronize, self.device)
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
         self.cur_task = -1
@@ -85,14 +88,16 @@ class BaseLearner(ABC):
     def incremental_train(self, data_manager: Tasks) -> None:
         """Learn the next task."""
         self.begin_data(data_manager)
-        self.begin_task()
-        self.learn_task()
+        with self.hooks.training.running():
+            self.begin_task()
+            self.learn_task()
         self.end_data()
 
     def continue_training(self, data_manager: Tasks) -> None:
         """Learn what is left of a task in progress, after `restore`."""
         self.open_data(data_manager)
-        self.learn_task()
+        with self.hooks.training.running():
+            self.learn_task()
         self.end_data()
 
     @property
@@ -175,7 +180,8 @@ class BaseLearner(ABC):
 
     def predict(self) -> Predictions:
         """Score the test images of all classes seen."""
-        return self.evaluator.predict(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
+        with self.hooks.training.paused():
+            return self.evaluator.predict(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
 
     def predict_off(self) -> Predictions:
         """Score them with all adapters off: what the head answers on the features of the frozen backbone."""

@@ -251,7 +251,8 @@ class PhaseTrainer:
         moves = phase.step(loss)
         if measures:
             place = {"task": phase.task, "cycle": phase.cycle, "epoch": phase.epoch, "step": phase.steps}
-            self.hooks.events(events.Telemetry(**place, layers=phase.telemetry.measure()))
+            with self.hooks.training.paused():
+                self.hooks.events(events.Telemetry(**place, layers=phase.telemetry.measure()))
         phase.sums.add(loss, hits, len(batch[0]), moves)
 
     def _skip_batch(self, loss: float, records: list[tuple[Records, Tensor]]) -> None:

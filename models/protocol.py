@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.data.images import InputSpec
 from utils.runs.events import EventSink, no_events
+from utils.runs.stopwatch import Stopwatch
 
 Point = Literal["step", "last step", "epoch", "stage", "wait"]
 
@@ -30,6 +31,7 @@ class Hooks:
 
     events: EventSink = field(default=no_events)  # with every event
     keep: Keeper = field(default=lambda point: None)  # at every `Point`
+    training: Stopwatch = field(default_factory=Stopwatch)  # runs while a task is learned, pauses for what is beside it
     time_left: Callable[[], str] = field(default=str)  # of the run, for its progress bars; empty if unknown
 
 

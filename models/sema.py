@@ -306,9 +306,10 @@ class Learner(BaseLearner):
         if not (self.network.continual and self.cur_task):
             return
         sums = [torch.zeros(slot.num_adapters, device=self.device) for slot in slots]
-        for means in self._pass(f"z-{when}", slots):
-            for slot, total in zip(slots, sums, strict=True):
-                total += slot.z_scores(means[slot.layer]).sum(dim=1)
+        with self.hooks.training.paused():
+            for means in self._pass(f"z-{when}", slots):
+                for slot, total in zip(slots, sums, strict=True):
+                    total += slot.z_scores(means[slot.layer]).sum(dim=1)
         z = {str(s.layer): (total / len(self.train_loader)).tolist() for s, total in zip(slots, sums, strict=True)}
         logger.info("task %d: mean z by layer and adapter %s training: %s", self.cur_task, when, z)
         self.hooks.events(events.MeanZ(task=self.cur_task, when=when, z=z))

@@ -23,8 +23,8 @@ NESTED, PLAIN = RECORDED / "nested-c1080012-s4", RECORDED / "plain-698f0ee7-s4"
 def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any) -> Path:
     """Write a run directory.
 
-    Options: count, sizes, parameters, adapters, seconds, environment, configuration keys; off and changed: right
-    answers as `correct`, and changed answers of every task, with all adapters off.
+    Options: count, sizes, parameters, adapters, seconds, training (seconds per task), environment, configuration keys;
+    off and changed: right answers as `correct`, and changed answers of every task, with all adapters off.
     """
     count = options.pop("count", [100] * len(correct))
     sizes = options.pop("sizes", [10] * len(correct))
@@ -34,7 +34,10 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
             "parameters", {"adapter": 30, "router": 3, "head": 10, "backbone": 900, "total": 943}
         ),
     }
-    seconds, off, changed = options.pop("seconds", 60.0), options.pop("off", None), options.pop("changed", None)
+    off, changed = options.pop("off", None), options.pop("changed", None)
+    clocks = {"seconds": options.pop("seconds", 60.0)}
+    if training := options.pop("training", None):
+        clocks["training_seconds_per_task"] = training
     environment = {
         "commit": "c" * 40,
         "dirty": False,
@@ -49,7 +52,7 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
     for task, row in enumerate(off or ()):
         images = sum(count[: task + 1])
         tasks[task]["adapters_off"] = {"correct": list(row), "changed": changed[task], "images": images}
-    results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": {"seconds": seconds}}
+    results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": clocks}
     events = [
         {
             "kind": "task",

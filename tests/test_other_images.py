@@ -244,10 +244,11 @@ def test_a_run_without_a_record_of_its_images_is_not_resumed_with_fewer_classes(
 OTHER_HEADS = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "num_heads": 4}}
 
 
+OTHER_LAYER = {"backbone_kwargs": {**KEYS["backbone_kwargs"], "act_layer": "relu"}}
 OTHER_TYPE = {"backbone_type": "deit_tiny_patch16_224_adapter"}  # of the same tensors
 
 
-@pytest.mark.parametrize("keys", [{"normalize": True}, OTHER_HEADS, OTHER_TYPE])
+@pytest.mark.parametrize("keys", [{"normalize": True}, OTHER_HEADS, OTHER_LAYER, OTHER_TYPE])
 def test_a_checkpoint_is_not_used_in_another_way_than_it_was_trained(
     call: Caller, images: Path, tmp_path: Path, keys: dict[str, Any]
 ):
@@ -275,6 +276,17 @@ def test_accepted_test_images_are_evaluated_without_the_rows_of_the_others(
     first, second = (line.split() for line in call.output.splitlines()[-3:-1])
     assert first == ["0", "-", "-"]
     assert (second[0], len(second)) == ("1", 4)
+
+
+@pytest.mark.parametrize("keys", [{"precision": "bf16"}, {"eval_cache_bf16": True}])
+def test_an_evaluation_with_other_rounding_leaves_out_the_rows_of_the_run(
+    call: Caller, images: Path, keys: dict[str, Any]
+):
+    file = checkpoint(call, images)
+    code, error = call(images, eval=True, checkpt_path=str(file), **keys)
+    assert code == 0, error
+    assert call.output.splitlines()[-3].split() == ["0", "-", "-"]
+    assert call.output.splitlines()[-1].startswith("average incremental -, last ")
 
 
 def test_files_that_are_left_out_are_on_record(call: Caller, images: Path):

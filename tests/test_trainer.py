@@ -111,6 +111,9 @@ def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..
     for task in found["tasks"]:
         assert task["accuracy"]["top1"] == pytest.approx(100 * matrix.average_accuracy(task["task"]), abs=0.005)
     assert "slow: lr 0.001" in (path / "log.txt").read_text()
+    clocks = json.loads((path / "results.json").read_text())["run"]
+    pairs = zip(clocks["training_seconds_per_task"], clocks["seconds_per_task"], strict=True)
+    assert all(0 < training < whole for training, whole in pairs)
 
 
 def test_a_key_of_another_adapter_type_leaves_name_and_files_of_a_run_as_they_are(run: Callable[..., Path]) -> None:

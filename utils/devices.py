@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,6 +63,15 @@ def check_compiler(device: torch.device) -> None:
         raise ConfigError(
             f"compile = true: torch.compile does not work here: {reason}, or set compile to false"
         ) from error
+
+
+def device_record(device: torch.device) -> dict[str, Any]:
+    """Return the device, threads and determinism of this process for the files of a run."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tools.compare.measures import Measure
+from tools.compare.measures import Measure, incomparable_times
 from tools.compare.names import ABSENT, configuration_names, differs
 from tools.compare.paired import Difference, Spread, difference, spread
 from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run, unfinished
@@ -65,7 +65,15 @@ class Group:
         """Return the paired difference to another group on the seeds that both have."""
         seeds = sorted(self.by_seed.keys() & baseline.by_seed.keys())
         ours, theirs = ([measure.of(group.by_seed[seed]) for seed in seeds] for group in (self, baseline))
-        return difference(ours, theirs)
+        found = difference(ours, theirs)
+        # Other work on the machine moves all times together, which no test of these values can see.
+        return replace(found, low=math.nan, high=math.nan, p=math.nan) if measure.unit == "s" else found
+
+    def ratio(self, baseline: "Group", measure: Measure) -> float:
+        """Return the mean as a multiple of that of another group, on the seeds that both have."""
+        seeds = self.by_seed.keys() & baseline.by_seed.keys()
+        ours, theirs = (sum(measure.of(group.by_seed[seed]) for seed in seeds) for group in (self, baseline))
+        return ours / theirs if theirs > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Comparison:
     groups: list[Group]  # in the order in which the runs were named
     baseline: Group | None  # one of the groups
     left_out: list[str]  # runs and folders, each with the reason
+    untimed: str = ""  # why the training times are left out
     failed: Sequence[list[str]] = ()  # runs of a sweep without results: rows of the table `FAILED` in tables.py
 
     @property
@@ -136,8 +145,11 @@ def compare(paths: Sequence[Path], baseline: str | None = None) -> Comparison:
         raise RunError("\n".join(["there is no run to compare", *foreign.values()]))
     compared_with = _read_all([Path(baseline)], places) if baseline is not None and Path(baseline).exists() else {}
     groups, repeated = _group({**runs, **compared_with}.values())
+    untimed = incomparable_times([run for group in groups for run in group.runs])
+    if untimed:
+        groups = [replace(g, runs=[replace(run, training=math.nan) for run in g.runs]) for g in groups]
     base = None if baseline is None else _baseline(groups, baseline, {run.key for run in compared_with.values()})
-    return Comparison(groups, base, [*foreign.values(), *repeated])
+    return Comparison(groups, base, [*foreign.values(), *repeated], untimed)
 
 
 def _read_all(paths: Sequence[Path], places: Places) -> dict[object, Run]:

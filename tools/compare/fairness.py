@@ -1,12 +1,16 @@
 """Warnings about a comparison: too few seeds, unpaired seeds, unequal conditions."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import combinations, groupby
+from typing import Any
 
 from tools.compare.comparison import Comparison, Group
+from tools.compare.measures import TIME
 from tools.compare.names import ABSENT, differs
-from tools.finished.reader import Run
+from tools.finished.reader import Run, digest
+from utils.runs.environment import PACKAGES
+from utils.text import listed
 
 FEW = 3  # seeds; with fewer the standard deviation says little
 NAMED = 4  # configurations or runs with the same warning
@@ -15,6 +19,11 @@ NAMED = 4  # configurations or runs with the same warning
 def warnings(comparison: Comparison) -> list[str]:
     """Return all warnings, one sentence each."""
     return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
+
+
+def _untimed(comparison: Comparison) -> Iterator[str]:
+    if comparison.untimed:
+        yield f"{TIME.title}: left out, as {comparison.untimed}"
 
 
 def _together(kind: str, notes: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -61,16 +70,27 @@ def _alone(group: Group, common: Iterable[int]) -> str:
 
 
 def _unequal(comparison: Comparison) -> Iterator[str]:
-    """Compare conditions that should be the same in all runs."""
+    """Compare conditions that should be the same in all runs, or in all runs of one seed."""
     for what, value_of in CONDITIONS.items():
         yield from _disagreement(what, ((value_of(run), group.name) for group, run in comparison.runs))
+    for what, value_in in OF_A_PROCESS.items():
+        yield from _disagreement(what, ((value_in(run.environment), group.name) for group, run in comparison.runs))
+    for what, value_of in OF_A_SEED.items():
+        for seed in sorted({run.seed for _, run in comparison.runs if run.seed is not None}):
+            of_seed = ((value_of(run), group.name) for group, run in comparison.runs if run.seed == seed)
+            yield from _disagreement(f"{what} of seed {seed}", of_seed)
 
 
-def _unequal_weights(comparison: Comparison) -> Iterator[str]:
-    """Random weights differ from seed to seed, but not between runs of one seed."""
-    weights = [(run.seed, _short(run.environment.get("backbone"), "sha256"), g.name) for g, run in comparison.runs]
-    for seed in sorted({seed for seed, _, _ in weights if seed is not None}):
-        yield from _disagreement(f"backbone weights of seed {seed}", (row[1:] for row in weights if row[0] == seed))
+def _resumed(comparison: Comparison) -> Iterator[str]:
+    """Say where a run was resumed under other conditions than it began with."""
+    notes = []
+    for _, run in comparison.runs:
+        for what, value_in in OF_A_PROCESS.items():
+            begun, *later = map(value_in, run.processes)
+            others = listed(list(dict.fromkeys(str(value) for value in later if value not in (None, begun))))
+            if others and begun is not None:
+                notes.append((f"{run.path}", f"resumed with other {what}: {others}, begun with {begun}"))
+    yield from _together("runs", notes)
 
 
 def _uncommitted(comparison: Comparison) -> Iterator[str]:
@@ -123,8 +143,24 @@ def _value(key: str, run: Run) -> object:
 
 
 def _short(values: object, key: str) -> str | None:
-    value = values.get(key) if isinstance(values, dict) else None
+    value = _entry(values, key)
     return None if value is None else str(value)[:10]
+
+
+def _entry(values: object, key: str) -> object:
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _version(package: str, environment: Mapping[str, Any]) -> object:
+    return _entry(environment.get("versions"), package)
+
+
+def _class_order(run: Run) -> str | None:
+    """Return the first classes of a run, and a hash of the whole order; None if it is not on record."""
+    names = run.results.get("class_names")
+    if not isinstance(names, list):
+        return None
+    return f"{', '.join(map(str, names[:NAMED]))}, ... ({digest({'names': names})})"
 
 
 # Keys that change how much or from where a network learns: what differs in them too may explain a difference.
@@ -133,6 +169,7 @@ TRAINING = {
     "rd_epoch": "epochs of the descriptors (rd_epoch)",
     "batch_size": "batch sizes",
     "backbone_type": "backbones",
+    "precision": "precisions",
 }
 CONDITIONS: dict[str, Callable[[Run], object]] = {
     "data sets": lambda run: run.config.get("dataset"),
@@ -141,6 +178,19 @@ CONDITIONS: dict[str, Callable[[Run], object]] = {
     "tasks (number x classes)": _task_sizes,
     "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
     **{what: partial(_value, key) for key, what in TRAINING.items()},
-    "commits": lambda run: _short(run.environment, "commit"),
 }
-CHECKS = (_unequal, _unequal_weights, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)
+OF_A_PROCESS: dict[str, Callable[[Mapping[str, Any]], object]] = {  # from its environment; a run may have several
+    "commits": lambda environment: _short(environment, "commit"),
+    **{f"versions of {package}": partial(_version, package) for package in PACKAGES},
+    "versions of Python": lambda environment: environment.get("python"),
+    "lock files (requirements.lock)": lambda environment: _short(environment, "lock"),
+    "devices": lambda environment: environment.get("device"),
+    "processors": lambda environment: environment.get("processor"),
+    "numbers of threads": lambda environment: environment.get("threads"),
+    "use of deterministic algorithms": lambda environment: environment.get("deterministic"),
+}
+OF_A_SEED: dict[str, Callable[[Run], object]] = {  # random ones differ from seed to seed
+    "backbone weights": lambda run: _short(run.environment.get("backbone"), "sha256"),
+    "class orders": _class_order,
+}
+CHECKS = (_unequal, _resumed, _untimed, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)

@@ -8,7 +8,7 @@ above 1 if old tasks got better.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -69,6 +69,21 @@ def adapters(run: Run) -> float:
     return math.nan if run.is_log else float(sum(run.last_task["adapters"]))
 
 
+def incomparable_times(runs: Sequence[Run]) -> str:
+    """Return why the training times of runs cannot be compared; empty if they can, or if none is known."""
+    if all(math.isnan(run.training) for run in runs):
+        return ""
+    if unknown := [run for run in runs if math.isnan(run.training)]:
+        return f"it is not on record of {unknown[0].path}"
+    for key, what in {"device": "device", "processor": "processor", "threads": "number of threads"}.items():
+        values = {str(process.get(key)) for run in runs for process in run.processes}
+        if "None" in values:
+            return f"the {what} of a run is not on record"
+        if len(values) > 1:
+            return f"the {what} was not the same everywhere: {', '.join(sorted(values))}"
+    return ""
+
+
 AVERAGE = "mean over t of A_t"
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
@@ -76,6 +91,11 @@ LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was somet
 HEAD_ALONE = "of the head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
 CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
+TRAINED = (
+    "seconds of training, without start-up, evaluations, telemetry and saving; only as a ratio, as other work on the "
+    "machine is not known; -: also for runs of earlier versions"
+)
+TIME = Measure("seconds", "training time (s)", "s", TRAINED, lambda run: run.training)
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
@@ -103,5 +123,5 @@ MEASURES = (
     Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
     Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),
     Measure("adapters", "adapters", "count", "in all blocks after the last task", adapters),
-    Measure("seconds", "time (s)", "s", "wall-clock time of the run, seconds", lambda run: run.seconds),
+    TIME,
 )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tools.compare.comparison import Comparison, value_text
+from tools.compare.comparison import Comparison, Group, value_text
 from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order, p_text
 from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
@@ -65,7 +65,7 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
     title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
     yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
-        columns = [list(map(_difference_cell, found.of(group))) for group in others]
+        columns = [[_compared_cell(one, group, baseline) for one in found.of(group)] for group in others]
         rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True)]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p (corrected p), what follows; "
         title += "accuracies in points"
@@ -102,6 +102,13 @@ def _spread_cell(spread: Spread, measure: Measure) -> str:
     mean = _number(spread.mean, measure)
     exact = math.isnan(spread.std) or (measure.unit == "count" and spread.std == 0)
     return mean if exact else f"{mean} ± {_number(spread.std, measure)}"
+
+
+def _compared_cell(one: Conclusion, group: Group, baseline: Group) -> str:
+    if one.measure.unit == "s":
+        ratio = group.ratio(baseline, one.measure)
+        return "-" if math.isnan(ratio) else f"{ratio:.2f} times"
+    return _difference_cell(one)
 
 
 def _difference_cell(one: Conclusion) -> str:

@@ -1,5 +1,6 @@
 """Read finished runs, and refuse those that are incomplete, damaged or edited."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,8 +56,12 @@ class _Task(BaseModel, strict=True):
     adapters_off: _Off | None = None
 
 
+Seconds = Annotated[float, Field(ge=-LONGEST_RUN, le=LONGEST_RUN)]
+
+
 class _Clock(BaseModel, strict=True):
-    seconds: Annotated[float, Field(ge=-LONGEST_RUN, le=LONGEST_RUN)]
+    seconds: Seconds
+    training_seconds_per_task: list[Seconds] | None = None
 
 
 class _Results(BaseModel, strict=True):
@@ -108,6 +113,7 @@ def parse_run(path: Path) -> Run:
     require_files(path)
     config, environment, results = (_read(path / name) for name in (CONFIG, ENVIRONMENT, RESULTS))
     found = _checked(path / RESULTS, results, _Results)
+    training = found.run.training_seconds_per_task
     name = RUN_NAME.fullmatch(path.resolve().name)
     return Run(
         path=path,
@@ -120,6 +126,7 @@ def parse_run(path: Path) -> Run:
         branches=found.branches,
         off=found.off,
         seconds=found.run.seconds,
+        training=math.nan if training is None else sum(training),
         results=results,
         environment=environment,
         data=_read(path / RECORD) if (path / RECORD).is_file() else {},

@@ -31,6 +31,7 @@ class Run:
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
         off: Accuracy matrix with all adapters off; rows that are not on record are None. Empty for a log.
         seconds: Wall-clock time; NaN if unknown.
+        training: Seconds of training alone; NaN if unknown.
         results: results.json; empty for a log.
         environment: environment.json; empty for a log.
         data: data.json; empty for a log, and for a run of an earlier version.
@@ -47,6 +48,7 @@ class Run:
     branches: Mapping[str, AccuracyMatrix] = field(default_factory=dict)
     off: AccuracyMatrix = field(default_factory=AccuracyMatrix)
     seconds: float = math.nan
+    training: float = math.nan
     results: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +71,12 @@ class Run:
         weights = (self.environment.get("backbone") or {}).get("sha256")
         found = {"data_root": "-".join(images), "backbone_checkpoint": weights}
         return {key: value for key, value in found.items() if value and self.identity.get(key) is not None}
+
+    @property
+    def processes(self) -> list[Mapping[str, Any]]:
+        """Return the environment of every process: the first, and those that resumed the run."""
+        resumed = self.environment.get("resumed") or []
+        return [self.environment, *({**self.environment, **entry} for entry in resumed if isinstance(entry, dict))]
 
     @property
     def last_task(self) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ def _key(
     first: bool = False,
     expected: str | None = None,
     owner: str | None = None,
-    idle_if: dict[str, JsonValue] | None = None,
+    idle_if: Mapping[str, JsonValue] | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare one key.
@@ -64,8 +64,8 @@ def _key(
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
-    known: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": idle_if}
-    extra |= {name: value for name, value in known.items() if value is not None}
+    given: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": dict(idle_if or {})}
+    extra |= {name: value for name, value in given.items() if value}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
 
@@ -244,7 +244,11 @@ class Config(BaseModel):
     )
     device: Device = _run("auto", "device of the run; auto: a GPU if there is one", expected=A_DEVICE, first=True)
     num_threads: int = _run(
-        0, "CPU threads of the main process; 0: torch's choice, slow if other processes need the cores", ge=0, le=1024
+        0,
+        "CPU threads of the main process, whose number changes last digits; 0: torch's choice, slow if other processes "
+        "need the cores",
+        ge=0,
+        le=1024,
     )
     deterministic: bool = _run(
         False, "on a GPU, use only deterministic algorithms, which are slower; an operation without one ends the run"

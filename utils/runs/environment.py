@@ -30,6 +30,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         **commit_state(PROJECT),
         "lock": lock_hash(PROJECT),
@@ -40,10 +41,15 @@ def environment() -> dict[str, Any]:
 def processor() -> str:
     """Return the name of the processor and, where the system tells, its units for bfloat16."""
     with suppress(OSError):
-        entries: dict[str, str] = dict(re.findall(r"^(.*\S)\s*: (.*)$", CPUINFO.read_text(), re.MULTILINE))
+        listing = CPUINFO.read_text(errors="replace")
+        entries: dict[str, str] = dict(re.findall(r"^(.*\S)\s*: (.*)$", listing, re.MULTILINE))
         flags = entries.get("flags", entries.get("Features", "")).split()  # on x86, on ARM
         units = " and ".join(unit for flag, unit in BF16_UNITS.items() if flag in flags)
         return f"{entries.get('model name', platform.machine())}, {f'with {units}' if units else 'without bf16 units'}"
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]  # of macOS
+    with suppress(OSError, subprocess.SubprocessError):
+        if name := subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip():
+            return name
     return platform.processor() or platform.machine()
 
 

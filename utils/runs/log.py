@@ -65,18 +65,23 @@ class RunLog:
         """Write config.json."""
         write_json(self.path / CONFIG, values)
 
-    def write_environment(self, device: str, extra: Mapping[str, Any]) -> None:
-        """Write environment.json, with extra entries such as the backbone's weights."""
-        write_json(self.path / ENVIRONMENT, {**environment(), "device": device, "started": _now(), **extra})
+    def write_environment(self, device: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Write environment.json.
 
-    def continue_environment(self) -> None:
+        Args:
+            device: From `utils.devices.device_record`.
+            extra: Further entries, such as the backbone's weights.
+        """
+        write_json(self.path / ENVIRONMENT, {**environment(), **device, "started": _now(), **extra})
+
+    def continue_environment(self, device: Mapping[str, Any]) -> None:
         """Add to environment.json what differs in this process from the one that began the run; warn of it."""
         begun: dict[str, Any] = read_object(self.path / ENVIRONMENT)[0]
-        now = environment()
+        now = {**environment(), **device}
         found = {key: value for key, value in now.items() if key != "command" and begun.get(key) != value}
         entry = {"started": _now(), "command": now["command"], **found}
         write_json(self.path / ENVIRONMENT, {**begun, "resumed": [*begun.get("resumed", []), entry]})
-        for key, value in found.items():
+        for key, value in ((key, value) for key, value in found.items() if key in begun):
             logger.warning("the run began with %s %s, and continues with %s", key, shown(begun.get(key)), shown(value))
 
     def event(self, event: Event) -> None:
@@ -153,16 +158,19 @@ class RunClock:
         starts: Start time of every process.
         tasks: Seconds of every finished task.
         since: When the current task would have started without interruptions; as `time.perf_counter`.
+        training: Seconds of every finished task in which it was trained, see `utils.runs.stopwatch`.
     """
 
     starts: list[str] = field(default_factory=lambda: [_now()])
     tasks: list[float] = field(default_factory=list)
     since: float = field(default_factory=lambda: time.perf_counter())
+    training: list[float] = field(default_factory=list)
 
-    def end_task(self) -> None:
-        """End the current task and start the next one."""
+    def end_task(self, training: float) -> None:
+        """End the current task, which was trained for some seconds, and start the next one."""
         now = time.perf_counter()
         self.tasks.append(now - self.since)
+        self.training.append(training)
         self.since = now
 
     @property
@@ -173,16 +181,21 @@ class RunClock:
     def report(self) -> dict[str, Any]:
         """Return what results.json holds under `run`."""
         started, *resumed = self.starts
-        return {"started": started, "resumed": resumed, "seconds": self.seconds, "seconds_per_task": self.tasks}
+        times = {"seconds": self.seconds, "seconds_per_task": self.tasks, "training_seconds_per_task": self.training}
+        return {"started": started, "resumed": resumed, **times}
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` needs."""
-        return {"starts": self.starts, "tasks": self.tasks, "before": time.perf_counter() - self.since}
+    def state(self, training: float) -> dict[str, Any]:
+        """Return what `restore` needs, with the seconds in which the current task was trained."""
+        before = time.perf_counter() - self.since
+        times = {"tasks": self.tasks, "before": before, "training": [*self.training, training]}
+        return {"starts": self.starts, **times}
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Self:
-        """Return the clock of another process that continues the run."""
-        return cls([*state["starts"], _now()], list(state["tasks"]), time.perf_counter() - state["before"])
+    def restore(cls, state: Mapping[str, Any]) -> tuple[Self, float]:
+        """Return the clock of another process that continues the run, and how long the current task was trained."""
+        *training, current = state["training"]
+        since = time.perf_counter() - state["before"]
+        return cls([*state["starts"], _now()], list(state["tasks"]), since, training), current
 
 
 class FullDiskHandler(logging.FileHandler):

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from recorded_events import cadence
 
 from tools.compare.comparison import compare
 from tools.compare.fairness import warnings
+from tools.compare.measures import TIME
+from tools.compare.tables import terminal
 
 
 def of(folder: Path, label: str, seeds: list[int], **options) -> list[Path]:
@@ -75,6 +78,93 @@ def test_an_unknown_seed_is_unpaired(tmp_path):
 def test_unequal_conditions_are_said(tmp_path, options, expected):
     paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], buffer_size=9, **options)
     assert expected in warnings(compare(paths))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"versions": {"torch": "2.6"}}, "versions of torch: 2.5 in a; 2.6 in b"),
+        ({"versions": {"torch": "2.5", "timm": "2"}}, "versions of timm: 1 in a; 2 in b"),
+        ({"python": "3.12.1"}, "versions of Python: 3.11.7 in a; 3.12.1 in b"),
+        ({"lock": "2" * 64}, "lock files (requirements.lock): 1111111111 in a; 2222222222 in b"),
+        ({"device": "A100"}, "devices: cpu in a; A100 in b"),
+        ({"processor": "Y"}, "processors: X in a; Y in b"),
+        ({"threads": 2}, "numbers of threads: 1 in a; 2 in b"),
+        ({"deterministic": True}, "use of deterministic algorithms: False in a; True in b"),
+    ],
+)
+def test_conditions_of_a_process_are_said_between_runs_and_within_a_resumed_one(tmp_path, environment, expected):
+    begun = {"versions": {"torch": "2.5", "timm": "1"}, "python": "3.11.7", "lock": "1" * 64, "device": "cpu"}
+    begun |= {"processor": "X", "threads": 1, "deterministic": False}
+    first = of(tmp_path, "a", [1, 2, 3], environment=begun)
+    other = of(tmp_path, "b", [1, 2, 3], buffer_size=9, environment={**begun, **environment})
+    assert warnings(compare([*first, *other])) == [f"unequal {expected}"]
+    resumed = {**begun, "resumed": [{"started": "now"}, environment, {"threads": 1}]}
+    (path,) = of(tmp_path, "c", [1], rd_dim=9, environment=resumed)
+    what, values = expected.split(": ")
+    was, now = (value.split(" in ")[0] for value in values.split("; "))
+    assert f"{path}: resumed with other {what}: {now}, begun with {was}" in warnings(compare([*first, path]))
+
+
+MACHINE = {"device": "cpu", "processor": "X", "threads": 1}
+
+
+def times(folder: Path, second: dict[str, object], **options):
+    """The comparison of two configurations of one seed each, which trained 2 + 3 and 4 + 6 seconds."""
+    a = of(folder, "a", [1], training=[2.0, 3.0], environment=MACHINE)
+    b = of(folder, "b", [1], buffer_size=9, environment={**MACHINE, **second}, **{"training": [4.0, 6.0], **options})
+    return compare([*a, *b], "a")
+
+
+def test_times_of_equal_machines_are_compared_as_a_ratio_without_a_test(tmp_path):
+    found = times(tmp_path, {})
+    assert not [text for text in warnings(found) if "time" in text]
+    (b,) = found.others
+    assert (b.ratio(found.baseline, TIME), math.isnan(b.minus(found.baseline, TIME).p)) == (2.0, True)
+    assert [line.split()[-2:] for line in terminal(found).splitlines() if line.startswith("  training time")] == [
+        ["5.0", "10.0"],
+        ["2.00", "times"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "reason"),
+    [
+        ({"device": "A100"}, {}, "the device was not the same everywhere: A100, cpu"),
+        ({"processor": "Y"}, {}, "the processor was not the same everywhere: X, Y"),
+        ({"threads": 2}, {}, "the number of threads was not the same everywhere: 1, 2"),
+        ({"resumed": [{}, {"threads": 2}]}, {}, "the number of threads was not the same everywhere: 1, 2"),
+        ({"processor": None}, {}, "the processor of a run is not on record"),
+        ({}, {"training": None}, "it is not on record of "),
+    ],
+)
+def test_times_that_cannot_be_compared_are_left_out_with_the_reason(tmp_path, second, options, reason):
+    found = times(tmp_path, second, **options)
+    (text,) = [text for text in warnings(found) if text.startswith("training time (s): ")]
+    assert text.startswith(f"training time (s): left out, as {reason}")
+    assert all(math.isnan(TIME.of(run)) for _, run in found.runs)
+    assert [set(line.split()[3:]) for line in terminal(found).splitlines() if line.startswith("  training time")] == [
+        {"-"},
+        {"-"},
+    ]
+
+
+def test_runs_of_earlier_versions_whose_conditions_are_not_known_give_no_warning(tmp_path):
+    known = {"threads": 1, "processor": "X", "resumed": [{"threads": None}]}
+    paths = of(tmp_path, "a", [1, 2, 3], environment=known) + of(tmp_path, "b", [1, 2, 3], buffer_size=9)
+    assert warnings(compare(paths)) == []
+
+
+def test_unequal_precisions_and_class_orders_of_a_seed_are_said(tmp_path):
+    paths = of(tmp_path, "a", [1, 2, 3]) + of(tmp_path, "b", [1, 2, 3], precision="bf16")
+    for path in paths:
+        names = ["x", "y", "z"] if path not in paths[-1:] else ["y", "x", "z"]
+        results = json.loads((path / "results.json").read_text())
+        (path / "results.json").write_text(json.dumps({**results, "class_names": names}))
+    first, second = warnings(compare(paths))
+    assert first == "unequal precisions: fp32 in a; bf16 in b"
+    assert second.startswith("unequal class orders of seed 3: x, y, z, ... (")
+    assert "; y, x, z, ... (" in second
 
 
 def test_unequal_data_sets_are_said(tmp_path):

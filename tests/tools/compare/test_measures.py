@@ -21,7 +21,7 @@ def values(run: Run) -> dict[str, float]:
 
 def test_every_measure_of_a_run_by_hand(tmp_path):
     parameters = {"slow": 20, "fast": 22, "router": 3, "descriptor": 5, "head": 10, "backbone": 900, "total": 960}
-    options = {"count": [100, 100, 50], "parameters": parameters, "seconds": 12.5}
+    options = {"count": [100, 100, 50], "parameters": parameters, "training": [2.5, 10.0]}
     options |= {"off": [[80], [80, 60], [50, 50, 50]], "changed": [10, 20, 40]}
     run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 70], [60, 65, 50]], **options))
     assert values(run) == {

@@ -89,6 +89,7 @@ def test_counts_edited_with_everything_that_follows_from_them_contradict_the_eve
         ("run", {}, "run.seconds"),
         ("run", None, "run = null"),
         ("run", {"seconds": None}, "run.seconds"),
+        ("run", {"seconds": 1.0, "training_seconds_per_task": ["a"]}, "run.training_seconds_per_task"),
     ],
 )
 def test_results_that_are_none_are_refused(run, key, value, message):

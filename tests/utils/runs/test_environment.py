@@ -27,7 +27,7 @@ from utils.runs.log import RunLog
 def test_environment_says_where_a_run_ran(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "--config", "a b.json"])
     with RunLog.opened(RunPlan(0, tmp_path / "x")) as log:
-        log.write_environment("a device", {"backbone": "vit"})
+        log.write_environment({"device": "a device"}, {"backbone": "vit"})
     written = json.loads((log.path / "environment.json").read_text())
     assert written["device"] == "a device"
     assert written["backbone"] == "vit"

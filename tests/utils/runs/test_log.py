@@ -114,7 +114,7 @@ def test_equal_runs_write_equal_metrics_and_results_but_for_the_key_run(tmp_path
     for name in ("a", "b"):
         with opened(tmp_path, name) as log:
             log.event(epoch(1 / 3))
-            log.write_environment("cpu", {})
+            log.write_environment({"device": "cpu"}, {})
             log.results({"last_acc": 0.7, "forgetting": float("nan"), "run": {"seconds_per_task": [len(name)]}})
     a, b = tmp_path / "a", tmp_path / "b"
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
@@ -142,23 +142,33 @@ def test_results_end_the_states_a_run_could_have_gone_on_from(tmp_path):
     with opened(tmp_path, "x") as log:
         (log.path / "resume").mkdir()
         (log.path / "resume" / "000000.state").write_bytes(b"")
-        log.write_environment("cpu", {})
+        log.write_environment({"device": "cpu"}, {})
         log.results({})
     assert not (log.path / "resume").exists()
 
 
 def test_what_differs_in_the_environment_of_a_resumed_run_is_on_record_and_said(tmp_path, monkeypatch, caplog):
     with opened(tmp_path, "x") as log:
-        log.write_environment("cpu", {})
-        log.continue_environment()
+        log.write_environment({"device": "cpu"}, {})
+        log.continue_environment({"device": "cpu"})
         assert "continues" not in caplog.text
         monkeypatch.setattr("utils.runs.environment._version", lambda package: "0.1")
-        log.continue_environment()
+        log.continue_environment({"device": "cpu"})
     begun = json.loads((log.path / "environment.json").read_text())
     same, other = begun["resumed"]
     assert (same.keys(), other.keys()) == ({"started", "command"}, {"started", "command", "versions"})
     assert other["versions"]["torch"] == "0.1" != begun["versions"]["torch"]
     assert 'continues with {"torch": "0.1"' in caplog.text
+
+
+def test_another_number_of_threads_is_said_unless_the_first_is_not_on_record(tmp_path, caplog):
+    for name, first in (("x", {"threads": 1}), ("y", {})):
+        with opened(tmp_path, name) as log:
+            log.write_environment(first, {})
+            log.continue_environment({"threads": 2})
+        assert json.loads((log.path / "environment.json").read_text())["resumed"][0]["threads"] == 2
+    assert caplog.text.count("the run began with threads 1, and continues with 2") == 1
+    assert caplog.text.count("and continues with") == 1
 
 
 def test_times_in_the_log_have_their_zone(tmp_path, monkeypatch):
@@ -178,11 +188,13 @@ def test_the_clock_counts_the_seconds_of_all_processes(monkeypatch):
     now = iter([100.0, 107.0, 200.0, 205.0, 206.0])
     monkeypatch.setattr("utils.runs.log.time.perf_counter", lambda: next(now))
     clock = RunClock()  # 100
-    clock.end_task()  # 107: 7 s
-    state = clock.state()  # the second task has taken from 107 to 200
+    clock.end_task(3.0)  # 107: 7 s
+    state = clock.state(0.5)  # the second task has taken from 107 to 200
     assert (state["tasks"], state["before"]) == ([7.0], 93.0)
-    resumed = RunClock.restore(state)  # 205
+    resumed, training = RunClock.restore(state)  # 205
+    assert training == 0.5
     report = resumed.report()  # 206
+    assert report["training_seconds_per_task"] == [3.0]
     assert (report["seconds"], report["seconds_per_task"], len(report["resumed"])) == (101.0, [7.0], 1)
 
 
