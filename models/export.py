@@ -32,6 +32,7 @@ from backbone.adapter import Adapter, FunctionalAdapter
 from backbone.sema_block import SEMAModules
 from backbone.vit_sema import sema_blocks
 from models.trained import TrainedModel
+from utils.config.identity import idle_keys
 from utils.config.schema import schemas
 from utils.errors import ConfigError
 from utils.files import atomic_write
@@ -64,6 +65,8 @@ def metadata(model: TrainedModel, keys: Mapping[str, Any]) -> dict[str, Any]:
     known, values = schemas(), model.config.model_dump(mode="json")
     kept = {key: value for key, value in values.items() if known[key]["changes_results"] or key in KEPT}
     config = {**kept, **SELF_CONTAINED, **keys}
+    idle = idle_keys(config)
+    config = {key: value for key, value in config.items() if key not in idle}
     own = {"config": config, "backbone": model.network.provenance, "adapter_type": config["ffn_adapter_type"]}
     return {"task_sizes": [len(model.class_names)], **model.meta, **own}
 

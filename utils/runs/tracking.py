@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from utils.config.identity import on_record
 from utils.config.schema import Config
 from utils.errors import UserError
 from utils.files import plain
@@ -108,7 +109,7 @@ def tracked(log: RunLog, config: Config) -> Iterator[EventSink]:
 
 
 def _start_wandb(project: str, path: Path, config: Config) -> Any:
-    wandb, values = require_package("wandb", PACKAGES["wandb"]), config.model_dump(mode="json")
+    wandb, values = require_package("wandb", PACKAGES["wandb"]), on_record(config)
     # A resumed run has the same start on record, so that its curves go on; a run that begins again has another.
     begun = f"{path.name} {read_object(path / ENVIRONMENT)[0].get('started')}"
     names = {"id": blake2b(begun.encode(errors="replace"), digest_size=8).hexdigest(), "name": path.name}
