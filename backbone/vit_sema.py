@@ -6,13 +6,19 @@ Shapes: B batch, N tokens (class token included), D embedding width.
 import difflib
 import hashlib
 import math
+import ssl
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from timm.models import get_deprecated_models
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
@@ -67,19 +73,44 @@ def create_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
         BackboneError: As `sketch_vit`, or no download.
     """
     sketch_vit(name, pretrained, kwargs, most_bytes)
+    if not pretrained:
+        return cast(VisionTransformer, timm.create_model(name, num_classes=0, **kwargs))
+    problem = unreachable(hub.ENDPOINT)
     try:
-        return cast(VisionTransformer, timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs))
+        with _from_cache_alone(hub.HF_HUB_OFFLINE or bool(problem)):
+            return cast(VisionTransformer, timm.create_model(name, pretrained=True, num_classes=0, **kwargs))
     except Exception as error:
-        if not pretrained:
-            raise
         repository = timm.get_pretrained_cfg_value(name, "hf_hub_id")
         repository = f"timm/{name}" if repository in (None, "", "timm/") else repository
-        reason = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0]
+        reason = f"no connection to {hub.ENDPOINT}: {problem}" if problem else f"{type(error).__name__}: {first}"
         raise BackboneError(
-            f"the pretrained weights of {name} could not be fetched ({type(error).__name__}: {reason}); download "
+            f"the pretrained weights of {name} could not be fetched ({reason}); download "
             f"https://huggingface.co/{repository}/resolve/main/model.safetensors by other means and set "
             f"backbone_checkpoint to that file, or set pretrained to false for random weights"
         ) from error
+
+
+def unreachable(address: str, seconds: float = 5.0) -> str:
+    """Return why a server cannot be reached within some seconds; empty if it answers, whatever it says."""
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=seconds):
+            return ""
+    except (HTTPError, HTTPException, ssl.SSLError):
+        return ""
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        return "" if isinstance(reason, ssl.SSLError) else str(reason)
+
+
+@contextmanager
+def _from_cache_alone(offline: bool) -> Iterator[None]:
+    """Let the hub's client take what it has; without a connection it would try again for a minute."""
+    before, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, offline
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def sketch_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: float = math.inf) -> VisionTransformer:

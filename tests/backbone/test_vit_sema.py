@@ -1,8 +1,11 @@
 """Names, refusals and weights of the backbone; the network with slots against timm's own."""
 
 import hashlib
+import threading
+import time
 from collections.abc import Callable
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import timm
 import torch
 from easydict import EasyDict
+from huggingface_hub import constants as hub
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -24,6 +28,7 @@ from backbone.vit_sema import (
     sema_blocks,
     slot_inputs,
     timm_name,
+    unreachable,
     weights_hash,
 )
 
@@ -345,6 +350,7 @@ def test_a_failed_download_names_file_and_key(monkeypatch):
     def fails(*_: object, **__: object) -> None:
         raise OSError("the cable is cut")
 
+    monkeypatch.setattr(vit_sema, "unreachable", lambda address: "")
     for name in ("load_state_dict_from_hf", "load_state_dict_from_url", "load_custom_from_hf"):
         monkeypatch.setattr(timm.models._builder, name, fails, raising=False)
     with pytest.raises(BackboneError) as error:
@@ -356,6 +362,43 @@ def test_a_failed_download_names_file_and_key(monkeypatch):
     assert "pretrained" in message
 
 
+def test_without_a_connection_the_hub_is_given_up_soon(tmp_path, monkeypatch):
+    """The client itself would try again for a minute, with lines of its own."""
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    begun = time.monotonic()
+    with pytest.raises(
+        BackboneError, match=r"no connection to https://\S+: .*refused\); download https://\S+tensors by"
+    ):
+        create_vit("vit_tiny_patch16_224.augreg_in21k", True, {})
+    assert time.monotonic() - begun < 15
+    assert not hub.HF_HUB_OFFLINE
+
+
+def test_without_a_connection_the_weights_of_the_cache_are_used(monkeypatch):
+    state, seen = timm.create_model(NAME).state_dict(), []
+    monkeypatch.setattr(vit_sema, "unreachable", lambda address: "no route")
+    monkeypatch.setattr(
+        timm.models._builder,
+        "load_state_dict_from_hf",
+        lambda *_, **__: (seen.append(hub.HF_HUB_OFFLINE), dict(state))[1],
+    )
+    assert_loaded(create_vit(timm_name("vit_tiny_patch16_224.augreg_in21k_adapter"), True, {}), state)
+    assert seen == [True]
+
+
+def test_a_server_that_answers_is_reached_and_a_closed_port_is_not(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # which answers 501
+        server.RequestHandlerClass.log_message = lambda *_: None
+        address = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert unreachable(address) == ""
+        server.shutdown()
+    assert "refused" in unreachable(address)
+
+
 def test_a_download_asks_for_the_tags_weights(monkeypatch):
     """The tag that was resolved is the one that is fetched, and its values are those of the network."""
     state, asked = timm.create_model(NAME).state_dict(), []
@@ -364,6 +407,7 @@ def test_a_download_asks_for_the_tags_weights(monkeypatch):
         asked.append(repository)
         return dict(state)
 
+    monkeypatch.setattr(vit_sema, "unreachable", lambda address: "")
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fetched)
     model = create_vit(timm_name("vit_tiny_patch16_224.augreg_in21k_adapter"), True, {})
     assert asked == ["timm/vit_tiny_patch16_224.augreg_in21k"]

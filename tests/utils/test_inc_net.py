@@ -332,6 +332,7 @@ def test_pretrained_asks_the_hub(config, monkeypatch):
         asked.append(repository)
         raise OSError("no cable")
 
+    monkeypatch.setattr("backbone.vit_sema.unreachable", lambda address: "")
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fails)
     with pytest.raises(ConfigError, match=r"no cable.*backbone_checkpoint"):
         get_backbone(config(pretrained=True, backbone_kwargs={}))

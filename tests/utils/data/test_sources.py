@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -333,11 +334,11 @@ def test_an_image_in_two_classes_is_told_and_a_copy_in_one_class_is_not(tmp_path
         save_image(tmp_path / place, value)
     shutil.copy(tmp_path / "train/cat/a.png", tmp_path / "test/cat/a.png")
     load_dataset("imagefolder", tmp_path)
-    assert caplog.messages == []
+    assert "more than one class" not in caplog.text
     shutil.copy(tmp_path / "train/cat/a.png", tmp_path / "train/dog/x.png")
     shutil.copy(tmp_path / "train/dog/c.png", tmp_path / "test/cat/y.png")
     load_dataset("imagefolder", tmp_path)
-    assert caplog.messages == [
+    assert [text for text in caplog.messages if "test images" not in text] == [
         f"{tmp_path}: 2 images are in more than one class, the first one as train/cat/a.png and train/dog/x.png"
     ]
 
@@ -348,15 +349,14 @@ def test_a_test_image_that_is_a_training_image_is_told_once(tmp_path: Path, capl
     trained = sorted((tmp_path / "train").glob("*/*.png"))
     for number, file in enumerate(trained):
         save_image(file, value=number)
-    for number, file in enumerate(sorted((tmp_path / "test").glob("*/*.png"))):
+    for number, file in enumerate(sorted((tmp_path / "test").glob("*/*"))):
         save_image(file, value=100 + number)
     load_dataset("imagefolder", tmp_path)
     assert "training images, too" not in caplog.text
     for number, file in enumerate(trained[:2]):
         target = tmp_path / "test" / file.parent.name / f"z{number}.png"
-        {"link": target.symlink_to, "hard link": target.hardlink_to, "copy": partial(shutil.copy, dst=target)}[how](
-            file
-        )
+        makers = {"link": target.symlink_to, "hard link": target.hardlink_to, "copy": partial(shutil.copy, dst=target)}
+        makers[how](file)
     tested = len(list((tmp_path / "test").glob("*/*")))
     load_dataset("imagefolder", tmp_path)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -759,6 +759,10 @@ def test_a_download_that_fails_is_told(
     def offline(self: CIFAR100) -> None:
         raise ConnectionError("no network")
 
+    monkeypatch.setattr("socket.setdefaulttimeout", lambda seconds: None)  # for the other tests
     monkeypatch.setattr(CIFAR100, "download", offline)
     assert main(["cifar224", "--data_root", str(tmp_path)]) == 2
-    assert "no network" in capsys.readouterr().err
+    message = (
+        f"^{CIFAR100.url} could not be fetched \\(no network\\); .* put {CIFAR100.filename} into {tmp_path}, and give"
+    )
+    assert re.match(message, capsys.readouterr().err)
