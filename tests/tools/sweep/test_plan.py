@@ -165,7 +165,7 @@ def test_paths_that_are_found_from_another_folder_only_are_told(plan, tmp_path, 
     (tmp_path / "images").mkdir()
     (tmp_path / "w.pth").touch()
     changes = {"data_root": "images", "backbone_checkpoint": "w.pth"}
-    runs = plan(list=[{"name": "a", "changes": changes}, {"name": "b", "changes": {**changes, "ffn_num": 3}}])
+    runs = plan(list=[{"name": "a", "changes": changes}, {"name": "b", "changes": {**changes, "init_lr": 0.1}}])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert [line.split(" (")[0] for line in misplaced(runs)] == [
