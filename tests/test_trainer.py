@@ -319,7 +319,7 @@ def test_a_task_of_too_few_images_for_a_later_expansion_is_told(tmp_path: Path, 
     labels, names = np.arange(3), np.array(["ant", "bee", "cat"])
     file = tmp_path / "few.npz"
     np.savez(file, x_train=pixels, y_train=labels, x_test=pixels + 1, y_test=labels, class_names=names)
-    short = {"func_epoch": 1, "nested_lora_update_interval_slow": 1, "init_cls": 2, "increment": 1}
+    short = {"func_epoch": 1, "nested_lora_update_interval_slow": 1, "shuffle": False, "init_cls": 2, "increment": 1}
     trainer.train(configuration(file, tmp_path / "logs", **short, **{"max_tasks": 2, **keys}), "few")
     told = [record.getMessage() for record in caplog.records if "z-scores" in record.getMessage()]
     assert [text.split(" has ")[0] for text in told] == (["task 0 (ant, bee)"] if least else [])
