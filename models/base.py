@@ -185,7 +185,10 @@ class BaseLearner(ABC):
 
     def predict_off(self) -> Predictions:
         """Score them with all adapters off: what the head answers on the features of the frozen backbone."""
-        return self.evaluator.predict_off(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
+        with self.hooks.training.paused():
+            return self.evaluator.predict_off(
+                self.test_loader, self.cur_task, self.total_classes, self.settled_layers()
+            )
 
     def eval_task(self) -> tuple[dict[str, Any], Predictions]:
         """Return the accuracy over all classes seen, in per cent, and the predictions it was computed from."""

@@ -51,21 +51,24 @@ def test_every_key_has_one_line_that_says_whether_it_changes_results() -> None:
 def test_the_results_in_the_readme_are_numbers_of_the_sweep() -> None:
     shown = read_part(ROOT / "README.md", "results")
     measured = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
-    numbers = re.findall(r"[-+]?\d+\.?\d* ± \d+\.?\d*|\\\[.*?\\\]", shown.split("---|", 1)[-1])
-    assert len(numbers) >= 3 * len(docs.RESULTS)
-    assert all(number in measured for number in numbers if "interval" not in number)
+    numbers = re.findall(r"[-+]?\d+\.?\d* ± \d+\.?\d*|[-+]?\d+\.?\d* \\\[.*?\\\]", shown)
+    assert len(numbers) == 3 * len(docs.RESULTS) + 2 * len(docs.COMPARED)
+    assert all(number in measured for number in numbers)
 
 
-def test_every_difference_to_the_baseline_has_a_column_of_its_own(tmp_path: Path) -> None:
-    means = "\n".join(f"| {row} | 1 ± 1 | 2 ± 1 | 4 ± 1 |" for row in docs.RESULTS)
-    differences = "\n".join(f"| {row} | +1 \\[0, 2\\], p = 0.1 | +3 \\[2, 4\\], p = 0.2 |" for row in docs.RESULTS)
-    tables = f"| measure | flat | equal | two |\n{means}\n\n| measure | equal | two |\n{differences}\n"
+def test_every_configuration_has_a_row_with_its_differences(tmp_path: Path) -> None:
+    means = "\n".join(f"| {row} | {n} ± 1 | 2{n} ± 1 | 4{n} ± 1 |" for n, row in enumerate(docs.RESULTS))
+    gaps = "\n".join(f"| {row} | +{n} \\[0, 2\\], p = 0.1 | +3{n} \\[2, 4\\] |" for n, row in enumerate(docs.RESULTS))
+    tables = f"| measure | flat | equal | two |\n{means}\n\n| measure | equal | two |\n{gaps}\n"
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/sweeps.md").write_text(f"<!-- matched begin -->\n{tables}<!-- matched end -->\n")
-    header, _, first, *_ = docs.results(tmp_path).splitlines()
-    names = [f"{name}: difference \\[95 % interval\\]" for name in ("equal", "two")]
-    assert header == f"| measure | flat | equal | two | {' | '.join(names)} |"
-    assert first == f"| {docs.RESULTS[0]} | 1 ± 1 | 2 ± 1 | 4 ± 1 | +1 \\[0, 2\\] | +3 \\[2, 4\\] |"
+    header, _, *rows = docs.results(tmp_path).splitlines()
+    assert header.endswith(" | last accuracy: difference | average incremental accuracy: difference |")
+    assert rows == [
+        "| flat | 0 ± 1 | 1 ± 1 | 2 ± 1 |  |  |",
+        "| equal | 20 ± 1 | 21 ± 1 | 22 ± 1 | +0 \\[0, 2\\] | +1 \\[0, 2\\] |",
+        "| two | 40 ± 1 | 41 ± 1 | 42 ± 1 | +30 \\[2, 4\\] | +31 \\[2, 4\\] |",
+    ]
 
 
 def test_the_code_map_lists_every_module_with_code() -> None:

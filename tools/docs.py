@@ -21,18 +21,21 @@ from utils.files import atomic_write
 from utils.text import shown
 
 DRAWING = "docs/figures/method.svg"
-RESULTS = ("last accuracy", "average incremental accuracy", "forgetting", "adapter parameters")  # rows in the README
+RESULTS = ("last accuracy", "average incremental accuracy", "answers changed by adapters")  # columns in the README
+COMPARED = RESULTS[:2]  # those whose differences are shown, too
 PACKAGES = ("models", "backbone", "utils", "tools", "benchmarks")  # of the code map
 
 
 def results(root: Path) -> str:
-    """Return the comparison at equal numbers of parameters, taken from docs/sweeps.md."""
+    """Return the comparison at equal numbers of parameters, taken from docs/sweeps.md: a row for each configuration."""
     tables = read_tables(read_part(root / "docs/sweeps.md", "matched"))
     means, differences = ({row[0]: row[1:] for row in table} for table in tables if table[0][0] == "measure")
-    members = differences["measure"]
-    names = ["difference"] if len(members) == 1 else [f"{member}: difference" for member in members]
-    header = ["measure", *means["measure"], *(f"{name} \\[95 % interval\\]" for name in names)]
-    rows = [[row, *means[row], *(cell.partition(", p")[0] for cell in differences[row])] for row in RESULTS]
+    baseline, *others = means["measure"]
+    header = ["configuration", *RESULTS, *(f"{row}: difference" for row in COMPARED)]
+    rows = [[baseline, *(means[row][0] for row in RESULTS), *("" for _ in COMPARED)]]
+    for place, name in enumerate(others):
+        gaps = (differences[row][place].partition(", p")[0] for row in COMPARED)
+        rows.append([name, *(means[row][place + 1] for row in RESULTS), *gaps])
     return markdown_table(header, rows)
 
 

@@ -14,6 +14,7 @@ infinities are null in all files.
 """
 
 import logging
+import math
 import os
 import sys
 import time
@@ -193,7 +194,8 @@ class RunClock:
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> tuple[Self, float]:
         """Return the clock of another process that continues the run, and how long the current task was trained."""
-        *training, current = state["training"]
+        unknown = [math.nan] * (len(state["tasks"]) + 1)  # of a run that an earlier version began
+        *training, current = state.get("training", unknown)
         since = time.perf_counter() - state["before"]
         return cls([*state["starts"], _now()], list(state["tasks"]), since, training), current
 
