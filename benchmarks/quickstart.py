@@ -1,6 +1,6 @@
 """Measure the quickstart: Nested LoRA, its adaptmlp baseline, random backbone weights, and the frozen backbone alone.
 
-    python -m benchmarks.quickstart [--seed 1 2 3] [--output_dir logs/quickstart]
+    python -m benchmarks.quickstart [--seed 1 2 3 4 5] [--output_dir logs/quickstart]
 
 Runs that are finished are kept. The table goes into docs/quickstart.md.
 """
@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 def main(arguments: Sequence[str]) -> None:
     """Train what is missing and write the tables."""
     parser = make_parser("quickstart", __doc__)
-    parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seed", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--output_dir", default="logs/quickstart")
     given = parser.parse_args(arguments)
     flags = {"seed": given.seed, "output_dir": given.output_dir}

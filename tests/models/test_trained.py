@@ -74,7 +74,7 @@ def test_the_logits_are_those_of_an_evaluation_bit_by_bit(run: Path, monkeypatch
         eval.evaluate(resolve(read_config(file), str(file), flags))
     model = load_run(run, device="cpu", eval_batch_size=5)
     logits = model.predict(test_images(model.meta["class_order"])).logits
-    assert np.array_equal(logits, torch.cat(seen).numpy()[:, :6])
+    assert np.array_equal(logits, torch.cat(seen).numpy()[: len(logits), :6])  # those with all adapters off follow
 
 
 def test_every_kind_of_image_is_prepared_as_a_test_image(model, tmp_path):

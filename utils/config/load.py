@@ -42,7 +42,7 @@ def load(
             f"{path}: a sweep file, not a configuration; run it: python -m tools.sweep {shlex.quote(str(path))}"
         )
     problems = [f"{shown_key(key)}: given twice in {path}; keep one" for key in repeated]
-    return resolve(values, str(path), flags, problems, warn, named)
+    return resolve(values, str(path), flags, problems, warn, named, on_record=False)
 
 
 def resolve(
@@ -52,6 +52,7 @@ def resolve(
     problems: Sequence[str] = (),
     warn: Warn = logger.warning,
     named: str = FLAG,
+    on_record: bool = True,
 ) -> Config:
     """Merge flags and the environment over `values`, and validate the result.
 
@@ -62,6 +63,7 @@ def resolve(
         problems: Known problems of `values`, to be reported with the others.
         warn: Called with a sentence about the given keys that have no effect.
         named: Name of a flag in messages.
+        on_record: Whether `values` are of a run or checkpoint, whose keys without effect nobody has to hear of.
 
     Raises:
         ConfigError: One line for each problem.
@@ -71,7 +73,8 @@ def resolve(
     environment = {"data_root": root} if root else {}
     merged = _over({**values, **environment}, flags)
     sources = dict.fromkeys(values, source) | dict.fromkeys(environment, f"environment variable {DATA_ROOT_VARIABLE}")
-    sources |= {entry_of(key)[0]: named.format(shown_key(key)) for key in flags}
+    by_flag = {entry_of(key)[0]: named.format(shown_key(key)) for key in flags}
+    sources |= by_flag
     lines = list(problems)
     try:
         config = Config.model_validate(merged)
@@ -90,7 +93,7 @@ def resolve(
         raise ConfigError("\n".join(lines))
     usual, reasons = defaults(), idle_keys(config.model_dump(mode="json"))
     ignored: dict[str, list[str]] = {}
-    for key in merged.keys() & reasons.keys():
+    for key in (by_flag if on_record else sources).keys() & reasons.keys():
         if getattr(config, key) != usual[key]:
             ignored.setdefault(reasons[key], []).append(f"{key} = {shown(merged[key])} ({sources[key]})")
     for reason, given in sorted(ignored.items()):
