@@ -118,7 +118,10 @@ def checked_tasks(config: Config, data: ImageData) -> DataManager:
 
 def warn_of_few_images(config: Config, tasks: DataManager) -> None:
     """Warn of the first task after which a layer could not expand any more, as a descriptor records too few losses."""
-    refilled = config.nested_lora_use_consolidation and bool(ADAPTERS[config.ffn_adapter_type].branches)
+    adapter = ADAPTERS[config.ffn_adapter_type]
+    refilled = (
+        config.nested_lora_use_consolidation and bool(adapter.branches) and not adapter.preserves_function(config)
+    )
     passes = 1 if refilled else config.rd_epoch
     for task in range(tasks.nb_tasks - 1):  # after the last one none expands
         images = tasks.nb_images("train", task)

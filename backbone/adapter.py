@@ -80,8 +80,9 @@ class FunctionalAdapter(nn.Module):
         """
         raise TypeError(f"adapter {self.adapter_id} is of type {self.kind}, which has no consolidation")
 
-    def preserves_function(self, alpha: float) -> bool:
-        """Return whether `consolidate` leaves the output as it is, up to rounding."""
+    @classmethod
+    def preserves_function(cls, config: Any) -> bool:
+        """Return whether a consolidation with a configuration leaves the output as it is, up to rounding."""
         return False
 
     def measure(self) -> dict[str, float]:

@@ -64,11 +64,12 @@ class NestedLoRAAdapter(FunctionalAdapter):
                 {"zero": faster.zero, "reinit": faster.reset}[reset]()
         return {"alpha": alpha, "mode": mode, "reset": reset}
 
-    def preserves_function(self, alpha: float) -> bool:
+    @classmethod
+    def preserves_function(cls, config: Any) -> bool:
         """With fast reset, all of its function has to go into slow; with fast kept, nothing."""
-        if self.config.nested_lora_fast_reset == "keep":
-            return alpha == 0
-        return alpha == 1 and self.config.nested_lora_consolidation_mode == "function"
+        if config.nested_lora_fast_reset == "keep":
+            return config.nested_lora_consolidation_alpha == 0
+        return config.nested_lora_consolidation_alpha == 1 and config.nested_lora_consolidation_mode == "function"
 
     def measure(self) -> dict[str, float]:
         """Return the norms of the branches, and the ranks of those that can grow."""

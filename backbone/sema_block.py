@@ -68,8 +68,8 @@ class SEMAModules(nn.Module):
     @property
     def consolidation_changes_function(self) -> bool:
         """Whether the consolidation at the end of this task changes, or has changed, what the slot computes."""
-        alpha = self.config.nested_lora_consolidation_alpha
-        return self.consolidates and not all(self.functional[index].preserves_function(alpha) for index in self.trained)
+        trained = (self.functional[index] for index in self.trained)
+        return self.consolidates and not all(adapter.preserves_function(self.config) for adapter in trained)
 
     @property
     def describing(self) -> bool:

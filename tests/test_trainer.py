@@ -304,12 +304,21 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, key
     assert not (tmp_path / "dry").exists()
 
 
+PRESERVING = {  # consolidates, but refills no records
+    "nested_lora_use_consolidation": True,
+    "nested_lora_consolidation_mode": "function",
+    "nested_lora_consolidation_alpha": 1.0,
+}
+
+
 @pytest.mark.parametrize(
     ("keys", "least"),
     [
         ({"rd_epoch": 1}, "a descriptor records 2 losses of them (1 passes)"),
         ({"rd_epoch": 0}, "records 0 losses of them (0 passes), and z-scores are 0 with fewer than 3"),
         ({"rd_epoch": 9, "nested_lora_use_consolidation": True}, "expected at least 3 images in each task"),
+        ({"rd_epoch": 9, **PRESERVING}, ""),
+        ({"rd_epoch": 1, **PRESERVING}, "a descriptor records 2 losses of them (1 passes)"),
         ({"rd_epoch": 2}, ""),
         ({"rd_epoch": 1, "max_tasks": 1}, ""),
     ],

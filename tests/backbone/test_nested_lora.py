@@ -298,7 +298,8 @@ def test_a_shape_that_no_branch_has_is_left_to_the_comparison_of_names_and_shape
 @pytest.mark.parametrize(("mode", "reset", "alpha"), [*itertools.product(MODES, RESETS, ALPHAS)])
 def test_an_adapter_knows_whether_a_consolidation_preserves_its_function(config, randomize, kind, mode, reset, alpha):
     keys = {"nested_lora_consolidation_mode": mode, "nested_lora_fast_reset": reset}
+    keys = {**keys, "nested_lora_consolidation_alpha": alpha}
     adapter, x = randomize(kind(config(d_model=D, **keys), "0.0").double()), torch.randn(2, 5, D, dtype=torch.float64)
     before = adapter(x)
     adapter.consolidate(alpha)
-    assert adapter.preserves_function(alpha) == torch.allclose(adapter(x), before, rtol=1e-9)
+    assert adapter.preserves_function(adapter.config) == torch.allclose(adapter(x), before, rtol=1e-9)

@@ -42,12 +42,14 @@ class Conclusion:
     Attributes:
         corrected: p, corrected for the number of tests; NaN if there was no test.
         level: The level at which tests that are not decided were made.
+        off: The mean of the same differences with all adapters off; NaN where it is not known.
     """
 
     measure: Measure
     difference: Difference
     corrected: float = math.nan
     level: float = math.nan
+    off: float = math.nan
 
     @property
     def verdict(self) -> str | None:
@@ -94,7 +96,8 @@ class Conclusion:
                 chance = f"{shown} can be chance (corrected p {p_text(self.corrected)})"
                 return f"{title}: {UNKNOWN} with {gap.count} seeds; {chance}. {self._power}."
             case verdict:
-                return f"{title}: {verdict} ({shown}, corrected p {p_text(self.corrected)})."
+                off = "" if math.isnan(self.off) else f"; with all adapters off {100 * self.off:+.2f} points"
+                return f"{title}: {verdict} ({shown}, corrected p {p_text(self.corrected)}{off})."
 
     @property
     def _power(self) -> str:
@@ -140,12 +143,15 @@ def conclude(comparison: Comparison) -> Conclusions:
     corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
     undecided = sum(p > LEVEL for p in corrected.values())
     level = LEVEL / undecided if undecided else math.nan
-    found = {
-        name: [
-            Conclusion(m, gap, corrected.get(_test(gap), math.nan) if m.better else math.nan, level) for m, gap in of
+    found: dict[str, list[Conclusion]] = {}
+    for name, of in gaps.items():
+        off = {m.key.removesuffix("_off"): gap.mean for m, gap in of if m.key.endswith("_off")}
+        found[name] = [
+            Conclusion(
+                m, gap, corrected.get(_test(gap), math.nan) if m.better else math.nan, level, off.get(m.key, math.nan)
+            )
+            for m, gap in of
         ]
-        for name, of in gaps.items()
-    }
     sentences = [f"{name}: {' '.join(_of_group(each))}" for name, each in found.items()]
     if ps:
         others = f"; the corrected level of those that cannot tell is {level:.2g}" if undecided else ""

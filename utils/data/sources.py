@@ -100,6 +100,11 @@ class ImageData:
         names = [self.class_names[label] for label in split.labels]
         return list(zip(names, split.contents, strict=True))
 
+    def places(self, half: Half) -> list[tuple[str, str, str]]:
+        """Return class name, place below the data set's folder, and digest of every image of a half."""
+        folder = (self.test_folder if half == "test" else "") or half
+        return [(name, f"{folder}/{name}/{content.name}", content.digest) for name, content in self.rows(half)]
+
 
 def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:
     """Read a data set's labels and the paths of its images, or its pixels if they are stored as arrays.
@@ -163,9 +168,8 @@ def _warn_of_contradictions(data: ImageData, path: Path) -> None:
     """Warn of images that are stored with the same content in several classes."""
     places: dict[str, dict[str, str]] = defaultdict(dict)  # of each content one image by class
     for half in HALVES:
-        for name, content in data.rows(half):
-            folder = data.test_folder if half == "test" and data.test_folder else half
-            places[content.digest].setdefault(name, f"{folder}/{name}/{content.name}")
+        for name, place, digest in data.places(half):
+            places[digest].setdefault(name, place)
     if several := [sorted(images.values()) for images in places.values() if len(images) > 1]:
         first = " and ".join(several[0])
         logger.warning("%s: %d images are in more than one class, the first one as %s", path, len(several), first)
@@ -173,8 +177,8 @@ def _warn_of_contradictions(data: ImageData, path: Path) -> None:
 
 def _warn_of_test_images(data: ImageData, path: Path) -> None:
     """Warn of test images that are training images as well: links, copies."""
-    learned = {content.digest: f"train/{name}/{content.name}" for name, content in reversed(data.rows("train"))}
-    tested = [(f"test/{name}/{content.name}", content.digest) for name, content in data.rows("test")]
+    learned = {digest: place for _, place, digest in reversed(data.places("train"))}
+    tested = [(place, digest) for _, place, digest in data.places("test")]
     if both := [(place, learned[digest]) for place, digest in tested if digest in learned]:
         counted = f"{len(both)} of {len(tested)} test images are training images, too"
         logger.warning("%s: %s; the first one, %s, is %s", path, counted, *both[0])

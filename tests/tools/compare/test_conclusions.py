@@ -57,6 +57,21 @@ def test_better_and_worse_follow_the_direction_of_the_measure(base, tmp_path):
     )
 
 
+def test_better_stands_beside_the_difference_with_all_adapters_off(tmp_path):
+    gained = {"base": [(0, 0)] * 5, "up": CLEAR}
+    paths = []
+    for name, gains in gained.items():
+        for (seed, (first, old, new)), (_, b) in zip(BASE.items(), gains, strict=True):
+            rows, off = [[first], [old + b, new + b]], [[first], [old - 9 + b, new - 9 + b]]
+            width = {"rd_dim": 9} if name == "up" else {}
+            paths.append(write_run(tmp_path, name, seed, rows, count=[1000, 1000], off=off, changed=[0, 40], **width))
+    assert sentence(compare(paths, "base"), "up").startswith(
+        "up: a difference that chance between seeds does not explain. Last accuracy: better (+6.00 points, corrected "
+        "p < 0.001; with all adapters off +6.00 points). Average incremental accuracy: better (+3.00 points, corrected "
+        "p < 0.001; with all adapters off +3.00 points). Other measures: "
+    )
+
+
 def test_noise_cannot_be_told_and_says_what_would_have_been_seen(base, tmp_path):
     found = compare([*base, *runs(tmp_path, "noise", NOISE, rd_dim=9)], "base")
     assert {verdict for verdict in verdicts(found, "noise").values() if verdict} == {"cannot tell"}

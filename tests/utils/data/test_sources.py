@@ -321,6 +321,13 @@ def test_an_image_in_two_classes_is_told_and_a_copy_in_one_class_is_not(tmp_path
     ]
 
 
+def test_a_test_image_that_is_a_training_image_is_told_with_the_folder_it_is_in(tmp_path: Path, caplog):
+    save_image(tmp_path / "train" / "cat" / "a.png")
+    save_image(tmp_path / "val" / "cat" / "b.png")
+    load_dataset("imagefolder", tmp_path)
+    assert "the first one, val/cat/b.png, is train/cat/a.png" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["link", "hard link", "copy"])
 def test_a_test_image_that_is_a_training_image_is_told_once(tmp_path: Path, caplog, how: str):
     make_folders(tmp_path, CLASSES)
