@@ -85,7 +85,7 @@ def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -
         )
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
-            "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
+            "the checkpoint was trained with another class order: dataset, seed or a key of the class order differ"
         )
     if "class_names" in meta:
         refuse_other_numbers("the checkpoint", meta["class_names"], tasks.class_names)

@@ -215,6 +215,8 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
         init_cls=config.init_cls,
         increment=config.increment,
         max_tasks=config.max_tasks,
+        class_order=config.class_order,
+        tasks=config.tasks,
     )
 
 

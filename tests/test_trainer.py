@@ -14,6 +14,7 @@ from PIL import Image
 
 import trainer
 from eval import evaluate
+from main import main
 from models.sema import Learner
 from utils.choices import Plugin
 from utils.config.identity import idle_keys, result_hash
@@ -225,6 +226,23 @@ def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
         evaluate(configuration(images, tmp_path, shuffle=False, **keys))
 
 
+def test_listed_tasks_are_those_of_every_file_and_of_an_evaluation(
+    run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    path = run(tasks=[[3, 1], ["5"], [0, 2]], func_epoch=1, init_cls=1, nested_lora_update_interval_slow=1)
+    found = results(path)
+    assert found["class_names"] == ["3", "1", "5", "0", "2", "4"]
+    assert (found["accuracy"]["task_sizes"], found["accuracy"]["count"]) == ([2, 1, 2], [8, 4, 8])
+    kept = json.loads((path / "config.json").read_text())
+    assert kept["tasks"] == [[3, 1], ["5"], [0, 2]]
+    assert not kept.keys() & {"shuffle", "class_order_seed", "init_cls", "increment"}
+    checkpoint = path / "checkpoints" / "task_2.safetensors"
+    assert read_meta(checkpoint)["class_order"] == [3, 1, 5, 0, 2, 4]
+    assert main(["--checkpt_path", str(path), "--eval"]) == 0
+    with pytest.raises(CheckpointError, match="another class order"):
+        evaluate(configuration(images, tmp_path, tasks=[[1, 3]], eval=True, checkpt_path=str(checkpoint)))
+
+
 def test_the_class_order_can_have_a_seed_of_its_own(run: Callable[..., Path]) -> None:
     def order(path: Path) -> list[int]:
         return read_meta(path / "checkpoints" / "task_0.safetensors")["class_order"]
@@ -295,6 +313,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(images, run, tmp_p
         ({"nested_lora_update_interval_slow": 7}, "slow would never move"),
         ({"backbone_checkpoint": "none.pth"}, "none.pth"),
         ({"init_cls": 9}, "the data set has 6 classes"),
+        ({"class_order": [0, 1, 2, 3, 4, 4]}, "listed twice"),
+        ({"class_order": [5, 4]}, "4 of the 6 classes are missing"),
+        ({"tasks": [[0], ["6"]]}, 'tasks: "6": the data set has no such class'),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, keys: dict[str, Any], words: str) -> None:

@@ -105,6 +105,19 @@ def test_fifty_and_ten_of_cifar_are_six_tasks_of_which_two_can_be_asked_for():
     assert manager(one_each(100), init_cls=50, increment=10, max_tasks=2).nb_tasks == 2
 
 
+def test_listed_tasks_and_classes_take_the_place_of_sizes_and_shuffle():
+    data = one_each(6)
+    tasks = manager(data, shuffle=True, init_cls=99, tasks=[["3", 1], [5]])
+    assert (tasks.class_order, tasks.nb_tasks, tasks.nb_classes) == ([3, 1, 5, 0, 2, 4], 2, 6)
+    assert [tasks.get_task_size(task) for task in (0, 1)] == [2, 1]
+    assert tasks.names_of(0) == ("3", "1")
+    assert manager(data, tasks=[["3", 1], [5]], max_tasks=1).nb_tasks == 1
+    listed = manager(data, shuffle=True, class_order=[5, 4, "3", 2, 1, 0])
+    assert (listed.class_order, listed.nb_tasks) == ([5, 4, 3, 2, 1, 0], 3)
+    with pytest.raises(ConfigError, match="tasks: these are 2,001 tasks"):
+        manager(one_each(2001), tasks=[[label] for label in range(2001)])
+
+
 def test_a_task_after_the_last_is_an_error():
     tasks = manager(one_each(4), max_tasks=1)
     with pytest.raises(IndexError):
