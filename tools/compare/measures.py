@@ -37,9 +37,9 @@ class Measure:
 
 
 def plasticity(run: Run) -> float:
-    """Return the mean over 1 <= i <= T of R[i][i]; tasks without test images are left out."""
-    diagonal = np.diag(run.matrix.matrix)[1:]
-    tested = [float(value) for value, images in zip(diagonal, run.matrix.count[1:], strict=True) if images]
+    """Return the mean over 1 <= i <= T of R[i][i]; transient tasks and those without test images are left out."""
+    diagonal = np.diag(run.matrix.matrix)
+    tested = [float(diagonal[task]) for task in run.matrix.averaged if task]
     return fmean(tested) if tested else math.nan
 
 

@@ -11,6 +11,7 @@ from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Spread
+from tools.compare.streams import NOTE, order_tables, transient_tables
 from tools.generated import markdown_table
 
 FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
@@ -71,12 +72,16 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
         title += "accuracies in points"
         yield Table(title, ["measure", *(group.name for group in others)], rows)
 
+    yield from (Table(*found) for found in (*transient_tables(groups), *order_tables(groups)))
+
 
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield SYMBOLS
     yield from (f"{measure.title}: {measure.meaning}" for measure in MEASURES)
     yield "±: sample standard deviation (n - 1) over seeds; -: not known, or not defined"
     yield from class_order(comparison.groups)
+    if any(group.runs[0].matrix.transient for group in comparison.groups):
+        yield NOTE
     if comparison.others:
         yield from LEGEND
     if comparison.one_sided:

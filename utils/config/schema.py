@@ -21,6 +21,7 @@ from utils.config.values import (
     SOME_CLASSES,
     SOME_IMAGES,
     SOME_TASKS,
+    SOME_TASKS_LATER,
     WIDEST,
     AdapterType,
     BackboneKwargs,
@@ -33,6 +34,7 @@ from utils.config.values import (
     Seed,
     Seeds,
     TaskList,
+    TaskNumbers,
     Text,
 )
 
@@ -130,6 +132,17 @@ class Config(BaseModel):
         idle_beside=["tasks"],
     )
     max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
+    transient: TaskNumbers = _data(
+        [],
+        "tasks, counted from 0, whose classes are not asked for later: the averages of the run are over the other "
+        "classes, the core classes",
+        expected=SOME_TASKS_LATER,
+    )
+    leave_out_transient: bool = _data(
+        False,
+        "do not learn the transient tasks, to compare with; the others keep their random streams",
+        idle_if={"transient": [[]]},
+    )
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )

@@ -18,6 +18,7 @@ A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the C
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
 SOME_CLASSES = "a list of labels or class names, or a file with one a line or with a JSON list"
 SOME_TASKS = "a list of tasks, each a list of labels or class names; or a JSON file with it"
+SOME_TASKS_LATER = "the number of a task from 1 on, or a list of different ones"
 SOME_IMAGES = "an image or a folder, or a list of them"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
@@ -82,6 +83,17 @@ def _none_empty(tasks: list[list[int | str]]) -> list[list[int | str]]:
     return tasks
 
 
+def _numbers(value: object) -> object:
+    """Return a number, or a list that a flag gives as JSON, as a list."""
+    return _content(value) if isinstance(value, str) and value.lstrip().startswith("[") else _as_list(value)
+
+
+def _different(tasks: list[int]) -> list[int]:
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"a task is given twice; expected {SOME_TASKS_LATER}")
+    return sorted(tasks)
+
+
 def _without_repeats(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed is given twice; expected {SEEDS}")
@@ -120,6 +132,12 @@ TaskList = Annotated[
     Field(min_length=1),
     BeforeValidator(_content, json_schema_input_type=Text | list[list[Class]]),
     AfterValidator(_none_empty),
+]
+TaskNumber = Annotated[int, Field(ge=1, le=LARGEST)]  # not 0, so that a class of another task is known before
+TaskNumbers = Annotated[
+    list[TaskNumber],
+    BeforeValidator(_numbers, json_schema_input_type=TaskNumber | list[TaskNumber]),
+    AfterValidator(_different),
 ]
 Images = Annotated[
     list[PathText], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])

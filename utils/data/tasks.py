@@ -32,6 +32,12 @@ class DataManager:
         class_order: All classes, as labels or names; None: as `shuffle` says.
         tasks: The classes of each task, used instead of `class_order`, `init_cls` and `increment`. Classes of no task
             have the last labels and are not learned.
+        transient: Numbers of the transient tasks, in order.
+        leave_out: Whether these are left out. Their classes then have the last labels.
+
+    Attributes:
+        transient: Those of the transient tasks that are not left out.
+        head_rows: (C,) for each class, its place in the class order before tasks were left out.
 
     Raises:
         ConfigError: The data set has fewer classes than `init_cls`, the tasks are too many, or classes are listed that
@@ -49,6 +55,8 @@ class DataManager:
         max_tasks: int | None = None,
         class_order: Sequence[int | str] | None = None,
         tasks: Sequence[Sequence[int | str]] | None = None,
+        transient: Sequence[int] = (),
+        leave_out: bool = False,
     ) -> None:
         self._data = data
         if tasks is None and init_cls > self.nb_classes:
@@ -71,6 +79,18 @@ class DataManager:
             self.class_order = np.random.RandomState(seed).permutation(self.nb_classes).tolist()
         else:
             self.class_order = list(range(self.nb_classes))
+        if transient and transient[-1] >= self.nb_tasks:
+            tasks_there = f"there are {self.nb_tasks} tasks, counted from 0"
+            raise ConfigError(f"transient = {transient[-1]}: {tasks_there}; expected one of them that is not the first")
+        self.transient = [] if leave_out else list(transient)
+        self.head_rows = list(range(self.nb_classes))
+        if leave_out and transient:
+            of_tasks = [self._of_task(self.head_rows, task) for task in range(self.nb_tasks)]
+            core = [task for task in range(self.nb_tasks) if task not in transient]
+            kept = [row for task in core for row in of_tasks[task]]
+            self.head_rows = kept + [row for row in self.head_rows if row not in set(kept)]
+            self.class_order = [self.class_order[row] for row in self.head_rows]
+            self._sizes = [self._sizes[task] for task in core]
         self.class_names = tuple(data.class_names[label] for label in self.class_order)
 
     @property

@@ -455,7 +455,8 @@ OTHER_VALUES = {
     "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
-    "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]],
+    "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
+    "leave_out_transient": True,
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -471,6 +472,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     **dict.fromkeys(OF_NESTED, NESTED),
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
+    "leave_out_transient": {"transient": [2]},
 }
 IDLE = [  # keys without effect, and beside what
     *((key, {}) for key in OF_NESTED),
@@ -479,6 +481,7 @@ IDLE = [  # keys without effect, and beside what
     ("class_order_seed", {"shuffle": False}),
     *((key, {"class_order": [1, 0]}) for key in ("shuffle", "class_order_seed")),
     *((key, {"tasks": [["b"], [0]]}) for key in ("shuffle", "class_order_seed", "init_cls", "increment")),
+    ("leave_out_transient", {}),
     *((key, {"rd_epoch": 0}) for key in ("rd_lr", "rd_views")),
 ]
 
@@ -638,6 +641,9 @@ def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, mon
         ("tasks", "order.json", "expected a list of tasks"),
         ("tasks", [["a"], []], "task 1 is empty; expected at least one class in every task"),
         ("tasks", [], "expected a list of tasks"),
+        ("transient", 0, "expected the number of a task from 1 on, or a list of different ones"),
+        ("transient", "[2, 2]", "a task is given twice"),
+        ("transient", ["a"], "expected the number of a task from 1 on"),
         ("class_order", [1.5], "expected a list of labels or class names, or a file"),
         ("class_order", [-1], "expected a list of labels or class names, or a file"),
     ],

@@ -118,6 +118,21 @@ def test_listed_tasks_and_classes_take_the_place_of_sizes_and_shuffle():
         manager(one_each(2001), tasks=[[label] for label in range(2001)])
 
 
+def test_tasks_that_are_left_out_have_the_last_labels_and_the_rows_of_the_head_go_with_their_classes():
+    data = one_each(7)
+    whole = manager(data, shuffle=True, seed=5, transient=[1, 3])
+    assert (whole.transient, whole.head_rows) == ([1, 3], list(range(7)))
+    without = manager(data, shuffle=True, seed=5, transient=[1, 3], leave_out=True)
+    assert (without.nb_tasks, without.transient) == (2, [])
+    assert [without.names_of(task) for task in (0, 1)] == [whole.names_of(task) for task in (0, 2)]
+    assert set(without.class_names[4:]) == {*whole.names_of(1), *whole.names_of(3)}
+    assert [whole.class_order[row] for row in without.head_rows] == without.class_order
+    cut = manager(data, transient=[1], leave_out=True, max_tasks=2)
+    assert (cut.nb_tasks, cut.class_order) == (1, [0, 1, 2, 3, 4, 5, 6])
+    with pytest.raises(ConfigError, match="transient = 4: there are 4 tasks"):
+        manager(data, transient=[4])
+
+
 def test_a_task_after_the_last_is_an_error():
     tasks = manager(one_each(4), max_tasks=1)
     with pytest.raises(IndexError):
