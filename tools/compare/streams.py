@@ -14,9 +14,9 @@ from utils.metrics import AccuracyMatrix
 ORDER = ("shuffle", "class_order_seed", "class_order", "tasks")  # keys of the class order
 WHOLE = "whole network"
 NOTE = (
-    "core: the classes that are no transient task's. Differences: with the transient task minus without it, on equal "
-    "seeds, with a 95 % interval; p: two-sided paired t test, in brackets corrected for the rows of its table by "
-    "Holm's method"
+    "core: the classes of the other tasks; A_t and the averages are over them. Differences: with the transient "
+    "task minus without, on equal seeds, with a 95 % interval; p: two-sided paired t test, in brackets corrected for the "
+    "rows of its table by Holm's method"
 )
 
 
