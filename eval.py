@@ -61,7 +61,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     accuracy, predictions = learner.eval_task()
     off = without_adapters(predictions.top1, learner.predict_off().top1, predictions.labels, learner.task_sizes)
     comparable = meta and not changed  # otherwise the rows on record were measured on other images or in another way
-    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else AccuracyMatrix()
+    empty = AccuracyMatrix(transient=tasks.transient)
+    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else empty
     try:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
     except ValueError as error:
@@ -85,7 +86,7 @@ def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -
         )
     if meta["class_order"] != tasks.class_order:
         raise CheckpointError(
-            "the checkpoint was trained with another class order: dataset, shuffle, class_order_seed or seed differ"
+            "the checkpoint was trained with another class order: dataset, seed or a key of the class order differ"
         )
     if "class_names" in meta:
         refuse_other_numbers("the checkpoint", meta["class_names"], tasks.class_names)

@@ -153,7 +153,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     """Train one seed; return the signal, if any, that asked to stop after the last step."""
     tasks = checked_tasks(config, data)
     hooks = Hooks()
-    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), hooks)
+    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes, tasks.head_rows), hooks)
     with RunLog.opened(plan) as log, stop_requests() as request:
         sizes = [tasks.get_task_size(task) for task in range(tasks.nb_tasks)]
         logger.info("%s\n%s", data.summary, class_legend(tasks.class_names, sizes))
@@ -218,6 +218,10 @@ def make_tasks(config: Config, data: ImageData) -> DataManager:
         init_cls=config.init_cls,
         increment=config.increment,
         max_tasks=config.max_tasks,
+        class_order=config.class_order,
+        tasks=config.tasks,
+        transient=config.transient,
+        leave_out=config.leave_out_transient,
     )
 
 
@@ -234,7 +238,7 @@ class Run:
         request: StopRequest,
     ) -> None:
         self.config, self.tasks, self.images, self.learner, self.log = config, tasks, images, learner, log
-        self.matrix = AccuracyMatrix()
+        self.matrix = AccuracyMatrix(transient=tasks.transient)
         self.branches: dict[str, AccuracyMatrix] = {}
         self.per_task: list[dict[str, Any]] = []
         self.clock = RunClock()
@@ -272,7 +276,7 @@ class Run:
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
         if task == 0 or branches.keys() == self.branches.keys():
             for name, alone in branches.items():
-                matrix = self.branches.setdefault(name, AccuracyMatrix())
+                matrix = self.branches.setdefault(name, AccuracyMatrix(transient=self.tasks.transient))
                 matrix.add_row(alone.top1, alone.labels, self.learner.task_sizes)
         else:
             logger.warning("%s", SOME_TASKS)

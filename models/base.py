@@ -1,7 +1,7 @@
 """The common part of class-incremental learners: counting tasks and classes, data, evaluation, checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
 from utils.devices import bf16_note
 from utils.inc_net import SEMAVitNet
+from utils.metrics import number_with
 from utils.runs.checkpoint import read_checkpoint, save_checkpoint
 from utils.streams import seeded
 
@@ -32,6 +33,7 @@ class Setup:
     seed: int  # of the run
     device: torch.device
     nb_classes: int  # of the whole data set, the size of the head
+    head_rows: Sequence[int] | None = None  # (C,) the rows of the drawn head, in their order; None: as drawn
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
@@ -46,7 +48,11 @@ class Setup:
     def network(self) -> SEMAVitNet:
         """Return a new network; every module of ours draws from a stream of its own, of seed and place."""
         with seeded(self.seed, "network"):
-            return SEMAVitNet(self.config, self.nb_classes).to(self.device)
+            network = SEMAVitNet(self.config, self.nb_classes)
+        if self.head_rows is not None:
+            for parameter in network.fc.parameters():
+                parameter.data = parameter.data[list(self.head_rows)]
+        return network.to(self.device)
 
 
 class BaseLearner(ABC):
@@ -108,6 +114,12 @@ class BaseLearner(ABC):
     @property
     def total_classes(self) -> int:
         return sum(self.task_sizes)
+
+    @property
+    def task_number(self) -> int:
+        """The number of the current task where transient tasks that are left out count, too; names random streams."""
+        left_out = self.config.transient if self.config.leave_out_transient else []
+        return number_with(left_out, self.cur_task)
 
     @property
     def provenance(self) -> dict[str, Any]:

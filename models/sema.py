@@ -68,7 +68,7 @@ class Learner(BaseLearner):
         super().begin_task()
         self.position = Position("scan" if self.cur_task else "func")
         for slot in self.network.slots if self.cur_task else ():
-            with seeded(self.seed, "begin", self.cur_task):
+            with seeded(self.seed, "begin", self.task_number):
                 revived = slot.begin_task()
             if revived:
                 logger.info("task %d layer %d: adapters %s re-initialised", self.cur_task, slot.layer, revived)
@@ -130,7 +130,7 @@ class Learner(BaseLearner):
 
     def loss(self, name: PhaseName) -> Loss:
         """Return the loss of a phase of the current task."""
-        stream, size = (name, self.cur_task, self.position.cycle), self.config.batch_size
+        stream, size = (name, self.task_number, self.position.cycle), self.config.batch_size
         if name == "func":
             return FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
         return RdLoss(self.network, self.train_loader, stream, size, self.config.rd_views)
@@ -193,7 +193,7 @@ class Learner(BaseLearner):
         self.network.eval()
         if self.batches is None:
             self.batches = self.scan_loader.epoch(
-                "scan", self.cur_task, place.scan, batch_size=size, shuffle=True, start=place.batch
+                "scan", self.task_number, place.scan, batch_size=size, shuffle=True, start=place.batch
             )
         total, what = self.scan_loader.batches(size), f"task {self.cur_task} scan {place.scan}"
         for _, images, _ in progress(self.batches, what, total, done=place.batch):
@@ -219,7 +219,7 @@ class Learner(BaseLearner):
 
     def _expand(self, slot: SEMAModules) -> None:
         place = self.position
-        with seeded(self.seed, "network", self.cur_task):
+        with seeded(self.seed, "network", self.task_number):
             slot.expand()
         place.stage, place.cycle, place.added = "func", place.cycle + 1, True
         where = f"task {self.cur_task} scan {place.scan} batch {place.batch}"
@@ -254,14 +254,14 @@ class Learner(BaseLearner):
         """End the task in every slot; return a receipt for each consolidated adapter."""
         receipts = []
         for slot in self.network.slots:
-            with seeded(self.seed, "consolidation", self.cur_task):
+            with seeded(self.seed, "consolidation", self.task_number):
                 receipts += slot.end_of_task_training(probe.get(slot.layer), self.cur_task)
         return receipts
 
     def _probe(self) -> dict[int, Tensor]:
         """Return the inputs (B, N, D) of the slots that trained for one batch, before any layer is consolidated."""
         size = min(self.config.batch_size, len(self.train_loader))
-        _, images, _ = next(iter(self.train_loader.epoch("probe", self.cur_task, batch_size=size, shuffle=True)))
+        _, images, _ = next(iter(self.train_loader.epoch("probe", self.task_number, batch_size=size, shuffle=True)))
         self.network.eval()
         return self.network.slot_inputs(images, layers_of([slot for slot in self.network.slots if slot.trained]))
 
@@ -295,7 +295,7 @@ class Learner(BaseLearner):
         """Yield the token means (B, D) at `slots` over one pass of the task's training images."""
         self.network.eval()
         size = self.config.detect_batch_size
-        batches = self.train_loader.epoch(purpose, self.cur_task, batch_size=size, shuffle=True)
+        batches = self.train_loader.epoch(purpose, self.task_number, batch_size=size, shuffle=True)
         for _, images, _ in progress(batches, f"task {self.cur_task} {purpose}", self.train_loader.batches(size)):
             yield self.network.token_means(images, layers_of(slots))
             self.hooks.keep("wait")

@@ -47,7 +47,8 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
     config = Config(**{"dataset": "cub", "seed": [seed], **options})
     path = folder / f"{label}-{result_hash(config)}-s{seed}"
     path.mkdir(parents=True)
-    matrix = AccuracyMatrix(sizes, count, [list(row) for row in correct])
+    transient = [] if config.leave_out_transient else config.transient
+    matrix = AccuracyMatrix(sizes, count, [list(row) for row in correct], transient)
     tasks: list[dict[str, Any]] = [{"task": task, **state} for task in range(len(correct))]
     for task, row in enumerate(off or ()):
         images = sum(count[: task + 1])

@@ -14,7 +14,9 @@ from PIL import Image
 
 import trainer
 from eval import evaluate
+from main import main
 from models.sema import Learner
+from tools.verify import verify
 from utils.choices import Plugin
 from utils.config.identity import idle_keys, result_hash
 from utils.config.load import load
@@ -225,6 +227,60 @@ def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
         evaluate(configuration(images, tmp_path, shuffle=False, **keys))
 
 
+def test_listed_tasks_are_those_of_every_file_and_of_an_evaluation(
+    run: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    path = run(tasks=[[3, 1], ["5"], [0, 2]], func_epoch=1, init_cls=1, nested_lora_update_interval_slow=1)
+    found = results(path)
+    assert found["class_names"] == ["3", "1", "5", "0", "2", "4"]
+    assert (found["accuracy"]["task_sizes"], found["accuracy"]["count"]) == ([2, 1, 2], [8, 4, 8])
+    kept = json.loads((path / "config.json").read_text())
+    assert kept["tasks"] == [[3, 1], ["5"], [0, 2]]
+    assert not kept.keys() & {"shuffle", "class_order_seed", "init_cls", "increment"}
+    checkpoint = path / "checkpoints" / "task_2.safetensors"
+    assert read_meta(checkpoint)["class_order"] == [3, 1, 5, 0, 2, 4]
+    assert main(["--checkpt_path", str(path), "--eval"]) == 0
+    with pytest.raises(CheckpointError, match="another class order"):
+        evaluate(configuration(images, tmp_path, tasks=[[1, 3]], eval=True, checkpt_path=str(checkpoint)))
+
+
+def rows_of_head(path: Path) -> dict[str, list[float]]:
+    """The head's last weights and bias by class name."""
+    tensors, meta = read_checkpoint(max((path / "checkpoints").iterdir()))
+    rows = torch.cat([tensors["fc.weight"], tensors["fc.bias"][:, None]], dim=1)
+    return dict(zip(meta["class_names"], rows.tolist(), strict=True))
+
+
+def test_a_run_without_the_transient_task_differs_only_by_what_that_task_did(run: Callable[..., Path]) -> None:
+    """Adapters that do not learn after task 0, and no decay: the task can have changed nothing of the other classes."""
+    keys = {"transient": 1, "exp_threshold": 1e9, "weight_decay": 0.0}
+    whole, without = run("with", **keys), run("without", **keys, leave_out_transient=True)
+    ours, theirs = results(whole)["accuracy"], results(without)["accuracy"]
+    assert (ours["transient"], theirs.get("transient")) == ([1], None)
+    assert (ours["task_sizes"], theirs["task_sizes"]) == ([2, 2, 2], [2, 2])
+    assert ours["correct"][0] == theirs["correct"][0]
+    with_rows, rows = rows_of_head(whole), rows_of_head(without)
+    gone = results(whole)["class_names"][2:4]
+    assert results(without)["class_names"][4:] == gone
+    assert {name for name in rows if rows[name] == with_rows[name]} == set(rows) - set(gone)
+    assert [fault for path in (whole, without) for faults in verify(path).values() for fault in faults] == []
+
+
+def test_averages_are_over_the_core_classes_and_survive_resume_and_evaluation(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(transient=[1])
+    found, rows = results(path), results(path)["accuracy"]["correct"]
+    assert found["average_accuracy"] == [rows[0][0] / 8, rows[1][0] / 8, (rows[2][0] + rows[2][2]) / 16]
+    assert (found["transient_learned"], found["transient_left"]) == ([rows[1][1] / 8], [rows[2][1] / 8])
+    assert all(matrix["transient"] == [1] for matrix in found["branches"].values())
+    capsys.readouterr()
+    assert main(["--checkpt_path", str(path), "--eval"]) == 0
+    out = capsys.readouterr().out
+    assert f"last {100 * found['last_acc']:.2f}" in out
+    assert f"transient task 1: {100 * rows[1][1] / 8:.2f} after learning it, {100 * rows[2][1] / 8:.2f} now" in out
+
+
 def test_the_class_order_can_have_a_seed_of_its_own(run: Callable[..., Path]) -> None:
     def order(path: Path) -> list[int]:
         return read_meta(path / "checkpoints" / "task_0.safetensors")["class_order"]
@@ -295,6 +351,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(images, run, tmp_p
         ({"nested_lora_update_interval_slow": 7}, "slow would never move"),
         ({"backbone_checkpoint": "none.pth"}, "none.pth"),
         ({"init_cls": 9}, "the data set has 6 classes"),
+        ({"class_order": [0, 1, 2, 3, 4, 4]}, "listed twice"),
+        ({"transient": [1, 3]}, "transient = 3: there are 3 tasks, counted from 0"),
+        ({"class_order": [5, 4]}, "4 of the 6 classes are missing"),
+        ({"tasks": [[0], ["6"]]}, 'tasks: "6": the data set has no such class'),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path: Path, keys: dict[str, Any], words: str) -> None:

@@ -24,6 +24,13 @@ from utils.text import listed, shown
 MOST_TASKS = 2000  # a matrix of that size takes 32 MB; a small file could claim any number
 
 
+def number_with(left_out: Iterable[int], task: int) -> int:
+    """Return the number of a task where the tasks left out count, too: of tasks 0, 2, 3 the second has number 2."""
+    for other in sorted(left_out):
+        task += other <= task
+    return task
+
+
 def group_labels(sizes: Sequence[int]) -> list[str]:
     """Return the first and last class of every task: `00-09`, `10-19`, ..., `100-104`, `105-105`."""
     ends = accumulate(sizes)
@@ -79,18 +86,20 @@ def _per_cent(hits: int, images: int) -> float:
 class AccuracyMatrix:
     """Counts of correct predictions, one row for each task learned, and the measures computed from them.
 
-    Tasks without test images are left out of all means. Measures that need a row that was not measured are NaN (a
-    checkpoint may have only its own row).
+    Tasks without test images, and transient tasks, are left out of A_t and all means. Measures that need a row that was
+    not measured are NaN (a checkpoint may have only its own row).
 
     Attributes:
         task_sizes: Classes of every task.
         count: Test images of every task.
         correct: `correct[t][i]`, i <= t: correct predictions on task i after learning task t; None: row not measured.
+        transient: Numbers of the tasks whose classes are not asked for later; the classes of the others are the core.
     """
 
     task_sizes: list[int] = field(default_factory=list)
     count: list[int] = field(default_factory=list)
     correct: list[list[int] | None] = field(default_factory=list)
+    transient: list[int] = field(default_factory=list)
 
     def add_row(self, predictions: np.ndarray, labels: np.ndarray, sizes: Sequence[int]) -> None:
         """Add the row of task `len(sizes) - 1`. Missing rows before it count as not measured.
@@ -110,7 +119,7 @@ class AccuracyMatrix:
 
     def without_last(self) -> Self:
         """Return a copy without the last row and task."""
-        return type(self)(self.task_sizes[:-1], self.count[:-1], self.correct[:-1])
+        return type(self)(self.task_sizes[:-1], self.count[:-1], self.correct[:-1], self.transient)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -121,9 +130,9 @@ class AccuracyMatrix:
         return values
 
     def average_accuracy(self, t: int) -> float:
-        """Return A_t: the accuracy over all test images of tasks 0 to t after learning task t."""
-        row = self.correct[t]
-        return math.nan if row is None else _fraction(sum(row), sum(self.count[: t + 1]))
+        """Return A_t: the accuracy over the test images of tasks 0 to t, of the core, after learning task t."""
+        row, core = self.correct[t], [i for i in range(t + 1) if i not in self.transient]
+        return math.nan if row is None else _fraction(sum(row[i] for i in core), sum(self.count[i] for i in core))
 
     @property
     def average_accuracies(self) -> list[float]:
@@ -147,25 +156,38 @@ class AccuracyMatrix:
         F is negative if tasks improve in the last row, which the maximum leaves out. NaN after the first task.
         """
         values, last = self.matrix, len(self.correct) - 1
-        return _mean(float(values[i:last, i].max() - values[last, i]) for i in self._tested() if i < last)
+        return _mean(float(values[i:last, i].max() - values[last, i]) for i in self.averaged if i < last)
 
     @property
     def bwt(self) -> float:
         """Backward transfer: mean over i < T of R[T][i] - R[i][i] (arXiv 1706.08840). NaN after the first task."""
         values = self.matrix
-        return _mean(float(values[-1, i] - values[i, i]) for i in self._tested() if i < len(values) - 1)
+        return _mean(float(values[-1, i] - values[i, i]) for i in self.averaged if i < len(values) - 1)
 
     @property
     def learning_accuracy(self) -> float:
         """Mean over i of R[i][i], the accuracy on each task right after learning it (arXiv 1810.11910)."""
         values = self.matrix
-        return _mean(float(values[i, i]) for i in self._tested())
+        return _mean(float(values[i, i]) for i in self.averaged)
 
-    def _tested(self) -> list[int]:
-        return [i for i, images in enumerate(self.count) if images]
+    @property
+    def averaged(self) -> list[int]:
+        """The tasks in the means: those of the core that have test images."""
+        return [i for i, images in enumerate(self.count) if images and i not in self.transient]
+
+    @property
+    def transient_learned(self) -> list[float]:
+        """R[i][i] of each transient task i; NaN before it."""
+        return [float(self.matrix[i, i]) if i < len(self.count) else math.nan for i in self.transient]
+
+    @property
+    def transient_left(self) -> list[float]:
+        """R[T][i] of each transient task i: what is left of it; NaN before it."""
+        return [float(self.matrix[-1, i]) if i < len(self.count) else math.nan for i in self.transient]
 
     def summary(self) -> dict[str, Any]:
         """Return R's last row, the curve A_t, and every measure, as fractions."""
+        of_transient = {"transient_learned": self.transient_learned, "transient_left": self.transient_left}
         return {
             "task_accuracy": self.matrix[-1:].flatten().tolist(),
             "average_accuracy": self.average_accuracies,
@@ -174,11 +196,13 @@ class AccuracyMatrix:
             "forgetting": self.forgetting,
             "bwt": self.bwt,
             "learning_accuracy": self.learning_accuracy,
+            **(of_transient if self.transient else {}),
         }
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts, as `from_json` reads them."""
-        return {"task_sizes": list(self.task_sizes), "count": list(self.count), "correct": [*self.correct]}
+        counts = {"task_sizes": list(self.task_sizes), "count": list(self.count), "correct": [*self.correct]}
+        return counts | ({"transient": list(self.transient)} if self.transient else {})
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
@@ -193,7 +217,7 @@ class AccuracyMatrix:
             counts = _Counts.model_validate(values)
         except ValidationError as error:
             raise ValueError(f"not an accuracy matrix: {faults(error)}") from None
-        matrix = cls(counts.task_sizes, counts.count, counts.correct)
+        matrix = cls(counts.task_sizes, counts.count, counts.correct, counts.transient)
         lengths = len(matrix.task_sizes), len(matrix.count), len(matrix.correct)
         if len(set(lengths)) > 1:
             raise ValueError("{} task sizes, {} counts, {} rows; expected as many of each".format(*lengths))
@@ -208,6 +232,7 @@ class _Counts(BaseModel):
     task_sizes: Annotated[list[Annotated[int, Field(ge=1, lt=2**53)]], Field(max_length=MOST_TASKS)]
     count: list[Annotated[int, Field(ge=0, lt=2**53)]]
     correct: list[list[Annotated[int, Field(ge=0)]] | None]
+    transient: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=MOST_TASKS)] = []
 
 
 def _fraction(hits: int, images: int) -> float:
@@ -222,7 +247,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def format_table(matrix: AccuracyMatrix) -> str:
     """Return R in per cent as a text table: a line per task learned, a column per task, A_t, and the measures."""
-    header = ["after task", *group_labels(matrix.task_sizes), "all"]
+    header = ["after task", *group_labels(matrix.task_sizes), "core" if matrix.transient else "all"]
     rows = [
         [str(t), *(_cell(value) for value in row[: t + 1]), *[""] * (len(row) - t - 1), _cell(average)]
         for t, (row, average) in enumerate(zip(matrix.matrix, matrix.average_accuracies, strict=True))
@@ -235,7 +260,12 @@ def format_table(matrix: AccuracyMatrix) -> str:
         "forgetting": matrix.forgetting,
         "BWT": matrix.bwt,
     }
-    return "\n".join([*lines, ", ".join(f"{name} {_cell(value)}" for name, value in measures.items())])
+    left = [
+        f"transient task {task}: {_cell(learned)} after learning it, {_cell(last)} now"
+        for task, learned, last in zip(matrix.transient, matrix.transient_learned, matrix.transient_left, strict=True)
+        if task < len(matrix.count)
+    ]
+    return "\n".join([*lines, *left, ", ".join(f"{name} {_cell(value)}" for name, value in measures.items())])
 
 
 def effect_of_adapters(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.metrics import AccuracyMatrix, class_legend, format_table, group_labels, grouped_accuracy
+from utils.metrics import AccuracyMatrix, class_legend, format_table, group_labels, grouped_accuracy, number_with
 
 # ---- grouped accuracy
 
@@ -364,3 +364,30 @@ def test_the_legend_names_the_classes_under_the_labels_of_the_table():
     shown = ", ".join(f"class {n}" for n in range(8))
     assert class_legend(names, [2, 1, 10]) == f"00-01: a, b\n02-02: c\n03-12: {shown} and 2 more"
     assert class_legend(names, [1]) == "00-00: a"
+
+
+# ---- transient tasks
+
+
+def test_transient_tasks_count_in_no_average_but_keep_their_column():
+    whole = AccuracyMatrix([2, 2, 2, 2], [10, 20, 30, 0], [[9], [5, 18], [6, 7, 21], [3, 4, 15, 0]], [1])
+    assert whole.average_accuracies == [9 / 10, 5 / 10, 27 / 40, 18 / 40]
+    assert whole.averaged == [0, 2]
+    assert whole.forgetting == pytest.approx(((9 - 3) / 10 + (21 - 15) / 30) / 2)
+    assert whole.bwt == pytest.approx(-((9 - 3) / 10 + (21 - 15) / 30) / 2)
+    assert whole.learning_accuracy == pytest.approx((9 / 10 + 21 / 30) / 2)
+    assert (whole.transient_learned, whole.transient_left) == ([18 / 20], [4 / 20])
+    assert whole.matrix[:, 1].tolist()[1:] == [18 / 20, 7 / 20, 4 / 20]
+    assert AccuracyMatrix.from_json(whole.to_json()) == whole
+    assert whole.without_last().transient == [1]
+    first = AccuracyMatrix([2], [10], [[9]], [1])
+    assert math.isnan(first.summary()["transient_left"][0])
+    assert "transient" not in format_table(first)
+    assert "transient task 1: 90.00 after learning it, 20.00 now" in format_table(whole)
+    assert format_table(whole).splitlines()[0].endswith("core")
+
+
+def test_numbers_count_the_tasks_that_are_left_out():
+    for left_out in ([], [1], [2, 1], [1, 3, 4]):
+        kept = [number for number in range(9) if number not in left_out]
+        assert [number_with(left_out, task) for task in range(len(kept))] == kept

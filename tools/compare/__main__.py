@@ -4,6 +4,7 @@
     python -m tools.compare logs/* --baseline logs/sema_cifar-a59b1a3e-s1 # and its difference to that one's
     python -m tools.compare logs/nested-* pilot/reproduce_1993.log --format markdown
     python -m tools.compare logs/* --plot accuracy.pdf                    # and draw the accuracy curves for a paper
+    python -m tools.compare logs/* --plot old_new.svg --plot-of old-and-new
 
 A RUN is a run directory, or a log file with lines such as `CNN top1 curve: [...]`. Runs that differ only in the seed,
 and in keys that cannot change a result, are one configuration. The accuracies of a run directory are computed from its
@@ -30,7 +31,12 @@ from tools.compare.tables import READABLE
 from utils.console import command
 from utils.files import path_argument
 
-PLOTS = (".svg", ".pdf", ".png")
+PLOTS = (".svg", ".pdf", ".png", ".csv")
+PLOT_OF = ("accuracy", "forgetting", "old-and-new")  # see `tools.compare.plot`, which imports matplotlib
+PLOT_MEANING = (
+    "accuracy: over all classes seen, after every task (default); forgetting: on each task over the stream; "
+    "old-and-new: on new tasks against old ones, a point for each seed"
+)
 FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "json": as_json}
 
 
@@ -40,14 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = runs_parser("tools.compare", __doc__)
     add = parser.add_argument
     add("--format", choices=FORMATS, default="terminal", help="default: terminal; csv and json: unrounded")
-    add("--plot", type=_plot_file, metavar="FILE", help="write the accuracy curves to a .svg, .pdf or .png file")
+    add("--plot", type=_plot_file, metavar="FILE", help="write a plot as .svg, .pdf or .png, or its numbers as .csv")
+    add("--plot-of", choices=PLOT_OF, default="accuracy", help=PLOT_MEANING)
     add("--width", type=_inches, default=3.4, metavar="INCHES", help="of the plot; default: 3.4, a column of a paper")
     options = parser.parse_args(argv)
     comparison = compare(options.runs, options.baseline)
     if options.plot:
         from tools.compare.plot import write_plot  # imports matplotlib
 
-        write_plot(comparison.groups, options.plot, options.width)
+        write_plot(comparison.groups, options.plot, options.width, options.plot_of)
         print(f"written: {options.plot}", file=sys.stderr)
     sys.stdout.write(FORMATS[options.format](comparison))
     if options.format == "csv":  # the other formats contain them
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plot_file(text: str) -> Path:
     if not text.lower().endswith(PLOTS):
-        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .svg, .pdf or .png")
+        raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .svg, .pdf, .png or .csv")
     return path_argument(text)
 
 

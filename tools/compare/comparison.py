@@ -54,9 +54,10 @@ class Group:
     def one_class_order(self) -> bool | None:
         """Whether all seeds learn the classes in the same order; None if that is unknown."""
         config = self.runs[0].config
-        if "shuffle" not in config:
+        if not config.keys() & {"shuffle", "class_order", "tasks"}:
             return None
-        return not config["shuffle"] or config.get("class_order_seed") is not None
+        fixed = ("class_order_seed", "class_order", "tasks")
+        return not config.get("shuffle", True) or any(config.get(key) is not None for key in fixed)
 
     def spread(self, measure: Measure) -> Spread:
         return spread([measure.of(run) for run in self.runs])

@@ -132,10 +132,15 @@ def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[s
 
 
 def _task_sizes(run: Run) -> str | None:
-    """Return the tasks as `2 x 10 + 1 x 5` (number x classes); None if a log does not show them."""
-    sizes = run.matrix.task_sizes
+    """Return the tasks as `2 x 10 + 1 x 5` (number x classes); None if unknown, or if some are left out."""
+    sizes = [] if _leaves_out(run) else run.matrix.task_sizes
     runs = [f"{len(list(equal))} x {size}" for size, equal in groupby(sizes)]
-    return " + ".join(runs) if all(sizes) else None
+    return " + ".join(runs) if sizes and all(sizes) else None
+
+
+def _leaves_out(run: Run) -> bool:
+    """Return whether transient tasks are left out of a run, which is made to be compared with one that has them."""
+    return bool(run.config.get("leave_out_transient"))
 
 
 def _value(key: str, run: Run) -> object:
@@ -158,7 +163,7 @@ def _version(package: str, environment: Mapping[str, Any]) -> object:
 def _class_order(run: Run) -> str | None:
     """Return the first classes of a run, and a hash of the whole order; None if it is not on record."""
     names = run.results.get("class_names")
-    if not isinstance(names, list):
+    if not isinstance(names, list) or _leaves_out(run):
         return None
     return f"{', '.join(map(str, names[:NAMED]))}, ... ({digest({'names': names})})"
 
@@ -176,7 +181,7 @@ CONDITIONS: dict[str, Callable[[Run], object]] = {
     "training images": lambda run: _short(run.data.get("train"), "sha256"),
     "test images": lambda run: _short(run.data.get("test"), "sha256"),
     "tasks (number x classes)": _task_sizes,
-    "numbers of test images": lambda run: None if run.is_log else sum(run.matrix.count),
+    "numbers of test images": lambda run: None if run.is_log or _leaves_out(run) else sum(run.matrix.count),
     **{what: partial(_value, key) for key, what in TRAINING.items()},
 }
 OF_A_PROCESS: dict[str, Callable[[Mapping[str, Any]], object]] = {  # from its environment; a run may have several

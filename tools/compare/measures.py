@@ -34,13 +34,26 @@ class Measure:
     meaning: str  # for the legend
     of: Callable[[Run], float]  # its value for a run
     better: Literal["higher", "lower"] | None = None  # None: it is shown, and differences in it are not tested
+    rare: bool = False  # tables leave it out where no run has it
 
 
 def plasticity(run: Run) -> float:
-    """Return the mean over 1 <= i <= T of R[i][i]; tasks without test images are left out."""
-    diagonal = np.diag(run.matrix.matrix)[1:]
-    tested = [float(value) for value, images in zip(diagonal, run.matrix.count[1:], strict=True) if images]
+    """Return the mean over 1 <= i <= T of R[i][i]; transient tasks and those without test images are left out."""
+    diagonal = np.diag(run.matrix.matrix)
+    tested = [float(diagonal[task]) for task in run.matrix.averaged if task]
     return fmean(tested) if tested else math.nan
+
+
+def old_accuracy(run: Run) -> float:
+    """Return the mean over 1 <= t <= T of the mean over i < t of R[t][i], without transient and untested tasks."""
+    values, tasks = run.matrix.matrix, run.matrix.averaged
+    rows = [fmean(float(values[t, i]) for i in tasks if i < t) for t in tasks if t > tasks[0]]
+    return fmean(rows) if rows else math.nan
+
+
+def of_transient(values: Sequence[float]) -> float:
+    """Return the mean over the transient tasks; NaN if there are none."""
+    return fmean(values) if values else math.nan
 
 
 def parameters(run: Run) -> float:
@@ -87,6 +100,7 @@ def incomparable_times(runs: Sequence[Run]) -> str:
 AVERAGE = "mean over t of A_t"
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
+TRANSIENT = "mean over the transient tasks i of"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
 HEAD_ALONE = "of the head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
@@ -120,6 +134,22 @@ MEASURES = (
     ),
     Measure("plasticity", "plasticity", "%", LEARNED, plasticity, better="higher"),
     Measure("stability", "stability", "%", "1 - forgetting", lambda run: 1 - run.matrix.forgetting, better="higher"),
+    Measure(
+        "transient_learned",
+        "transient tasks, when learned",
+        "%",
+        f"{TRANSIENT} R[i][i]",
+        lambda run: of_transient(run.matrix.transient_learned),
+        rare=True,
+    ),
+    Measure(
+        "transient_left",
+        "transient tasks, at the end",
+        "%",
+        f"{TRANSIENT} R[T][i]",
+        lambda run: of_transient(run.matrix.transient_left),
+        rare=True,
+    ),
     Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
     Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),
     Measure("adapters", "adapters", "count", "in all blocks after the last task", adapters),

@@ -1,16 +1,19 @@
-"""The accuracy curves of configurations, for a page and for a paper."""
+"""Accuracy curves, forgetting curves, and old against new tasks: for a page and for a paper."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tools.compare.comparison import Group
+from tools.compare.measures import old_accuracy, plasticity
 from tools.plots.charts import Line, line_chart, line_numbers
-from tools.plots.drawing import Drawing
+from tools.plots.drawing import Drawing, Numbers
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.metrics import number_with
 
 ACCURACY, AFTER = "accuracy (%)", "after learning task"
 BAND = "the band is one standard deviation to either side"
@@ -18,10 +21,17 @@ BAND = "the band is one standard deviation to either side"
 
 def accuracy_curves(groups: Sequence[Group]) -> Drawing:
     """Draw A_t of every configuration."""
-    lines = [band_line(group.name, [run.curve for run in group.runs], number) for number, group in enumerate(groups)]
+    lines = [_curve(group, number) for number, group in enumerate(groups)]
     seeds = "" if not any(line.band for line in lines) else f"Mean over seeds; {BAND}. "
     draw, numbers = partial(line_chart, lines, AFTER, ACCURACY), line_numbers(lines, AFTER)
     return Drawing("accuracy", "Accuracy over all classes seen", f"{seeds}{last(lines)}", draw, numbers)
+
+
+def _curve(group: Group, style: int) -> Line:
+    """Return A_t; where transient tasks are left out, the others keep their places."""
+    line, config = band_line(group.name, [run.curve for run in group.runs], style), group.runs[0].config
+    left_out = config.get("transient", []) if config.get("leave_out_transient") else []
+    return replace(line, x=[number_with(left_out, int(task)) for task in line.x])
 
 
 def band_line(label: str, curves: Sequence[Sequence[float]], style: int) -> Line:
@@ -37,13 +47,76 @@ def last(lines: Sequence[Line]) -> str:
     return "; ".join(f"{line.label} ends at {line.y[-1]:.1f} %" for line in lines) + "."
 
 
-def write_plot(groups: Sequence[Group], file: Path, width: float) -> None:
-    """Write the accuracy curves as the kind of file that the name's ending says, of a width in inches.
+def forgetting_curves(groups: Sequence[Group]) -> Drawing:
+    """Draw the accuracy on each task from the moment it was learned, mean over seeds."""
+    lines = []
+    for group in groups:
+        matrices = [run.matrix for run in group.runs]
+        values = 100 * np.mean([m.matrix[: _tasks(group), : _tasks(group)] for m in matrices], axis=0)
+        for task in range(len(values)):
+            whose = f"{group.name}: " if len(groups) > 1 else ""
+            name = f"{whose}task {task}{', transient' if task in matrices[0].transient else ''}"
+            y = values[task:, task].tolist()
+            if not np.isnan(y).all():  # the task has test images
+                lines.append(Line(name, range(task, len(values)), y, task))
+    mean = "Mean over seeds; " if any(len(group.runs) > 1 for group in groups) else ""
+    draw, numbers = partial(line_chart, lines, AFTER, "accuracy on the task (%)"), line_numbers(lines, AFTER)
+    text = f"{mean}each line begins when its task was learned. {last(lines)}"
+    return Drawing("forgetting", "Accuracy on each task over the stream", text, draw, numbers)
+
+
+def _tasks(group: Group) -> int:
+    return min(len(run.matrix.count) for run in group.runs)
+
+
+def old_and_new(groups: Sequence[Group]) -> Drawing:
+    """Draw stability and plasticity: the accuracy on new tasks against that on old tasks, a point for each seed.
 
     Raises:
-        UserError: The file cannot be written.
+        UserError: No run has two tasks.
+    """
+    points = {
+        group.name: [
+            (seed, 100 * old_accuracy(run), 100 * plasticity(run))
+            for seed, run in zip(group.seeds, group.runs, strict=True)
+            if not np.isnan([old_accuracy(run), plasticity(run)]).any()
+        ]
+        for group in groups
+    }
+    if not any(points.values()):
+        raise UserError("no run has two tasks with test images, so there are no old and new ones")
+    lines = [
+        Line(name, [x for _, x, _ in each], [y for *_, y in each], style, joined=False)
+        for style, (name, each) in enumerate(points.items())
+    ]
+    rows = [[name, seed, f"{x:.6g}", f"{y:.6g}"] for name, each in points.items() for seed, x, y in each]
+    x_label, y_label = "accuracy on old tasks (%)", "accuracy on the new task (%)"
+    text = "A point for each seed. New: mean over t > 0 of the accuracy on task t after learning it. Old: mean over "
+    text += "t > 0 of the accuracy on the tasks before t after learning task t. Upper right is better."
+    numbers = Numbers(["configuration", "seed", x_label, y_label], rows)
+    return Drawing("old-and-new", "Old and new tasks", text, partial(line_chart, lines, x_label, y_label), numbers)
+
+
+PLOTS: dict[str, Callable[[Sequence[Group]], Drawing]] = {
+    "accuracy": accuracy_curves,
+    "forgetting": forgetting_curves,
+    "old-and-new": old_and_new,
+}
+
+
+def write_plot(groups: Sequence[Group], file: Path, width: float, plot: str = "accuracy") -> None:
+    """Write a plot as the kind of file that the name's ending says, of a width in inches.
+
+    Args:
+        groups: What to draw.
+        file: Its name ends in .svg, .pdf or .png, or for the numbers in .csv.
+        width: Inches.
+        plot: One of `PLOTS`.
+
+    Raises:
+        UserError: There is nothing to draw, or the file cannot be written.
     """
     try:
-        atomic_write(file, accuracy_curves(groups).file(file.suffix.lower().removeprefix("."), width))
+        atomic_write(file, PLOTS[plot](groups).file(file.suffix.lower().removeprefix("."), width))
     except OSError as error:
         raise UserError(f"cannot be written: {error}") from None

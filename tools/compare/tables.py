@@ -11,6 +11,7 @@ from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
 from tools.compare.paired import Spread
+from tools.compare.streams import NOTE, order_tables, transient_tables
 from tools.generated import markdown_table
 
 FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
@@ -59,24 +60,35 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
         rows = [[key, *(value_text(value, "-") for value in values)] for key, values in comparison.differing.items()]
         title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
         yield Table(title, ["key", *names], rows)
-    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
+    shown = _shown(comparison)
+    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in shown]
     several = any(len(group.runs) > 1 for group in groups)
     seeds = "seeds, all with one class order" if one_class_order(groups) else "seeds"
     title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
     yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
         columns = [[_compared_cell(one, group, baseline) for one in found.of(group)] for group in others]
-        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True)]
+        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True) if m in shown]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p (corrected p), what follows; "
         title += "accuracies in points"
         yield Table(title, ["measure", *(group.name for group in others)], rows)
 
+    yield from (Table(*found) for found in (*transient_tables(groups), *order_tables(groups)))
+
+
+def _shown(comparison: Comparison) -> list[Measure]:
+    """Return the measures of a table, without rare ones that no run has."""
+    runs = [run for _, run in comparison.runs]
+    return [m for m in MEASURES if not m.rare or any(not math.isnan(m.of(run)) for run in runs)]
+
 
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield SYMBOLS
-    yield from (f"{measure.title}: {measure.meaning}" for measure in MEASURES)
+    yield from (f"{measure.title}: {measure.meaning}" for measure in _shown(comparison))
     yield "±: sample standard deviation (n - 1) over seeds; -: not known, or not defined"
     yield from class_order(comparison.groups)
+    if any(group.runs[0].matrix.transient for group in comparison.groups):
+        yield NOTE
     if comparison.others:
         yield from LEGEND
     if comparison.one_sided:

@@ -98,7 +98,7 @@ def _tasks(run: Run) -> Faults:
     yield from unequal(run.metrics, "tasks learned", [line.get("task") for line in lines], run.tasks, RESULTS)
     for task, (line, result) in enumerate(zip(lines, run.results["tasks"], strict=False)):
         end, whole = task + 1, run.matrix
-        until = AccuracyMatrix(whole.task_sizes[:end], whole.count[:end], whole.correct[:end])
+        until = AccuracyMatrix(whole.task_sizes[:end], whole.count[:end], whole.correct[:end], whole.transient)
         for key, value in {**plain(until.summary()), **result}.items():
             if key in line:
                 yield from unequal(f"{run.metrics}: task {task}", key, line[key], value, RESULTS)

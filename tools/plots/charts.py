@@ -29,6 +29,7 @@ class Line:
     style: int = 0  # lines of one number look alike
     band: tuple[Sequence[float], Sequence[float]] | None = None  # lower and upper edge
     thin: bool = False  # whether it is thin and not in the legend
+    joined: bool = True  # False: points alone
 
 
 def line_numbers(lines: Sequence[Line], x_label: str) -> Numbers:
@@ -91,7 +92,9 @@ def _draw(axes: Axes, line: Line, longest: int) -> None:
     weight = 0.9 if line.thin else 1.6
     if line.band:
         axes.fill_between(line.x, *line.band, color=color, alpha=0.18, linewidth=0)
-    axes.plot(line.x, line.y, dashes, color=color, lw=weight, marker=marker, markersize=2.2 * weight, label=label)
+    dashes = dashes if line.joined else "none"
+    size = 2.2 * weight if line.joined else 5
+    axes.plot(line.x, line.y, linestyle=dashes, color=color, lw=weight, marker=marker, markersize=size, label=label)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -5,6 +5,7 @@ distinction (see `tools.plots.charts`). In a page every colour becomes a CSS var
 on light and on dark ground.
 """
 
+import csv
 import io
 import re
 import warnings
@@ -79,12 +80,19 @@ class Drawing:
         return _inline(content.getvalue(), prefix, f'class="{style}" role="img" aria-label="{label}"')
 
     def save(self, stem: Path) -> None:
-        """Write STEM.pdf and STEM.png; raise OSError if that fails."""
-        for kind in ("pdf", "png"):
+        """Write STEM.pdf, STEM.png and, with the numbers, STEM.csv; raise OSError if that fails."""
+        for kind in ("pdf", "png", "csv"):
             atomic_write(stem.with_name(f"{stem.name}.{kind}"), self.file(kind))
 
     def file(self, kind: str, width: float = COLUMN) -> bytes:
-        """Return a file of a kind of `KINDS`, always the same bytes, of a width in inches; a PNG has white ground."""
+        """Return a file of a kind of `KINDS`, always the same bytes, of a width in inches; a PNG has white ground.
+
+        The kind "csv" has the numbers instead.
+        """
+        if kind == "csv":
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([self.numbers.header, *self.numbers.rows])
+            return text.getvalue().encode(errors="backslashreplace")
         metadata, ground = KINDS[kind]
         content = io.BytesIO()
         with styled():

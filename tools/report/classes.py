@@ -115,7 +115,8 @@ def _order(run: Run) -> object:
     """Return what the class order depends on."""
     config = run.config
     seed = run.seed if config.get("class_order_seed") is None else config["class_order_seed"]
-    return (config.get("dataset"), seed if config.get("shuffle", True) else None)
+    given = config.get("tasks") or config.get("class_order")
+    return (config.get("dataset"), given or (seed if config.get("shuffle", True) else None))
 
 
 # ---- tables

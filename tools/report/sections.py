@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tools.compare.comparison import Comparison, Group
 from tools.compare.conclusions import class_order
-from tools.compare.plot import BAND, accuracy_curves
+from tools.compare.measures import old_accuracy
+from tools.compare.plot import BAND, accuracy_curves, forgetting_curves, old_and_new
 from tools.compare.tables import Table
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
@@ -57,7 +58,14 @@ def accuracy(comparison: Comparison) -> Section:
     intro = "Accuracy on the test images of all classes seen, after every task"
     intro += f": mean over seeds; where there are several, {BAND}." if several else "."
     intro = " ".join([intro, *class_order(comparison.groups)])
-    return Section("accuracy", "Accuracy curves", intro, _drawn("", [accuracy_curves(comparison.groups)]))
+    parts = _drawn("", [accuracy_curves(comparison.groups)])
+    if any(not math.isnan(old_accuracy(run)) for _, run in comparison.runs):
+        parts += _drawn("New and old tasks", [old_and_new(comparison.groups)])
+    for number, group in enumerate(comparison.groups):
+        curves = forgetting_curves([group])
+        drawing = figures.of_group(group.name, "accuracy on each task", curves.text, curves.draw, curves.numbers)
+        parts += _drawn(f"Each task of {group.name}", [drawing], folded=number > 0)
+    return Section("accuracy", "Accuracy curves", intro, parts)
 
 
 def classes(comparison: Comparison) -> Section:

@@ -42,6 +42,9 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
             for other, without in schema.get("idle_if", {}).items():
                 if full[other] in without:
                     found[key] = f"{other} is {shown(full[other])}"
+            for other in schema.get("idle_beside", ()):
+                if full[other] is not None:
+                    found[key] = f"{other} is given"
     return found
 
 

@@ -5,7 +5,7 @@ override the file, and the file the defaults. The merged result is validated onc
 never imports torch, so that configuration errors are reported at once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple, Self
 
@@ -18,10 +18,14 @@ from utils.config.values import (
     CHOICES,
     LARGEST,
     SEEDS,
+    SOME_CLASSES,
     SOME_IMAGES,
+    SOME_TASKS,
+    SOME_TASKS_LATER,
     WIDEST,
     AdapterType,
     BackboneKwargs,
+    ClassOrder,
     Dataset,
     Device,
     Images,
@@ -29,6 +33,8 @@ from utils.config.values import (
     PathText,
     Seed,
     Seeds,
+    TaskList,
+    TaskNumbers,
     Text,
 )
 
@@ -48,6 +54,7 @@ def _key(
     expected: str | None = None,
     owner: str | None = None,
     idle_if: Mapping[str, JsonValue] | None = None,
+    idle_beside: Sequence[str] = (),
     **bounds: Any,
 ) -> Any:
     """Declare one key.
@@ -61,10 +68,12 @@ def _key(
         expected: Description of valid values; None: made from type and bounds.
         owner: The adapter type whose key it is; see `utils.config.identity.idle_keys`.
         idle_if: The key has no effect if another key has one of these values.
+        idle_beside: The key has no effect if one of these keys is given.
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
     given: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": dict(idle_if or {})}
+    given["idle_beside"] = list(idle_beside)
     extra |= {name: value for name, value in given.items() if value}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
@@ -97,15 +106,43 @@ class Config(BaseModel):
         changes_results=False,
         first=True,
     )
-    shuffle: bool = _data(True, "shuffle the classes with the seed; false: keep the stored order")
+    shuffle: bool = _data(
+        True, "shuffle the classes with the seed; false: keep the stored order", idle_beside=["class_order", "tasks"]
+    )
     class_order_seed: Seed | None = _data(
         None,
         "seed of the class order, to keep the order for several values of `seed`; null: use `seed`",
         idle_if={"shuffle": [False]},
+        idle_beside=["class_order", "tasks"],
     )
-    init_cls: int = _data(10, "classes in the first task", ge=1, first=True)
-    increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1, first=True)
+    class_order: ClassOrder | None = _data(
+        None, "all classes in the order in which they are learned, instead of shuffle", expected=SOME_CLASSES
+    )
+    tasks: TaskList | None = _data(
+        None,
+        "the classes of every task, instead of shuffle, init_cls and increment; classes of no task are not learned",
+        expected=SOME_TASKS,
+    )
+    init_cls: int = _data(10, "classes in the first task", ge=1, first=True, idle_beside=["tasks"])
+    increment: int = _data(
+        10,
+        "classes in each later task; the last task has the remaining classes",
+        ge=1,
+        first=True,
+        idle_beside=["tasks"],
+    )
     max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
+    transient: TaskNumbers = _data(
+        [],
+        "tasks, counted from 0, whose classes are not asked for later: the averages of the run are over the other "
+        "classes, the core classes",
+        expected=SOME_TASKS_LATER,
+    )
+    leave_out_transient: bool = _data(
+        False,
+        "do not learn the transient tasks, to compare with; the others keep their random streams",
+        idle_if={"transient": [[]]},
+    )
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
@@ -326,6 +363,11 @@ CHECKS = (
         ("adapt_start_layer", "adapt_end_layer"),
         lambda start, end: start <= end,
         "the first expandable layer lies behind the last; expected adapt_start_layer <= adapt_end_layer",
+    ),
+    Check(
+        ("class_order", "tasks"),
+        lambda order, tasks: order is None or tasks is None,
+        "give only one of them; the order of tasks is the class order",
     ),
     *(Check(("min_lr", rate), lambda floor, lr: floor <= lr, TOO_HIGH(rate)) for rate in ("init_lr", "rd_lr")),
     *(  # used only by adapters with branches

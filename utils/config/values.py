@@ -1,18 +1,24 @@
 """Types of values that need more than a bound or a list of choices."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema
 
 from utils.choices import ADAPTERS, LEARNERS
 from utils.datasets import DATASETS
-from utils.files import expanded
+from utils.files import expanded, read_text, seen_from
+from utils.json_file import MOST_BYTES, parse
 from utils.text import did_you_mean, nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
+SOME_CLASSES = "a list of labels or class names, or a file with one a line or with a JSON list"
+SOME_TASKS = "a list of tasks, each a list of labels or class names; or a JSON file with it"
+SOME_TASKS_LATER = "the number of a task from 1 on, or a list of different ones"
 SOME_IMAGES = "an image or a folder, or a list of them"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
@@ -46,6 +52,48 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _content(value: object) -> object:
+    """Return what a flag gives as JSON, or the content of the file that a text names; another value as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value if value.lstrip().startswith("[") else _read(Path(expanded(value)))
+    if not text.lstrip().startswith("["):
+        return [line for part in text.splitlines() if (line := part.strip())]
+    try:
+        return parse(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"not a JSON list: {where}: {error.msg.lower()}") from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_text(path, MOST_BYTES)
+    except FileNotFoundError:
+        names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise ValueError(f"no such file{seen_from(path)}{did_you_mean(path.name, sorted(names))}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the file cannot be read: {error}") from None
+
+
+def _none_empty(tasks: list[list[int | str]]) -> list[list[int | str]]:
+    for number, task in enumerate(tasks):
+        if not task:
+            raise ValueError(f"task {number} is empty; expected at least one class in every task")
+    return tasks
+
+
+def _numbers(value: object) -> object:
+    """Return a number, or a list that a flag gives as JSON, as a list."""
+    return _content(value) if isinstance(value, str) and value.lstrip().startswith("[") else _as_list(value)
+
+
+def _different(tasks: list[int]) -> list[int]:
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"a task is given twice; expected {SOME_TASKS_LATER}")
+    return sorted(tasks)
+
+
 def _without_repeats(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed is given twice; expected {SEEDS}")
@@ -74,6 +122,22 @@ Seeds = Annotated[
     list[Seed],
     BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]),
     AfterValidator(_without_repeats),
+]
+Class = Annotated[int, Field(ge=0, le=LARGEST)] | Text
+ClassOrder = Annotated[
+    list[Class], Field(min_length=1), BeforeValidator(_content, json_schema_input_type=Text | list[Class])
+]
+TaskList = Annotated[
+    list[list[Class]],
+    Field(min_length=1),
+    BeforeValidator(_content, json_schema_input_type=Text | list[list[Class]]),
+    AfterValidator(_none_empty),
+]
+TaskNumber = Annotated[int, Field(ge=1, le=LARGEST)]  # not 0, so that a class of another task is known before
+TaskNumbers = Annotated[
+    list[TaskNumber],
+    BeforeValidator(_numbers, json_schema_input_type=TaskNumber | list[TaskNumber]),
+    AfterValidator(_different),
 ]
 Images = Annotated[
     list[PathText], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])

@@ -37,6 +37,7 @@ def effect(schema: Mapping[str, Any]) -> str:
     parts += [f"with {schema['owner']}"] if "owner" in schema else []
     for other, without in schema.get("idle_if", {}).items():
         parts.append(f"unless {other} is {' or '.join(map(shown, without))}")
+    parts += [f"unless {other} is given" for other in schema.get("idle_beside", ())]
     return ", ".join(parts)
 
 

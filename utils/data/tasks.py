@@ -10,6 +10,7 @@ from torchvision.transforms import Compose
 
 from utils.data.decoded import DecodedImages
 from utils.data.images import InputSpec, open_image, open_pixels, test_transform, thumbnail, train_transform
+from utils.data.order import order_of_tasks, whole_order
 from utils.data.resample import random_part
 from utils.data.sources import Half, ImageData, Split
 from utils.errors import ConfigError, DataError
@@ -28,26 +29,68 @@ class DataManager:
         data: The data set.
         shuffle: Whether to draw the class order from `seed` (0 to 2**32 - 1); otherwise it is the stored one.
         max_tasks: Stop after this many tasks; None: all.
+        class_order: All classes, as labels or names; None: as `shuffle` says.
+        tasks: The classes of each task, used instead of `class_order`, `init_cls` and `increment`. Classes of no task
+            have the last labels and are not learned.
+        transient: Numbers of the transient tasks, in order.
+        leave_out: Whether these are left out. Their classes then have the last labels.
+
+    Attributes:
+        transient: Those of the transient tasks that are not left out.
+        head_rows: (C,) for each class, its place in the class order before tasks were left out.
 
     Raises:
-        ConfigError: The data set has fewer classes than `init_cls`, or the tasks are too many.
+        ConfigError: The data set has fewer classes than `init_cls`, the tasks are too many, or classes are listed that
+            it does not have, or not as expected.
     """
 
     def __init__(
-        self, data: ImageData, *, shuffle: bool, seed: int, init_cls: int, increment: int, max_tasks: int | None = None
+        self,
+        data: ImageData,
+        *,
+        shuffle: bool,
+        seed: int,
+        init_cls: int,
+        increment: int,
+        max_tasks: int | None = None,
+        class_order: Sequence[int | str] | None = None,
+        tasks: Sequence[Sequence[int | str]] | None = None,
+        transient: Sequence[int] = (),
+        leave_out: bool = False,
     ) -> None:
         self._data = data
-        if init_cls > self.nb_classes:
+        if tasks is None and init_cls > self.nb_classes:
             raise ConfigError(
                 f"init_cls = {init_cls}: the data set has {self.nb_classes} classes; expected at most that"
             )
         ends = [*range(init_cls, self.nb_classes, increment), self.nb_classes]
-        self._sizes: list[int] = np.diff(ends, prepend=0).tolist()[:max_tasks]
+        sizes: list[int] = np.diff(ends, prepend=0).tolist() if tasks is None else list(map(len, tasks))
+        self._sizes = sizes[:max_tasks]
         if len(self._sizes) > MOST_TASKS:
-            made = f"init_cls = {init_cls}, increment = {increment}: these are {len(self._sizes):,} tasks"
+            made = f"init_cls = {init_cls}, increment = {increment}" if tasks is None else "tasks"
+            made += f": these are {len(self._sizes):,} tasks"
             raise ConfigError(f"{made}; expected at most {MOST_TASKS:,}, see max_tasks")
-        stored = np.random.RandomState(seed).permutation(self.nb_classes) if shuffle else np.arange(self.nb_classes)
-        self.class_order: list[int] = stored.tolist()
+        self.class_order: list[int]
+        if tasks is not None:
+            self.class_order = order_of_tasks(tasks, data.class_names)
+        elif class_order is not None:
+            self.class_order = whole_order(class_order, data.class_names)
+        elif shuffle:
+            self.class_order = np.random.RandomState(seed).permutation(self.nb_classes).tolist()
+        else:
+            self.class_order = list(range(self.nb_classes))
+        if transient and transient[-1] >= self.nb_tasks:
+            tasks_there = f"there are {self.nb_tasks} tasks, counted from 0"
+            raise ConfigError(f"transient = {transient[-1]}: {tasks_there}; expected one of them that is not the first")
+        self.transient = [] if leave_out else list(transient)
+        self.head_rows = list(range(self.nb_classes))
+        if leave_out and transient:
+            of_tasks = [self._of_task(self.head_rows, task) for task in range(self.nb_tasks)]
+            core = [task for task in range(self.nb_tasks) if task not in transient]
+            kept = [row for task in core for row in of_tasks[task]]
+            self.head_rows = kept + [row for row in self.head_rows if row not in set(kept)]
+            self.class_order = [self.class_order[row] for row in self.head_rows]
+            self._sizes = [self._sizes[task] for task in core]
         self.class_names = tuple(data.class_names[label] for label in self.class_order)
 
     @property

@@ -210,6 +210,8 @@ class Task(Event, kind="task"):
     forgetting: float | None = None
     bwt: float | None = None
     learning_accuracy: float | None = None
+    transient_learned: list[float | None] | None = None
+    transient_left: list[float | None] | None = None
 
 
 KINDS: tuple[type[Event], ...] = (

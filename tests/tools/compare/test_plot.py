@@ -1,5 +1,6 @@
 """The figure for a paper: its curves, its size, its fonts."""
 
+import csv
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from finished_runs import write_run
 
 from tools.compare.__main__ import main
 from tools.compare.comparison import compare
-from tools.compare.plot import accuracy_curves
+from tools.compare.plot import accuracy_curves, forgetting_curves, old_and_new
+from utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,7 +68,7 @@ def test_a_pdf_has_fonts_and_the_width_asked_for_and_is_the_same_every_time(runs
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--plot", "x.jpg"], "x.jpg: expected a name that ends in .svg, .pdf or .png"),
+        (["--plot", "x.jpg"], "x.jpg: expected a name that ends in .svg, .pdf, .png or .csv"),
         (["--plot", "x.pdf", "--width", "0"], "0: expected a number of inches from 1 to 40"),
         (["--plot", "x.pdf", "--width", "nan"], "nan: expected a number of inches from 1 to 40"),
         (["--plot", "x.pdf", "--width", "wide"], "wide: expected a number of inches"),
@@ -90,3 +92,45 @@ def test_torch_is_not_imported_for_a_plot(runs, tmp_path):
         f"import sys; from tools.compare.__main__ import main; main({arguments}); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60, capture_output=True)
+
+
+# ---- forgetting curves, old against new tasks
+
+ROWS = [[[90], [60, 80], [50, 40, 70]], [[80], [70, 90], [30, 60, 50]]]
+
+
+def test_each_task_has_a_line_from_the_moment_it_was_learned(tmp_path):
+    runs = [write_run(tmp_path, "a", seed, rows, transient=[1]) for seed, rows in enumerate(ROWS)]
+    header, *rows = csv.reader(forgetting_curves(compare(runs).groups).file("csv").decode().splitlines())
+    assert header == ["after learning task", "task 0", "task 1, transient", "task 2"]
+    assert rows == [["0", "85", "", ""], ["1", "65", "85", ""], ["2", "40", "50", "60"]]
+
+
+def test_old_and_new_tasks_are_a_point_for_each_seed(tmp_path):
+    runs = [write_run(tmp_path, "a", seed, rows) for seed, rows in enumerate(ROWS)]
+    other = write_run(tmp_path, "b", 0, ROWS[0], transient=[1], rd_dim=9)
+    drawing = old_and_new(compare([*runs, other]).groups)
+    assert drawing.numbers.rows == [
+        ["a", "0", f"{(60 + (50 + 40) / 2) / 2:.6g}", "75"],
+        ["a", "1", f"{(70 + (30 + 60) / 2) / 2:.6g}", "70"],
+        ["b", "0", "50", "70"],
+    ]
+    assert drawing.file("svg").startswith(b"<?xml")
+
+
+def test_runs_of_one_task_have_no_old_and_new_ones(tmp_path):
+    with pytest.raises(UserError, match="no run has two tasks"):
+        old_and_new(compare([write_run(tmp_path, "a", 0, [[90]], adapters=[1])]).groups)
+
+
+def test_tasks_that_are_left_out_leave_a_gap_in_the_accuracy_curve(tmp_path):
+    run = write_run(tmp_path, "a", 0, ROWS[0], transient=[1], leave_out_transient=True)
+    assert [row[0] for row in accuracy_curves(compare([run]).groups).numbers.rows] == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "pdf"])
+def test_the_command_writes_the_plot_that_is_asked_for(tmp_path, kind):
+    run = write_run(tmp_path, "a", 0, ROWS[0])
+    assert main([str(run), "--plot", str(tmp_path / f"x.{kind}"), "--plot-of", "forgetting"]) == 0
+    written = (tmp_path / f"x.{kind}").read_bytes()
+    assert written.startswith(b"%PDF" if kind == "pdf" else b"after learning task,task 0,")

@@ -455,7 +455,9 @@ OTHER_VALUES = {
     "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
-    "class_order_seed": 3, "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
+    "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
+    "leave_out_transient": True,
+    "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
@@ -470,12 +472,16 @@ ACTS_WITH = {  # by the keys that act only together with others
     **dict.fromkeys(OF_NESTED, NESTED),
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
+    "leave_out_transient": {"transient": [2]},
 }
 IDLE = [  # keys without effect, and beside what
     *((key, {}) for key in OF_NESTED),
     *((key, NESTED) for key in ["ffn_num", "nested_lora_slow_update", *OF_CONSOLIDATION]),
     ("nested_lora_slow_update", {**NESTED, "nested_lora_update_interval_slow": 0}),
     ("class_order_seed", {"shuffle": False}),
+    *((key, {"class_order": [1, 0]}) for key in ("shuffle", "class_order_seed")),
+    *((key, {"tasks": [["b"], [0]]}) for key in ("shuffle", "class_order_seed", "init_cls", "increment")),
+    ("leave_out_transient", {}),
     *((key, {"rd_epoch": 0}) for key in ("rd_lr", "rd_views")),
 ]
 
@@ -604,6 +610,56 @@ def test_paths_on_record_are_absolute(tmp_path, monkeypatch):
     changed = {"data_root": str(tmp_path / "d.npz")}
     kept = {key: value for key, value in config.model_dump(mode="json").items() if not key.startswith("nested_lora_")}
     assert on_record(config) == {**kept, **changed}
+
+
+def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, monkeypatch, write):
+    monkeypatch.setenv("LISTS", str(tmp_path))
+    order, tasks = ["b", 0, "a c"], [["b"], [0, "a c"]]
+    write("b\n\n 0 \na c\n", "order.txt")
+    write(json.dumps(order), "order.json")
+    write(json.dumps(tasks), "tasks.json")
+    beside = {"dataset": "cub"}
+    listed = [load(None, {**beside, "class_order": given}) for given in (order, json.dumps(order), "$LISTS/order.json")]
+    assert {result_hash(config) for config in listed} == {result_hash(listed[0])}
+    assert load(None, {**beside, "class_order": "$LISTS/order.txt"}).class_order == ["b", "0", "a c"]
+    given = parse(["--tasks", "$LISTS/tasks.json", "--dataset", "cub"]).flags
+    assert load(None, given) == load(None, parse(["--tasks", json.dumps(tasks), "--dataset", "cub"]).flags)
+    assert load(None, given).tasks == tasks
+    before = result_hash(load(None, given))
+    write("[[0]]", "tasks.json")
+    assert result_hash(load(None, given)) != before
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("class_order", "order.jsn", "no such file"),
+        ("class_order", "order.jsn", "did you mean order.json?"),
+        ("class_order", ".", "the file cannot be read"),
+        ("class_order", "[1, 2", "not a JSON list: line 1, column 6: expecting"),
+        ("tasks", '["a", "b"]', "expected a list of tasks, each a list of labels or class names; or a JSON file"),
+        ("tasks", "order.json", "expected a list of tasks"),
+        ("tasks", [["a"], []], "task 1 is empty; expected at least one class in every task"),
+        ("tasks", [], "expected a list of tasks"),
+        ("transient", 0, "expected the number of a task from 1 on, or a list of different ones"),
+        ("transient", "[2, 2]", "a task is given twice"),
+        ("transient", ["a"], "expected the number of a task from 1 on"),
+        ("class_order", [1.5], "expected a list of labels or class names, or a file"),
+        ("class_order", [-1], "expected a list of labels or class names, or a file"),
+    ],
+)
+def test_lists_that_cannot_be_read_are_named_with_the_reason(key, text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "order.json").write_text("[1, 2]")
+    line = the_problem(dataset="cub", **{key: text})
+    assert line.startswith(f"{key} = ")
+    assert words in line
+
+
+def test_a_class_order_and_tasks_are_not_given_together():
+    assert the_problem(dataset="cub", class_order=[1, 0], tasks=[[0], [1]]).endswith(
+        "give only one of them; the order of tasks is the class order"
+    )
 
 
 PATHS = ["data_root", "backbone_checkpoint", "checkpt_path", "resume", "output_dir"]

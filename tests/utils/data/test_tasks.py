@@ -105,6 +105,34 @@ def test_fifty_and_ten_of_cifar_are_six_tasks_of_which_two_can_be_asked_for():
     assert manager(one_each(100), init_cls=50, increment=10, max_tasks=2).nb_tasks == 2
 
 
+def test_listed_tasks_and_classes_take_the_place_of_sizes_and_shuffle():
+    data = one_each(6)
+    tasks = manager(data, shuffle=True, init_cls=99, tasks=[["3", 1], [5]])
+    assert (tasks.class_order, tasks.nb_tasks, tasks.nb_classes) == ([3, 1, 5, 0, 2, 4], 2, 6)
+    assert [tasks.get_task_size(task) for task in (0, 1)] == [2, 1]
+    assert tasks.names_of(0) == ("3", "1")
+    assert manager(data, tasks=[["3", 1], [5]], max_tasks=1).nb_tasks == 1
+    listed = manager(data, shuffle=True, class_order=[5, 4, "3", 2, 1, 0])
+    assert (listed.class_order, listed.nb_tasks) == ([5, 4, 3, 2, 1, 0], 3)
+    with pytest.raises(ConfigError, match="tasks: these are 2,001 tasks"):
+        manager(one_each(2001), tasks=[[label] for label in range(2001)])
+
+
+def test_tasks_that_are_left_out_have_the_last_labels_and_the_rows_of_the_head_go_with_their_classes():
+    data = one_each(7)
+    whole = manager(data, shuffle=True, seed=5, transient=[1, 3])
+    assert (whole.transient, whole.head_rows) == ([1, 3], list(range(7)))
+    without = manager(data, shuffle=True, seed=5, transient=[1, 3], leave_out=True)
+    assert (without.nb_tasks, without.transient) == (2, [])
+    assert [without.names_of(task) for task in (0, 1)] == [whole.names_of(task) for task in (0, 2)]
+    assert set(without.class_names[4:]) == {*whole.names_of(1), *whole.names_of(3)}
+    assert [whole.class_order[row] for row in without.head_rows] == without.class_order
+    cut = manager(data, transient=[1], leave_out=True, max_tasks=2)
+    assert (cut.nb_tasks, cut.class_order) == (1, [0, 1, 2, 3, 4, 5, 6])
+    with pytest.raises(ConfigError, match="transient = 4: there are 4 tasks"):
+        manager(data, transient=[4])
+
+
 def test_a_task_after_the_last_is_an_error():
     tasks = manager(one_each(4), max_tasks=1)
     with pytest.raises(IndexError):
