@@ -8,12 +8,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJson
 from utils.choices import ADAPTERS, LEARNERS
 from utils.datasets import DATASETS
 from utils.files import expanded
+from utils.readouts import READOUTS
 from utils.text import did_you_mean, nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
 A_DEVICE = '"auto", "cpu", "cuda", the number of a GPU such as "0", -1 for the CPU, or a list of one of these'
 A_JSON_OBJECT = 'a JSON object of finite values, such as {"img_size": 96}'
 SOME_IMAGES = "an image or a folder, or a list of them"
+SOME_READOUTS = f"a list of some of {', '.join(READOUTS)}, or an empty list"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
 WIDEST = 8192  # inner width of an adapter or a descriptor; more than any ViT has
@@ -52,6 +54,15 @@ def _without_repeats(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _known_readouts(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in READOUTS:
+            raise ValueError(f"{name!r} is no readout; expected {SOME_READOUTS}{did_you_mean(name, READOUTS)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a readout is given twice; expected {SOME_READOUTS}")
+    return names
+
+
 def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
     for kwarg in kwargs:
         if kwarg in NOT_FOR_TIMM:
@@ -74,6 +85,9 @@ Seeds = Annotated[
     list[Seed],
     BeforeValidator(_as_list, json_schema_input_type=Seed | list[Seed]),
     AfterValidator(_without_repeats),
+]
+Readouts = Annotated[
+    list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), AfterValidator(_known_readouts)
 ]
 Images = Annotated[
     list[PathText], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])
