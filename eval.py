@@ -11,6 +11,7 @@ from typing import Any
 
 from models import Setup, get_model
 from models.export import export_model
+from models.protocol import Report
 from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks, prepare
 from utils.config.schema import Config
@@ -19,7 +20,14 @@ from utils.data.sources import ImageData, load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import prepare_device
 from utils.errors import ConfigError, DataError
-from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
+from utils.metrics import (
+    AccuracyMatrix,
+    class_legend,
+    effect_of_adapters,
+    format_table,
+    readout_lines,
+    without_adapters,
+)
 from utils.runs.checkpoint_meta import CheckpointError, checkpoint_file, read_meta, refuse_other_preparation
 from utils.text import shown, writable
 
@@ -59,18 +67,30 @@ def evaluate(config: Config) -> dict[str, Any]:
         learner.begin_after([tasks.get_task_size(task) for task in range(tasks.nb_tasks)])
     learner.begin_test(tasks)
     accuracy, predictions = learner.eval_task()
-    off = without_adapters(predictions.top1, learner.predict_off().top1, predictions.labels, learner.task_sizes)
+    alone = learner.predict_off()
+    off = without_adapters(predictions.top1, alone.top1, predictions.labels, learner.task_sizes)
     comparable = meta and not changed  # otherwise the rows on record were measured on other images or in another way
-    empty = AccuracyMatrix(transient=tasks.transient)
-    matrix = AccuracyMatrix.from_json(meta["accuracy"]).without_last() if comparable else empty
+    matrix = earlier(meta["accuracy"]) if comparable else AccuracyMatrix(transient=tasks.transient)
+    readouts: dict[str, AccuracyMatrix] = {}
     try:
         matrix.add_row(predictions.top1, predictions.labels, learner.task_sizes)
+        for label, top1 in learner.read_out(Report(accuracy, predictions, {}, alone)).items():
+            known = meta.get("readouts", {}).get(label) if comparable else None
+            readouts[label] = earlier(known) if known else AccuracyMatrix(transient=tasks.transient)
+            readouts[label].add_row(top1, predictions.labels, learner.task_sizes)
     except ValueError as error:
         raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
     print(class_legend(tasks.class_names, learner.task_sizes))
     print(format_table(matrix))
     print(effect_of_adapters(off))
-    return {"accuracy": accuracy, **matrix.summary(), "adapters_off": off}
+    print("".join(f"{line}\n" for line in readout_lines(readouts)), end="")
+    read = {label: matrix.to_json() | matrix.measures() for label, matrix in readouts.items()}
+    return {"accuracy": accuracy, **matrix.summary(), "adapters_off": off, "readouts": read}
+
+
+def earlier(accuracy: object) -> AccuracyMatrix:
+    """Return the rows of a checkpoint's accuracy matrix but the last one."""
+    return AccuracyMatrix.from_json(accuracy).without_last()
 
 
 def refuse_others(meta: Mapping[str, Any], config: Config, tasks: DataManager) -> None:

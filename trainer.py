@@ -24,9 +24,18 @@ from utils.devices import check_compiler, device_record, prepare_device
 from utils.errors import DataError, DivergenceError, StoppedError
 from utils.files import plain
 from utils.inc_net import check_backbone
-from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
+from utils.metrics import (
+    AccuracyMatrix,
+    class_legend,
+    effect_of_adapters,
+    format_table,
+    readout_lines,
+    without_adapters,
+)
+from utils.readouts import PREFIX
+from utils.runs.checkpoint_meta import CheckpointError
 from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
-from utils.runs.events import Cadence, Event, EventSink, Phase, Task
+from utils.runs.events import Cadence, Event, EventSink, Phase, Readouts, Task
 from utils.runs.forecast import Forecast
 from utils.runs.log import RunClock, RunLog
 from utils.runs.predictions import (
@@ -238,14 +247,18 @@ class Run:
         request: StopRequest,
     ) -> None:
         self.config, self.tasks, self.images, self.learner, self.log = config, tasks, images, learner, log
-        self.matrix = AccuracyMatrix(transient=tasks.transient)
+        self.matrix = self._no_rows()
         self.branches: dict[str, AccuracyMatrix] = {}
+        self.readouts: dict[str, AccuracyMatrix] = {}
         self.per_task: list[dict[str, Any]] = []
         self.clock = RunClock()
         self.states = SavedStates(log.path / STATES)
         how = f"continue with: python main.py --resume {shlex.quote(str(log.path))}"
         self.keep = StateKeeper(config.checkpoint_every, self._save, request, how)
         learner.hooks.keep = self.keep
+
+    def _no_rows(self) -> AccuracyMatrix:
+        return AccuracyMatrix(transient=self.tasks.transient)
 
     def to_end(self) -> dict[str, Any]:
         """Learn all remaining tasks, and return the content of results.json."""
@@ -257,7 +270,8 @@ class Run:
             self._account_for(task)
             self.clock.end_task(self.learner.hooks.training.take())
             self.keep("task")
-        logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
+        table = "\n".join([format_table(self.matrix), *readout_lines(self.readouts)])
+        logger.info("finished; accuracy per task, per cent\n%s", table)
         measured = self._measured()
         accuracy = measured.pop("accuracy")
         names = {"class_names": self.tasks.class_names}
@@ -268,22 +282,32 @@ class Run:
             "accuracy": self.matrix.to_json(),
             "tasks": self.per_task,
             "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
+            "readouts": {label: matrix.to_json() | matrix.measures() for label, matrix in self.readouts.items()},
         }
 
     def _account_for(self, task: int) -> None:
         """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
-        accuracy, predictions, branches, off = Report(*self.learner.report_task())
+        report = Report(*self.learner.report_task())
+        accuracy, predictions, branches, off = report
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
         if task == 0 or branches.keys() == self.branches.keys():
             for name, alone in branches.items():
-                matrix = self.branches.setdefault(name, AccuracyMatrix(transient=self.tasks.transient))
+                matrix = self.branches.setdefault(name, self._no_rows())
                 matrix.add_row(alone.top1, alone.labels, self.learner.task_sizes)
         else:
             logger.warning("%s", SOME_TASKS)
             self.branches = {}
         others = branches if off is None else {**branches, OFF: off}
+        read = self.learner.read_out(report)
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in others.items()}}
+        answers |= {f"{PREFIX}{label}": top1 for label, top1 in read.items()}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
+        self.readouts = {label: self.readouts.get(label, self._no_rows()) for label in read}
+        for label, top1 in read.items():
+            self.readouts[label].add_row(top1, predictions.labels, self.learner.task_sizes)
+        if read:
+            hits = {label: matrix.correct[-1] or [] for label, matrix in self.readouts.items()}
+            self.learner.hooks.events(Readouts(task=task, correct=hits))
         if task + 1 == self.tasks.nb_tasks:
             wrong = confident_mistakes(predictions.labels, predictions.top1, predictions.confidence)
             shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong)
@@ -299,9 +323,10 @@ class Run:
             "class_names": self.tasks.class_names,
             "data": self.images,
             "accuracy": self.matrix.to_json(),
+            "readouts": {label: matrix.to_json() for label, matrix in self.readouts.items()},
             **plugins_on_record(),
         }
-        self.learner.save_checkpoint(self.log.path / "checkpoints" / f"task_{task}.safetensors", meta)
+        self.learner.save_checkpoint(self._checkpoint(task), meta)
         self.learner.after_task()
         adapters, counts = "-".join(map(str, state["adapters"])), state["parameters"]
         sizes = f"adapters per block {adapters}, {counts['total'] - counts['backbone']} parameters"
@@ -310,8 +335,30 @@ class Run:
         logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
         if off is not None:
             logger.info("task %d: %s", task, effect_of_adapters(state[OFF]))
+        for line in readout_lines(self.readouts):
+            logger.info("task %d: %s", task, line)
         if task + 1 < self.tasks.nb_tasks:
             logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
+
+    def _checkpoint(self, task: int) -> Path:
+        return self.log.path / "checkpoints" / f"task_{task}.safetensors"
+
+    def _resume_readouts(self, matrices: Mapping[str, Any]) -> None:
+        """Take the readouts after the tasks learned from the newest checkpoint, and their matrices from a state.
+
+        They are not in the state, which is written after every epoch. Without the checkpoint they are left out.
+        """
+        learned = len(self.per_task)
+        self.readouts = {label: AccuracyMatrix.from_json(values) for label, values in matrices.items()}
+        if not learned or not self.config.readouts:
+            return
+        try:
+            self.learner.load_readouts(self._checkpoint(learned - 1))
+        except CheckpointError as error:
+            logger.warning("%s", error)
+            self.readouts = {}
+        if missing := [name for name in self.config.readouts if name not in self.readouts]:
+            logger.warning("readouts = %s: left out, as they are not known of the tasks learned", listed(missing))
 
     def resume(self, data: ImageData) -> bool:
         """Restore the newest state that can be used; return whether there was one.
@@ -329,6 +376,7 @@ class Run:
         self.matrix = AccuracyMatrix.from_json(state["accuracy"])
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.per_task = state["tasks"]
+        self._resume_readouts(state.get("readouts", {}))
         self.clock, self.learner.hooks.training.seconds = RunClock.restore(state["clock"])
         self._accept_changes(data)
         self.log.forget_events_after(state["events"])

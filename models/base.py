@@ -2,18 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from backbone.vit_sema import sema_blocks
 from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Report, Tasks
+from models.readouts import ReadoutSet
 from models.reports import structure
 from utils.config.schema import Config, defaults
 from utils.data.loader import READY, StreamLoader, Way
@@ -21,8 +24,10 @@ from utils.data.resample import resampling
 from utils.devices import bf16_note
 from utils.inc_net import SEMAVitNet
 from utils.metrics import number_with
-from utils.runs.checkpoint import read_checkpoint, save_checkpoint
+from utils.runs.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from utils.runs.predictions import OFF
 from utils.streams import seeded
+from utils.timescales.scales import subsets
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class BaseLearner(ABC):
             self.hooks.training.settle = partial(torch.cuda.synchronize, self.device)
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
+        self.readouts = ReadoutSet(self.config.readouts, self.seed, self.network.fc.in_features)
+        self.readout_loader: StreamLoader | None = None  # of training images that the readouts have not observed yet
         self.cur_task = -1
         self.known_classes = 0
         self.task_sizes: list[int] = []
@@ -167,6 +174,11 @@ class BaseLearner(ABC):
         way = resampling(self.spec, self.device) if on_device else READY
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
         self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
+        if self.config.readouts:
+            seen = range(self.known_classes, self.total_classes)
+            self.readout_loader = self.loader(
+                data_manager.get_dataset(seen, source="train", mode="test", spec=self.spec)
+            )
         self.begin_test(data_manager)
 
     def begin_test(self, data_manager: Tasks) -> None:
@@ -211,6 +223,39 @@ class BaseLearner(ABC):
         """Return `eval_task`, predictions by subset of the adapters' branches (none here), and `predict_off`."""
         return Report(*self.eval_task(), {}, self.predict_off())
 
+    def read_out(self, report: Report) -> dict[str, np.ndarray]:
+        """Return what the readouts predict for the test images of a report, by label; see `models.readouts`.
+
+        After training they first observe the task's training images, in one pass without gradients.
+        """
+        seen = {"": report.predictions, **({} if report.off is None else {OFF: report.off})}
+        seen |= {name: report.branches[name] for name in self.network.adapter_type.branches if name in report.branches}
+        if self.readout_loader is not None:
+            sides = {side: partial(self._side, side) for side in seen}
+            features, labels = self.evaluator.features_of(
+                self.readout_loader, self.cur_task, self.settled_layers(), sides
+            )
+            self.readouts.observe(features, labels, self.known_classes, self.total_classes)
+            self.readout_loader.close()
+            self.readout_loader = None
+        return self.readouts.predict({side: torch.from_numpy(one.features) for side, one in seen.items()})
+
+    def _side(self, side: str) -> AbstractContextManager[None]:
+        """Let only the adapters of a side act, see `utils.readouts`."""
+        if side == OFF:
+            return self.network.adapters_off()
+        return self.network.branches(subsets(self.network.adapter_type.branches)[side]) if side else nullcontext()
+
+    def load_readouts(self, path: Path) -> None:
+        """Take the readouts of a checkpoint; raise CheckpointError if it is unreadable or they do not fit."""
+        self._take_readouts(path, read_checkpoint(path)[0])
+
+    def _take_readouts(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        try:
+            self.readouts.load_state_dict(tensors)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {str(path)!r}: {error}") from None
+
     def structure(self) -> dict[str, Any]:
         """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""
         return structure(self.network, self.trained, self.spec.size)
@@ -249,7 +294,8 @@ class BaseLearner(ABC):
             "backbone": self.network.provenance,
             "adapter_type": self.network.adapter_type.kind,
         }
-        save_checkpoint(path, self.network.learned_state(), {**meta, **own})
+        tensors = self.network.learned_state() | self.readouts.state_dict()
+        save_checkpoint(path, tensors, {**meta, **own})
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Load a checkpoint and return its metadata; raise CheckpointError if it is unreadable or of another network.
@@ -258,6 +304,7 @@ class BaseLearner(ABC):
         """
         tensors, meta = read_checkpoint(Path(path))
         self.network.load_learned(tensors, meta)
+        self._take_readouts(Path(path), tensors)
         self.evaluator.forget()
         self.begin_after(meta.get("task_sizes", [self.nb_classes]))
         return meta

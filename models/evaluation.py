@@ -11,7 +11,8 @@ Shapes: B batch, N tokens, D embedding width, C classes.
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import IO, Any, NamedTuple
 
 import torch
@@ -150,7 +151,7 @@ class Evaluator:
         """Score all images of a loader with all adapters off; see `predict`."""
         features = self._features(loader, task, settled)
         with self.network.adapters_off():
-            return self._all((labels, *choose(self.network.fc(x), labels, classes)) for x, labels in features)
+            return self._all((labels, *choose(self.network.fc(x), labels, classes), x) for x, labels in features)
 
     def _all(self, scored: Iterator[tuple[Tensor, ...]]) -> Predictions:
         was_training = self.network.training
@@ -163,9 +164,37 @@ class Evaluator:
         return Predictions(*(torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True)))
 
     @torch.no_grad()
-    def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `choose` does, given the input (B, N, D) of block `settled`; see `predict`."""
-        return choose(self.network.forward_from(x, settled)["logits"], labels, classes)
+    def score(self, x: Tensor, labels: Tensor, classes: int, settled: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `choose` does and the features, given the input (B, N, D) of block `settled`; see `predict`."""
+        found = self.network.forward_from(x, settled)
+        return *choose(found["logits"], labels, classes), found["features"]
+
+    @torch.no_grad()
+    def features_of(
+        self,
+        loader: StreamLoader,
+        task: int,
+        settled: int,
+        sides: Mapping[str, Callable[[], AbstractContextManager[None]]],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the features (n, D) of all images of a loader within each of these contexts, and their labels (n,).
+
+        They are prepared and rounded as those of test images, and on the CPU.
+        """
+        was_training, layer = self.network.training, settled if self.rounds else 0
+        self.network.eval()
+        labels: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {side: [] for side in sides}
+        batches = loader.epoch("readouts", task, batch_size=self.batch_size, shuffle=False)
+        for _, images, classes in progress(batches, f"task {task} readouts", loader.batches(self.batch_size)):
+            for side, active in sides.items():
+                with active():
+                    x = self._half(images, layer).to(self.network.fc.weight.dtype)
+                    found[side].append(self.network.forward_from(x, layer)["features"].cpu())
+            labels.append(classes.cpu())
+            self.hooks.keep("wait")
+        self.network.train(was_training)
+        return {side: torch.cat(parts) for side, parts in found.items()}, torch.cat(labels)
 
     def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
@@ -196,8 +225,11 @@ class Evaluator:
         batches = loader.epoch("test", task, batch_size=self.batch_size, shuffle=False, start=done)
         total, what = loader.batches(self.batch_size), f"task {task} test"
         for number, (_, images, labels) in enumerate(progress(batches, what, total, done=done), start=done):
-            x = self.network.forward_to(images, layer)
-            yield number, x.bfloat16() if layer and self.rounds else x, labels
+            yield number, self._half(images, layer), labels
+
+    def _half(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
+        x = self.network.forward_to(images, layer)
+        return x.bfloat16() if layer and self.rounds else x
 
 
 def choose(logits: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:  # (B, C), (B,)

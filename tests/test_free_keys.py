@@ -20,7 +20,7 @@ from utils.config.schema import schemas
 from utils.stopping import StateKeeper
 
 FREE: dict[str, dict[str, tuple[Any, Any]]] = {  # two values of each key
-    "branches": {"branch_eval": (True, False)},
+    "branches": {"branch_eval": (True, False), "readouts": (["ncm", "lda"], ["lda"])},
     "evaluation": {
         "eval_every": (0, 1),
         "telemetry_every": (0, 2),
@@ -119,7 +119,8 @@ def test_a_run_resumed_with_other_values_ends_as_if_nothing_had_changed(
     whole = run("whole", **keys)
     monkeypatch.chdir(tmp_path)  # where the folders of output_dir would be
     path = begun(**keys, **first)
-    flags = [text for key, value in then.items() for text in (f"--{key}", json.dumps(value).strip('"'))]
+    texts = {key: value if isinstance(value, list) else [json.dumps(value).strip('"')] for key, value in then.items()}
+    flags = [text for key, values in texts.items() for text in (f"--{key}", *values)]
     assert main(["--resume", str(path), *flags]) == 0, capsys.readouterr().err
     assert [fault for faults in verify(path).values() for fault in faults] == []
     for key in ("accuracy", "tasks"):

@@ -25,6 +25,7 @@ from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
 from utils.memory import memory
+from utils.readouts import PREFIX
 from utils.runs.checkpoint import CheckpointError, adapter_type, differences, refuse_packed, structure
 
 FROZEN = "backbone."  # before the backbone's names in a network's names
@@ -242,6 +243,7 @@ class SEMAVitNet(nn.Module):
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
         meta = meta or {}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}  # of readouts
         mine = self.frozen_state()
         frozen = {name: tensors[FROZEN + name] for name in mine if FROZEN + name in tensors}
         provenance = self.provenance

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from utils.json_file import faults
+from utils.readouts import OFF, parts_of
 from utils.text import listed, shown
 
 MOST_TASKS = 2000  # a matrix of that size takes 32 MB; a small file could claim any number
@@ -199,6 +200,10 @@ class AccuracyMatrix:
             **(of_transient if self.transient else {}),
         }
 
+    def measures(self) -> dict[str, float]:
+        """Return the last and the average incremental accuracy and forgetting, as fractions."""
+        return {"last_acc": self.last_acc, "avg_inc_acc": self.avg_inc_acc, "forgetting": self.forgetting}
+
     def to_json(self) -> dict[str, Any]:
         """Return the counts, as `from_json` reads them."""
         counts = {"task_sizes": list(self.task_sizes), "count": list(self.count), "correct": [*self.correct]}
@@ -266,6 +271,24 @@ def format_table(matrix: AccuracyMatrix) -> str:
         if task < len(matrix.count)
     ]
     return "\n".join([*lines, *left, ", ".join(f"{name} {_cell(value)}" for name, value in measures.items())])
+
+
+def readout_lines(matrices: Mapping[str, AccuracyMatrix]) -> list[str]:
+    """Return the last and average incremental accuracy of readouts in per cent, a line for each side.
+
+    Args:
+        matrices: By label, see `utils.readouts`.
+    """
+    sides: dict[str, list[str]] = {}
+    for label, matrix in matrices.items():
+        name, side = parts_of(label)
+        numbers = f"{name} {_cell(matrix.last_acc)} ({_cell(matrix.avg_inc_acc)})"
+        sides.setdefault(side, []).append(numbers)
+    where = {"": "", OFF: ", all adapters off"}
+    return [
+        f"readouts{where.get(side, f', {side} alone')}, last (average): {', '.join(numbers)}"
+        for side, numbers in sides.items()
+    ]
 
 
 def effect_of_adapters(found: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ MORE = (
     "docs/keys.md has the same in tables."
 )
 WIDEST_METAVAR = 40  # characters; longer lists of choices are written into the help of their flag
-SEVERAL = ("seed", "device", "predict")  # flags that take several values
+SEVERAL = ("seed", "device", "predict", "readouts")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 WORDS = {"true": True, "false": False, "none": None, "null": None}  # values of an entry, in any case
 FROM_TEXT: dict[str, Callable[[str], object]] = {

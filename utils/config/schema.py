@@ -20,6 +20,7 @@ from utils.config.values import (
     SEEDS,
     SOME_CLASSES,
     SOME_IMAGES,
+    SOME_READOUTS,
     SOME_TASKS,
     SOME_TASKS_LATER,
     WIDEST,
@@ -31,6 +32,7 @@ from utils.config.values import (
     Images,
     ModelName,
     PathText,
+    Readouts,
     Seed,
     Seeds,
     TaskList,
@@ -293,6 +295,13 @@ class Config(BaseModel):
     eval_batch_size: int = _run(128, "images in an evaluation batch", ge=1, changes_results=True)
     branch_eval: bool = _run(
         True, "with nested_lora: after each task, also evaluate slow + fast, slow only, fast only and neither"
+    )
+    readouts: Readouts = _run(
+        ["ncm", "ranpac"],
+        "classifiers computed from class statistics of the features, whose accuracies are reported beside those of the "
+        "head; ncm: nearest class mean; lda: linear discriminant analysis; ranpac: ridge regression on a random "
+        "projection; an empty list: none",
+        expected=SOME_READOUTS,
     )
     telemetry_every: int = _run(
         0, "with nested_lora: measure the branches every this many steps of a func phase; 0: once per epoch", ge=0

@@ -11,6 +11,7 @@ from utils.choices import ADAPTERS, LEARNERS
 from utils.datasets import DATASETS
 from utils.files import expanded, read_text, seen_from
 from utils.json_file import MOST_BYTES, parse
+from utils.readouts import READOUTS
 from utils.text import did_you_mean, nearest
 
 DEVICE_NAMES = ("auto", "cpu", "cuda")
@@ -20,6 +21,7 @@ SOME_CLASSES = "a list of labels or class names, or a file with one a line or wi
 SOME_TASKS = "a list of tasks, each a list of labels or class names; or a JSON file with it"
 SOME_TASKS_LATER = "the number of a task from 1 on, or a list of different ones"
 SOME_IMAGES = "an image or a folder, or a list of them"
+SOME_READOUTS = f"a list of some of {', '.join(READOUTS)}, or an empty list"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
 WIDEST = 8192  # inner width of an adapter or a descriptor; more than any ViT has
@@ -100,6 +102,15 @@ def _without_repeats(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _known_readouts(names: list[str]) -> list[str]:
+    for name in names:
+        if name not in READOUTS:
+            raise ValueError(f"{name!r} is no readout; expected {SOME_READOUTS}{did_you_mean(name, READOUTS)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a readout is given twice; expected {SOME_READOUTS}")
+    return names
+
+
 def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
     for kwarg in kwargs:
         if kwarg in NOT_FOR_TIMM:
@@ -138,6 +149,9 @@ TaskNumbers = Annotated[
     list[TaskNumber],
     BeforeValidator(_numbers, json_schema_input_type=TaskNumber | list[TaskNumber]),
     AfterValidator(_different),
+]
+Readouts = Annotated[
+    list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), AfterValidator(_known_readouts)
 ]
 Images = Annotated[
     list[PathText], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=PathText | list[PathText])

@@ -41,6 +41,7 @@ class Meta(BaseModel, strict=True, extra="allow"):
     task_sizes: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [1]
     backbone: Backbone | None = None
     accuracy: Annotated[AccuracyMatrix, PlainValidator(AccuracyMatrix.from_json)] | None = None
+    readouts: dict[str, Annotated[AccuracyMatrix, PlainValidator(AccuracyMatrix.from_json)]] = {}
     adapter_type: str | None = None
     plugins: list[dict[str, JsonValue]] = []
 

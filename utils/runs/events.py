@@ -183,6 +183,13 @@ class Branches(Event, kind="branches"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Readouts(Event, kind="readouts"):
+    """Correct predictions of the readouts on every task, by label; see `utils.readouts`."""
+
+    correct: dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Router(Event, kind="router"):
     """Mean mixing weight of every adapter on the images of every task: layer -> task -> adapter."""
 
@@ -215,7 +222,7 @@ class Task(Event, kind="task"):
 
 
 KINDS: tuple[type[Event], ...] = (
-    Phase, Epoch, Evaluation, Telemetry, Cadence, Scan, MeanZ, Consolidation, Branches, Router, Task
+    Phase, Epoch, Evaluation, Telemetry, Cadence, Scan, MeanZ, Consolidation, Branches, Readouts, Router, Task
 )  # fmt: skip
 
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from utils.errors import RunError
 from utils.files import atomic_write
+from utils.readouts import OFF as OFF
 
 FOLDER, LABELS, WHOLE, CONFIDENCE, MISTAKES = "predictions", "labels", "whole", "confidence", "mistakes.npz"
-OFF = "adapters_off"
 MOST_MISTAKES = 24
 JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG file
 

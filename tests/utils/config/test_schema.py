@@ -35,7 +35,7 @@ NO_INFLUENCE = {
     "tensorboard", "wandb",
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "predict", "top_k", "predict_format", "export", "export_form",
-    "eval_every", "branch_eval", "telemetry_every", "num_threads", "deterministic",
+    "eval_every", "branch_eval", "readouts", "telemetry_every", "num_threads", "deterministic",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "checkpoint_every",
     "on_nan", "image_cache_gib", "accept_changed_data",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
@@ -461,7 +461,7 @@ OTHER_VALUES = {
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
-    "min_lr": 0.0001, "adapt_start_layer": 8, "predict_format": "csv", "export_form": "timm",
+    "readouts": ["lda"], "min_lr": 0.0001, "adapt_start_layer": 8, "predict_format": "csv", "export_form": "timm",
 }  # fmt: skip
 
 
