@@ -15,8 +15,8 @@ ORDER = ("shuffle", "class_order_seed", "class_order", "tasks")  # keys of the c
 WHOLE = "whole network"
 NOTE = (
     "core: the classes of the other tasks; A_t and the averages are over them. Differences: with the transient "
-    "task minus without, on equal seeds, with a 95 % interval; p: two-sided paired t test, in brackets corrected for the "
-    "rows of its table by Holm's method"
+    "task minus without, on equal seeds, with a 95 % interval; p: two-sided paired t test, in brackets corrected for "
+    "the rows of its table by Holm's method"
 )
 
 

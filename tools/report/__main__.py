@@ -6,7 +6,7 @@
 A RUN is what `tools.compare` takes: a run directory, or a log file of a PILOT-family code base. The page has the
 comparison's tables, accuracy curves and matrices, accuracy by class, confusions, the most confident mistakes with their
 images, and what the runs recorded: their time scales over steps and tasks, cadence, consolidation, expansion.
-`--figures` also writes every figure of the page as PDF and PNG.
+`--figures` also writes every figure of the page as PDF, PNG and CSV.
 
 Exit codes: 0 success, 2 invalid arguments or runs.
 """
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", "--output", type=path_argument, metavar="FILE", required=True, help="the page, an HTML file"
     )
-    parser.add_argument("--figures", type=path_argument, metavar="DIR", help="folder for the figures as PDF and PNG")
+    parser.add_argument("--figures", type=path_argument, metavar="DIR", help="folder for the figures, PDF, PNG and CSV")
     options = parser.parse_args(argv)
     write_report(compare(options.runs, options.baseline), options.output, options.figures)
     print(options.output)

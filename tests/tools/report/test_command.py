@@ -103,7 +103,11 @@ def figures(page: str) -> list[str]:
 def test_all_sections_are_there_with_their_figures_and_tables(page):
     assert headings(page, 2) == HEADINGS
     found = {key: len(figures(section(page, key))) for key in ("accuracy", "time-scales", "consolidation")}
-    assert found == {"accuracy": 1, "time-scales": 7, "consolidation": 1}
+    assert found == {
+        "accuracy": 1 + 1 + 2,
+        "time-scales": 7,
+        "consolidation": 1,
+    }  # new and old tasks; each task of both
     assert len(figures(section(page, "matrices"))) == 1 + 1 + 3  # equal ones once; of the branches, curves too
     assert len(figures(section(page, "expansion"))) == 2 + 1  # nested runs were scanned; all have equal adapters
     assert "nested = plain: accuracy matrix" in section(page, "matrices")
@@ -286,7 +290,7 @@ def test_figures_stay_in_their_folder_whatever_runs_are_called(tmp_path):
     comparison = compare(plain_runs(tmp_path))
     hostile = replace(comparison, groups=[replace(comparison.groups[0], name="../../../x/..\\y\0\n")])
     names = [drawing.name for section in SECTIONS for drawing in section(hostile).drawings]
-    assert len(names) == 3
+    assert len(names) == 5
     assert all(re.fullmatch(r"[\w-]+", name) for name in names)
 
 
@@ -336,9 +340,11 @@ def test_the_figures_are_written_for_papers_and_the_same_every_time(tmp_path):
     assert write_page(runs, "--figures", str(tmp_path / "b")) == page
     written = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
     assert written == {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()}
-    assert len(written) == 2 * len(figures(page)) > 0
-    for name, content in written.items():
-        assert content.startswith(b"%PDF" if name.endswith(".pdf") else b"\x89PNG")
+    assert len(written) == 3 * len(figures(page)) > 0
+    begins = {"pdf": b"%PDF", "png": b"\x89PNG", "csv": b""}
+    assert all(content.startswith(begins[name.rpartition(".")[2]]) for name, content in written.items())
+    (each,) = (content for name, content in written.items() if name.endswith("accuracy-on-each-task-plain.csv"))
+    assert each.decode().splitlines()[:2] == ["after learning task,task 0,task 1,task 2", "0,89,,"]
 
 
 def test_progressions_are_short():
