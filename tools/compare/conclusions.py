@@ -101,13 +101,13 @@ class Conclusion:
 
     @property
     def _power(self) -> str:
-        seen = f"A difference of {100 * self.detectable:.2f} points would have been seen"
+        seen = f"A difference of {100 * self.detectable:.2f} points would have been seen ({100 * POWER:.0f} % power)"
         if self.detectable >= 1:
             seen = "Hardly any difference would have been seen"
         if math.isnan(self.wanted):
             return seen
         needed = f"about {self.seeds}" if self.seeds else f"more than {MOST_SEEDS}"
-        return f"{seen}; for {100 * self.wanted:g} point{'s' * (self.wanted != 0.01)} you need {needed} seeds"
+        return f"{seen}; for {100 * self.wanted:g} point{'s' * (self.wanted != 0.01)} you need {needed} seeds in all"
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def conclude(comparison: Comparison) -> Conclusions:
         ]
     sentences = [f"{name}: {' '.join(_of_group(each))}" for name, each in found.items()]
     if ps:
-        others = f"; the corrected level of those that cannot tell is {level:.2g}" if undecided else ""
-        sentences.append(f"p is corrected for {len(ps)} comparison{'s' * (len(ps) > 1)} by {CORRECTION}{others}.")
+        once = "; measures that say the same, as forgetting and stability do, count once"
+        sentences.append(f"p is corrected for {len(ps)} comparison{'s' * (len(ps) > 1)} by {CORRECTION}{once}.")
     if sentences and any(group.one_class_order for group in comparison.groups):
         sentences.extend(class_order(comparison.groups))
     return Conclusions(f"{title}: differences to {baseline.name}", found, len(ps), level, sentences)

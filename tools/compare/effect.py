@@ -1,7 +1,9 @@
 """What the adapters change in the answers of a configuration, which is said before its accuracies are compared."""
 
+import math
+
 from tools.compare.comparison import Comparison, Group
-from tools.compare.measures import CHANGED
+from tools.compare.measures import CHANGED, MEASURES
 from utils.text import listed
 
 TITLE = "What the adapters change"
@@ -10,18 +12,18 @@ FROZEN = "of the head on frozen features"
 
 
 def effect_of_adapters(comparison: Comparison) -> list[str]:
-    """Return a sentence on the configurations whose adapters change no answer, or fewer than `LITTLE`."""
-    none, equal, little = [], [], []
+    """Return sentences on what the adapters of every configuration change, as far as it is on record."""
+    none, equal, some = [], [], []
     for group in comparison.groups:
         share = group.spread(CHANGED).mean
         if all(run.changed and not any(changed != 0 for changed in run.changed) for run in group.runs):
             none.append(group.name)
         elif _equal_figures(group):
             equal.append(group.name)
-        elif share < LITTLE:
-            little.append(
+        elif not math.isnan(share):
+            some.append(
                 f"The adapters of {group.name} change {100 * share:.2f} % of the answers on the test images after the "
-                f"last task (mean over seeds): its last accuracy is that {FROZEN} to within {100 * share:.2f} points."
+                f"last task (mean over seeds){_consequence(group, share)}"
             )
     every = "on the test images, after any task and with any seed"
     found = (
@@ -29,7 +31,15 @@ def effect_of_adapters(comparison: Comparison) -> list[str]:
     )
     if equal:
         found.append(f"The adapters of {listed(equal)} change no accuracy {every}: the accuracies are those {FROZEN}.")
-    return found + little
+    return found + some
+
+
+def _consequence(group: Group, share: float) -> str:
+    if share < LITTLE:
+        return f": its last accuracy is that {FROZEN} to within {100 * share:.2f} points."
+    by_key = {measure.key: 100 * group.spread(measure).mean for measure in MEASURES if measure.unit == "%"}
+    on, off = by_key["last_acc"], by_key["last_acc_off"]
+    return f". Its last accuracy is {on:.2f} %; with all adapters off the same head has {off:.2f} %."
 
 
 def _equal_figures(group: Group) -> bool:

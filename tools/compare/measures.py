@@ -102,7 +102,7 @@ FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i];
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
 TRANSIENT = "mean over the transient tasks i of"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
-HEAD_ALONE = "of the head on the features of the frozen backbone"
+HEAD_ALONE = "of the same trained head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
 CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
 TRAINED = (

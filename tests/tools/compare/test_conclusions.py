@@ -85,8 +85,8 @@ def test_noise_cannot_be_told_and_says_what_would_have_been_seen(base, tmp_path)
     needed = [simulated_power(0.01, gaps.std(ddof=1), last.seeds + by, LEVEL / 2) for by in (-1, 1)]
     assert needed[0] < 0.81
     assert needed[1] > 0.79
-    shown = f"A difference of {100 * last.detectable:.2f} points would have been seen; "
-    assert f"{shown}for 1 point you need about {last.seeds} seeds." in sentence(found, "noise")
+    shown = f"A difference of {100 * last.detectable:.2f} points would have been seen (80 % power); "
+    assert f"{shown}for 1 point you need about {last.seeds} seeds in all." in sentence(found, "noise")
     assert sentence(found, "noise").startswith(
         "noise: cannot tell whether it really differs; what was measured can be chance between seeds. Last accuracy: "
         "cannot tell with 5 seeds; +0.08 points can be chance (corrected p = "
@@ -128,8 +128,8 @@ def test_holms_method_uses_all_configurations(base, tmp_path):
     assert clear["last_acc"].corrected >= 3 * clear["last_acc"].difference.p
     assert noise["last_acc"].corrected == pytest.approx(min(1, 2 * noise["last_acc"].difference.p))
     assert (
-        "p is corrected for 4 comparisons by Holm's method (Holm 1979); the corrected level of those that cannot tell "
-        "is 0.025." in result.sentences
+        "p is corrected for 4 comparisons by Holm's method (Holm 1979); measures that say the same, as forgetting and "
+        "stability do, count once." in result.sentences
     )
 
 
@@ -159,7 +159,7 @@ def test_one_seed_gives_no_verdict_and_says_why(base, tmp_path):
 
 def test_two_seeds_may_show_hardly_anything():
     gap = difference([0.5, 0.9], [0.4, 0.5])
-    assert "Hardly any difference would have been seen; for 1 point you need more than 1000 seeds." in (
+    assert "Hardly any difference would have been seen; for 1 point you need more than 1000 seeds in all." in (
         Conclusion(LAST, gap, 1.0, LEVEL / 60).sentence
     )
 
@@ -169,7 +169,7 @@ def test_two_seeds_may_show_hardly_anything():
     [
         (1e-2, "for 1 point you need"),
         (2e-3, "for 0.5 points you need"),
-        (5e-5, "0.01 points would have been seen."),
+        (5e-5, "0.01 points would have been seen (80 % power)."),
     ],
 )
 def test_the_difference_that_seeds_are_needed_for_is_the_next_smaller_round_one(scale, text):
@@ -240,4 +240,4 @@ def test_ten_configurations_are_a_line_each_with_the_main_measures_first(base, t
     assert len(lines) == 11
     for line in lines[:10]:
         assert re.search(r"\. Last accuracy: .*\. Average incremental accuracy: .*\. Other measures: ", line)
-        assert len(line) < 600
+        assert len(line) < 620
