@@ -102,6 +102,7 @@ FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i];
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
 TRANSIENT = "mean over the transient tasks i of"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
+VALIDATED = "on validation images, which choices may use (val_fraction)"
 HEAD_ALONE = "of the same trained head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
 CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
@@ -113,6 +114,22 @@ TIME = Measure("seconds", "training time (s)", "s", TRAINED, lambda run: run.tra
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
+    Measure(
+        "val_last_acc",
+        "validation last accuracy",
+        "%",
+        f"A_T {VALIDATED}",
+        lambda run: run.validation.last_acc,
+        rare=True,
+    ),
+    Measure(
+        "val_avg_inc_acc",
+        "validation average incremental accuracy",
+        "%",
+        f"{AVERAGE} {VALIDATED}",
+        lambda run: run.validation.avg_inc_acc,
+        rare=True,
+    ),
     Measure("last_acc_off", "last accuracy, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
     Measure(
         "avg_inc_acc_off",

@@ -145,6 +145,13 @@ class Config(BaseModel):
         "do not learn the transient tasks, to compare with; the others keep their random streams",
         idle_if={"transient": [[]]},
     )
+    val_fraction: float = _data(
+        0.0,
+        "share of each class's training images that is set aside, not trained on, and scored after each task beside "
+        "the test images; drawn from the seed; 0: none",
+        ge=0,
+        lt=1,
+    )
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
