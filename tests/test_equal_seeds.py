@@ -49,6 +49,8 @@ OWN: dict[str, Any] = {  # values where another type of value is needed
     "predict_format": "csv",
     "export_form": "merged",
     "nested_lora_consolidation_alpha": 0.2,
+    "readouts": ["lda"],
+    "transient": [1],
 }
 SMALLER = [  # keys that a shipped configuration takes from the tiny one
     *("backbone_type", "backbone_kwargs", "backbone_checkpoint", "pretrained", "adapt_start_layer", "adapt_end_layer"),
@@ -62,6 +64,7 @@ ELSEWHERE = {
     "backbone_checkpoint": "the backbone's values",
     "pretrained": "the backbone's values",
     "model_name": "one learner is shipped",
+    "val_fraction": "sets images aside, and so changes what is trained on",
     "augment_on": "draws what the other choice draws, see utils/data/test_resample.py",
 }
 

@@ -134,7 +134,7 @@ def test_help_all_lists_every_key_with_meaning_default_and_choices(capsys, monke
     monkeypatch.setenv("COLUMNS", "80")
     page = "".join(help_of(capsys, "--help", "all").split())
     for key, schema in schemas().items():
-        default = str(schema["default"]) if "default" in schema else ""
+        default = str(schema["default"]).replace("'", '"') if "default" in schema else ""
         expected = [f"--{key}", schema["description"], *schema.get("enum", [])]
         expected += [f"default: {IN_JSON.get(default, default)}"] if default else ["required"]
         assert [text for text in expected if "".join(text.split()) not in page] == []
