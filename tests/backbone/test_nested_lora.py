@@ -295,7 +295,7 @@ def test_a_shape_that_no_branch_has_is_left_to_the_comparison_of_names_and_shape
 
 
 @pytest.mark.parametrize("kind", [NestedLoRAAdapter, ThreeBranches])
-@pytest.mark.parametrize(("mode", "reset", "alpha"), itertools.product(MODES, RESETS, ALPHAS))
+@pytest.mark.parametrize(("mode", "reset", "alpha"), [*itertools.product(MODES, RESETS, ALPHAS)])
 def test_an_adapter_knows_whether_a_consolidation_preserves_its_function(config, randomize, kind, mode, reset, alpha):
     keys = {"nested_lora_consolidation_mode": mode, "nested_lora_fast_reset": reset}
     keys = {**keys, "nested_lora_consolidation_alpha": alpha}
