@@ -69,6 +69,7 @@ class _Results(BaseModel, strict=True):
     tasks: list[_Task]
     run: _Clock
     branches: dict[str, Matrix] = {}
+    readouts: dict[str, Matrix] = {}
 
     @field_validator("tasks")
     @classmethod
@@ -124,6 +125,7 @@ def parse_run(path: Path) -> Run:
         matrix=found.accuracy,
         curve=tuple(found.accuracy.average_accuracies),
         branches=found.branches,
+        readouts=found.readouts,
         off=found.off,
         seconds=found.run.seconds,
         training=math.nan if training is None else sum(training),
