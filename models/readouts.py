@@ -18,7 +18,7 @@ from utils.readouts import LDA, NCM, PREFIX, RANPAC, label_of, parts_of
 from utils.streams import generator
 
 SHRINKAGE = 0.1  # of lda's covariance
-WIDTH = 1000  # M
+WIDTH, EXPANSION = 1000, 8  # M is the first, but at most so many times D
 RIDGES = tuple(10.0**power for power in range(-8, 9))  # among which ranpac chooses
 FITTED = 0.8  # share of a task's images of each class with which ranpac's ridges are fitted; the others choose
 ROWS = 4096  # images that are projected at a time
@@ -148,10 +148,11 @@ class RandomProjection(_Sums):
 
     def __init__(self, seed: int, width: int) -> None:
         self.seed = seed
-        self.projection = torch.randn(width, WIDTH, dtype=torch.float64, generator=generator(seed, "ranpac"))
-        self.gram = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)  # sum of h h^T
-        self.products = torch.zeros(WIDTH, 0, dtype=torch.float64)  # sum of h y^T, (M, C)
-        self.ridge = torch.ones((), dtype=torch.float64)[None]
+        self.width = min(WIDTH, EXPANSION * width)
+        self.projection = torch.randn(width, self.width, dtype=torch.float64, generator=generator(seed, "ranpac"))
+        self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)  # sum of h h^T
+        self.products = torch.zeros(self.width, 0, dtype=torch.float64)  # sum of h y^T, (M, C)
+        self.ridge = torch.ones(1, dtype=torch.float64)
 
     @property
     def classes(self) -> int:
@@ -160,7 +161,7 @@ class RandomProjection(_Sums):
     def observe(self, features: Tensor, labels: Tensor, classes: int) -> None:
         known, h = self.classes, self.project(features)
         targets = one_hot(labels, classes).to(torch.float64)  # (n, C)
-        self.products = torch.cat([self.products, self.products.new_zeros(WIDTH, classes - known)], dim=1)
+        self.products = torch.cat([self.products, self.products.new_zeros(self.width, classes - known)], dim=1)
         self.products = self.products + h.T @ targets
         self.gram = symmetric(self.gram + h.T @ h)
         chosen = self.held_out(labels, known)
@@ -183,7 +184,7 @@ class RandomProjection(_Sums):
         return (features.to(torch.float64) @ self.projection).relu_()
 
     def scores(self, features: Tensor) -> Tensor:
-        regularised = self.gram + self.ridge * torch.eye(WIDTH, dtype=torch.float64)
+        regularised = self.gram + self.ridge * torch.eye(self.width, dtype=torch.float64)
         weights = torch.linalg.solve(regularised, self.products)  # (M, C)
         return torch.cat([self.project(part) @ weights for part in features.split(ROWS)])
 

@@ -148,6 +148,59 @@ def test_a_run_keeps_its_most_confident_mistakes_with_their_images(run: Callable
             assert abs(np.asarray(shown).mean() - stored["x_test"][row].mean()) < 3
 
 
+@pytest.mark.parametrize("kind", ["adaptmlp", "nested_lora"])
+def test_readouts_are_in_every_file_of_a_run_and_evaluation_gives_them_again(
+    run: Callable[..., Path], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"ffn_adapter_type": kind, "readouts": ["ncm", "lda", "ranpac"], "max_tasks": 2}
+    path, without = run(**keys), run("without", **{**keys, "readouts": []})
+    found, plain = results(path), results(without)
+    sides = ["", ".adapters_off", *([".slow", ".fast"] if kind == "nested_lora" else [])]
+    assert found["readouts"].keys() == {name + side for name in keys["readouts"] for side in sides}
+    assert {**found, "readouts": {}} == plain  # nothing else changes
+    assert path.name == without.name
+    lines = events(path, "readouts")
+    for task in range(2):
+        labels, answers, _ = read_predictions(path / "predictions" / f"task_{task}.npz")
+        for label, matrix in found["readouts"].items():
+            right = labels == answers[f"readout.{label}"]
+            hits = [int(right[labels // 2 == old].sum()) for old in range(task + 1)]
+            assert matrix["correct"][task] == lines[task]["correct"][label] == hits
+    for matrix in found["readouts"].values():
+        first, last = matrix["correct"]
+        assert matrix["last_acc"] == sum(last) / 16
+        assert matrix["avg_inc_acc"] == pytest.approx((first[0] / 8 + sum(last) / 16) / 2)
+        assert matrix["forgetting"] == (first[0] - last[0]) / 8
+    assert not [fault for faults in verify(path).values() for fault in faults]
+    best = 100 * found["readouts"]["ncm"]["last_acc"]
+    assert f"readouts, last (average): ncm {best:.2f} (" in (path / "log.txt").read_text()
+    config = load(path / "config.json", {"eval": True, "checkpt_path": str(path)})
+    capsys.readouterr()
+    again = evaluate(config)["readouts"]
+    assert again.keys() == {name + side for name in keys["readouts"] for side in sides[:2]}
+    assert all(matrix == found["readouts"][label] for label, matrix in again.items())
+    assert f"ncm {best:.2f} (" in capsys.readouterr().out
+
+
+def test_readouts_that_are_added_later_are_left_out_with_a_word(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learn = Learner.incremental_train
+
+    def stop(learner: Learner, data: Any) -> None:
+        if learner.cur_task == 0:
+            raise KeyboardInterrupt
+        learn(learner, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "incremental_train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(readouts=["ncm"], max_tasks=2)
+    path = run(readouts=["lda", "ncm"], max_tasks=2, auto_resume=True)
+    assert results(path)["readouts"].keys() == {"ncm", "ncm.adapters_off", "ncm.slow", "ncm.fast"}
+    assert "readouts = lda: left out, as they are not known of the tasks learned" in caplog.text
+
+
 def test_top5_of_few_classes_is_not_printed(run: Callable[..., Path]) -> None:
     lines = [line for line in (run() / "log.txt").read_text().splitlines() if ": top-1 " in line]
     assert ["top-5" in line for line in lines] == [False, False, True]  # of 2, 4 and 6 classes

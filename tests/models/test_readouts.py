@@ -55,7 +55,7 @@ def test_images():
     return torch.from_numpy(np.random.RandomState(2).randn(50, WIDTH).astype(np.float32) * 3)
 
 
-def observed(name, data, until=None):
+def observed(name, data, until=3):
     readout = KINDS[name](SEED, WIDTH)
     for (features, labels), classes in list(zip(data, ENDS.tolist(), strict=True))[:until]:
         readout.observe(features, labels, classes)

@@ -20,9 +20,11 @@ from utils.runs.images import read_images, write_images
 from utils.runs.predictions import read_mistakes, read_predictions, save_mistakes, save_predictions
 
 (
-    MEASURES, TASKS, BRANCHES, ADAPTERS_OFF, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS, THRESHOLDS,
-    PREDICTIONS, MISTAKES, CHECKPOINTS, IMAGES, FILES,
+    MEASURES, TASKS, BRANCHES, READOUTS, ADAPTERS_OFF, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS,
+    THRESHOLDS, PREDICTIONS, MISTAKES, CHECKPOINTS, IMAGES, FILES,
 ) = (check.name for check in CHECKS)  # fmt: skip
+
+NO_READOUT = '{"task_sizes": [], "count": [], "correct": []}'
 
 
 @pytest.fixture
@@ -159,6 +161,11 @@ EDITS: dict[str, tuple[str, Callable[[Path], Any], set[str]]] = {
     "parameters": ("results.json", lambda f: edit(f, '"multiply_adds": ', '"multiply_adds": 1'), {FILES, TASKS}),
     "measure": ("results.json", lambda f: edit(f, '"last_acc": 0', '"last_acc": 1'), {FILES, MEASURES}),
     "branches": ("results.json", lambda f: edit(f, '"slow": {', '"slower": {'), {FILES, BRANCHES, PREDICTIONS}),
+    "readouts": (
+        "results.json",
+        lambda f: edit(f, '"branches": {', f'"readouts": {{"ncm": {NO_READOUT}}}, "branches": {{'),
+        {FILES, READOUTS, PREDICTIONS},
+    ),
     "damaged": ("results.json", lambda f: edit(f, '"accuracy": {', '"accuracy": ['), {READABLE}),
     "checksums": ("results.json", lambda f: edit(f, '"sha256"', '"sha255"'), {FILES}),
 }

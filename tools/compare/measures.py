@@ -8,14 +8,16 @@ above 1 if old tasks got better.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Literal
 
 import numpy as np
 
 from tools.finished.reader import Run
+from utils.readouts import LDA, NCM, OFF, RANPAC, label_of
 from utils.timescales.scales import NAMES
 
 SYMBOLS = (
@@ -111,6 +113,42 @@ TRAINED = (
     "machine is not known; -: also for runs of earlier versions"
 )
 TIME = Measure("seconds", "training time (s)", "s", TRAINED, lambda run: run.training)
+READ = (
+    (NCM, "nearest class mean"),
+    (LDA, "linear discriminant analysis"),
+    (RANPAC, "ridge regression on a random projection"),
+)
+
+
+def of_readouts() -> Iterator[Measure]:
+    """Yield the last and the average incremental accuracy of every readout, with the adapters and without them."""
+    for name, what in READ:
+        for side, title, where in (("", "", ""), (OFF, ", adapters off", " of the frozen backbone")):
+            label, meaning = label_of(name, side), f"of {what} on the features{where}"
+            key = label.replace(".adapters_", "_")
+            yield Measure(
+                f"last_acc_{key}",
+                f"last accuracy, {name}{title}",
+                "%",
+                f"A_T {meaning}",
+                partial(read, label, "last_acc"),
+                rare=True,
+            )
+            yield Measure(
+                f"avg_inc_acc_{key}",
+                f"average incremental, {name}{title}",
+                "%",
+                f"{AVERAGE} {meaning}",
+                partial(read, label, "avg_inc_acc"),
+                rare=True,
+            )
+
+
+def read(label: str, measure: str, run: Run) -> float:
+    """Return a measure of a readout's accuracy matrix; NaN if the run does not have the readout."""
+    return float(getattr(run.readouts[label], measure)) if label in run.readouts else math.nan
+
+
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
@@ -139,6 +177,7 @@ MEASURES = (
         lambda run: run.off.avg_inc_acc,
     ),
     CHANGED,
+    *of_readouts(),
     Measure("forgetting", "forgetting", "%", FORGETTING, lambda run: run.matrix.forgetting, better="lower"),
     Measure("bwt", "BWT", "%", BACKWARD, lambda run: run.matrix.bwt, better="higher"),
     Measure(

@@ -17,9 +17,10 @@ from utils.config.schema import defaults, schemas
 from utils.errors import RunError, UserError
 from utils.files import plain
 from utils.metrics import AccuracyMatrix, count_hits, grouped_accuracy, without_adapters
+from utils.readouts import PREFIX
 from utils.runs.checkpoint_meta import CheckpointError, read_meta
 from utils.runs.directory import CONFIG, RESULTS, checksums
-from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
+from utils.runs.events import Branches, Cadence, Epoch, Phase, Readouts, Scan, Task, read_lines
 from utils.runs.images import IMAGES, RECORD, VAL, fingerprint, read_images
 from utils.runs.predictions import (
     FOLDER,
@@ -122,6 +123,23 @@ def _branches(run: Run) -> Faults:
     for task, event in zip(tasks, events, strict=False):
         hits = {name: matrix.correct[task] for name, matrix in run.branches.items()}
         yield from unequal(f"{run.metrics}: task {task}", "right answers by branch", event.correct, hits, RESULTS)
+
+
+def _readouts(run: Run) -> Faults:
+    file, whole = run.path / RESULTS, run.matrix
+    for label, matrix in run.readouts.items():
+        found, right = [matrix.task_sizes, matrix.count], [whole.task_sizes, whole.count]
+        yield from unequal(file, f"classes and test images of readout {label}", found, right, "accuracy")
+        stated = run.results["readouts"][label]
+        for key, derived in plain(matrix.measures()).items():
+            yield from unequal(file, f"{key} of readout {label}", stated[key], derived, "its counts")
+    hits = {event.task: event.correct for event in run.events(Readouts)}
+    if run.readouts:
+        yield from unequal(run.metrics, "tasks scored by readouts", sorted(hits), run.tasks, RESULTS)
+    for task, correct in hits.items():
+        counted = {label: matrix.correct[task] for label, matrix in run.readouts.items()}
+        stated = {label: correct.get(label) for label in counted}
+        yield from unequal(f"{run.metrics}: task {task}", "right answers by readout", stated, counted, RESULTS)
 
 
 def _off(run: Run) -> Faults:
@@ -257,7 +275,8 @@ def _predictions(run: Run) -> Faults:
         except RunError as error:
             yield str(error)
             continue
-        for name, matrix in {WHOLE: run.matrix, **run.branches}.items():
+        read = {f"{PREFIX}{label}": matrix for label, matrix in run.readouts.items()}
+        for name, matrix in {WHOLE: run.matrix, **run.branches, **read}.items():
             if name not in answers:
                 yield f"{file}: no predictions of {name}"
                 continue
@@ -327,6 +346,7 @@ CHECKS = (
     Check("measures follow from the counts in results.json", _measures, "refuse"),
     Check("task events in metrics.jsonl agree with results.json", _tasks, "refuse"),
     Check("accuracies by branch agree with accuracy and metrics.jsonl", _branches, "refuse"),
+    Check("accuracies of readouts agree with metrics.jsonl", _readouts, "refuse"),
     Check("accuracies with all adapters off agree with the others", _off, "refuse"),
     Check("cadence audits have the right verdict", _verdicts, "refuse"),
     Check("no cadence audit is missing", _unaudited, "refuse"),

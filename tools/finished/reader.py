@@ -74,6 +74,7 @@ class _Results(BaseModel, strict=True):
     run: _Clock
     branches: dict[str, Matrix] = {}
     validation: _Validation | None = None
+    readouts: dict[str, Matrix] = {}
 
     @field_validator("tasks")
     @classmethod
@@ -136,6 +137,7 @@ def parse_run(path: Path) -> Run:
         curve=tuple(found.accuracy.average_accuracies),
         branches=found.branches,
         validation=found.validation.accuracy if found.validation else AccuracyMatrix(),
+        readouts=found.readouts,
         off=found.off,
         seconds=found.run.seconds,
         training=math.nan if training is None else sum(training),

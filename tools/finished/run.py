@@ -30,6 +30,7 @@ class Run:
         curve: A_t, fractions.
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
         validation: Accuracy matrix of the validation images; empty if there were none.
+        readouts: Accuracy matrix of each readout, by label, see `utils.readouts`; empty if they are not known.
         off: Accuracy matrix with all adapters off; rows that are not on record are None. Empty for a log.
         seconds: Wall-clock time; NaN if unknown.
         training: Seconds of training alone; NaN if unknown.
@@ -48,6 +49,7 @@ class Run:
     curve: tuple[float, ...]
     branches: Mapping[str, AccuracyMatrix] = field(default_factory=dict)
     validation: AccuracyMatrix = field(default_factory=AccuracyMatrix)
+    readouts: Mapping[str, AccuracyMatrix] = field(default_factory=dict)
     off: AccuracyMatrix = field(default_factory=AccuracyMatrix)
     seconds: float = math.nan
     training: float = math.nan

@@ -103,6 +103,7 @@ def matrices(comparison: Comparison) -> Section:
     parts += _drawn("Branches", map(figures.by_branch, comparison.groups))
     for group in comparison.groups:
         parts += _drawn(f"Matrices of the branches of {group.name}", figures.branches(group), folded=True)
+        parts += _drawn(f"Readouts of {group.name}", _readouts(group), folded=True)
     intro = "Row: after learning that task; column: accuracy on that task's test images in per cent"
     several = any(len(group.runs) > 1 for group in comparison.groups)
     intro += ", mean over seeds. " if several else ". "
@@ -110,6 +111,14 @@ def matrices(comparison: Comparison) -> Section:
     if not any(map(shared_branches, comparison.groups)):
         intro += f" No run has matrices of single branches; {RECORDED} unless branch_eval is false."
     return Section("matrices", "Accuracy matrices", intro if parts else "No run has an accuracy matrix.", parts)
+
+
+def _readouts(group: Group) -> Iterator[Drawing | None]:
+    """Yield R of every readout that all runs of a configuration have."""
+    for label in group.runs[0].readouts:
+        if all(label in run.readouts for run in group.runs):
+            matrix = mean_matrix([run.readouts[label] for run in group.runs])
+            yield figures.matrix(group.name, f"accuracy matrix of readout {label}", matrix)
 
 
 def time_scales(comparison: Comparison) -> Section:
