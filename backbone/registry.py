@@ -49,7 +49,7 @@ class Registry:
 
     def ships(self, name: object) -> bool:
         """Return whether a name is the project's own."""
-        return name in self._shipped
+        return isinstance(name, str) and name in self._shipped
 
     def __contains__(self, name: object) -> bool:
         return name in self._shipped or name in self._classes

@@ -261,8 +261,10 @@ def run(folder: Path) -> Path:
 def instead(file: Path, content: bytes) -> Iterator[None]:
     before = file.read_bytes()
     file.write_bytes(content)
-    yield
-    file.write_bytes(before)
+    try:
+        yield
+    finally:  # otherwise an error would show as one of the examples that follow
+        file.write_bytes(before)
 
 
 FILES = ["config.json", "environment.json", "metrics.jsonl", "results.json"]

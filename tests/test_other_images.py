@@ -273,7 +273,7 @@ def test_accepted_test_images_are_evaluated_without_the_rows_of_the_others(
     code, error = call.main("--eval", "--checkpt_path", str(file))
     assert (code, "8 then, 7 now; restore" in error) == (2, True)
     assert call.main("--eval", "--checkpt_path", str(file), "--accept_changed_data")[0] == 0
-    first, second = (line.split() for line in call.output.splitlines()[-3:-1])
+    first, second = (line.split() for line in call.output.splitlines() if line[:10].strip() in ("0", "1"))
     assert first == ["0", "-", "-"]
     assert (second[0], len(second)) == ("1", 4)
 
@@ -285,8 +285,8 @@ def test_an_evaluation_with_other_rounding_leaves_out_the_rows_of_the_run(
     file = checkpoint(call, images)
     code, error = call(images, eval=True, checkpt_path=str(file), **keys)
     assert code == 0, error
-    assert call.output.splitlines()[-3].split() == ["0", "-", "-"]
-    assert call.output.splitlines()[-1].startswith("average incremental -, last ")
+    assert ["0", "-", "-"] in [line.split() for line in call.output.splitlines()]
+    assert "\naverage incremental -, last " in call.output
 
 
 def test_files_that_are_left_out_are_on_record(call: Caller, images: Path):
