@@ -236,7 +236,7 @@ def test_a_checkpoint_of_another_matrix_is_found_though_its_checksum_is_right(pa
 
 
 def test_answers_with_all_adapters_off_are_counted_again(run: Callable[..., Path]) -> None:  # noqa: F811
-    path = run(max_tasks=2, ffn_adapter_type="adaptmlp")
+    path = run(max_tasks=2, ffn_adapter_type="adaptmlp", readouts=[])
     file = path / "predictions" / "task_1.npz"
     labels, answers, confidence = read_predictions(file)
     other = answers["adapters_off"].copy()

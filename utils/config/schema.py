@@ -304,7 +304,7 @@ class Config(BaseModel):
         True, "with nested_lora: after each task, also evaluate slow + fast, slow only, fast only and neither"
     )
     readouts: Readouts = _run(
-        ["ncm", "ranpac"],
+        ["ncm"],
         "classifiers computed from class statistics of the features, whose accuracies are reported beside those of the "
         "head; ncm: nearest class mean; lda: linear discriminant analysis; ranpac: ridge regression on a random "
         "projection; an empty list: none",
