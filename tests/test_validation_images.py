@@ -88,7 +88,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run("whole", **SHORT)
-    Killer(monkeypatch, 40, saved=False)
+    Killer(monkeypatch, 17, saved=False)
     config = configuration(images, tmp_path / "pieces", auto_resume=True, **SHORT)
     assert to_the_end(config) > 1
     pieces = only_run(tmp_path / "pieces")

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.contents import of_array
@@ -32,6 +32,7 @@ def aside(data: ImageData) -> list[int]:
     return np.flatnonzero(data.validation).tolist()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(4, 40), min_size=1, max_size=5), st.sampled_from([0.2, 0.25, 0.5, 0.7]), st.integers(0, 99))
 def test_each_class_gives_its_rounded_share_and_every_image_is_in_one_part(counts, fraction, seed):
     data = with_validation(data_of(counts), fraction, seed)
