@@ -18,13 +18,21 @@ from utils.config.identity import content, digest, on_record, without_idle_keys
 from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.record import FINISHED, accept_changes, fingerprints, refuse_other_data, write_record
-from utils.data.sources import ImageData, load_dataset
+from utils.data.sources import ImageData, Part, load_dataset
 from utils.data.tasks import DataManager
+from utils.data.validation import with_validation
 from utils.devices import check_compiler, device_record, prepare_device
 from utils.errors import DataError, DivergenceError, StoppedError
 from utils.files import plain
 from utils.inc_net import check_backbone
-from utils.metrics import AccuracyMatrix, class_legend, effect_of_adapters, format_table, without_adapters
+from utils.metrics import (
+    AccuracyMatrix,
+    class_legend,
+    effect_of_adapters,
+    format_table,
+    grouped_accuracy,
+    without_adapters,
+)
 from utils.runs.directory import STATES, RunPlan, finished_runs, plan_runs
 from utils.runs.events import Cadence, Event, EventSink, Phase, Task
 from utils.runs.forecast import Forecast
@@ -68,22 +76,24 @@ def train(config: Config, name: str) -> None:
     device = prepare(config)
     plans = plan_runs(config, name)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
+    parts = {seed: with_validation(data, config.val_fraction, seed) for seed in config.seed}
     for plan in filter(lambda plan: plan.resumes, plans):
-        refuse_other_data(plan.path, data, config.accept_changed_data)
-    for run in finished_runs(config) if config.auto_resume else []:
-        refuse_other_data(run, data, config.accept_changed_data, FINISHED)
+        refuse_other_data(plan.path, parts[plan.seed], config.accept_changed_data)
+    for seed, own in parts.items() if config.auto_resume else ():
+        for run in finished_runs(config.model_copy(update={"seed": [seed]})):
+            refuse_other_data(run, own, config.accept_changed_data, FINISHED)
     acting = without_idle_keys(config)
     configs = {plan.seed: acting.model_copy(update={"seed": [plan.seed]}) for plan in plans}
-    for own in configs.values():  # of all seeds, before the first of them trains
-        checked_tasks(own, data)
+    for seed, of_seed in configs.items():  # of all seeds, before the first of them trains
+        checked_tasks(of_seed, parts[seed])
     diverged: list[DivergenceError] = []
     for plan in plans:
         last = plan is plans[-1]
         if config.dry_run:
-            dry_run(configs[plan.seed], plan, data, device)
+            dry_run(configs[plan.seed], plan, parts[plan.seed], device)
             continue
         try:
-            asked = train_seed(configs[plan.seed], plan, data, device)
+            asked = train_seed(configs[plan.seed], plan, parts[plan.seed], device)
         except DivergenceError as error:  # the other seeds are trained before it ends the command
             logger.error("seed %d: %s", plan.seed, error)
             diverged.append(error)
@@ -233,6 +243,7 @@ class Run:
         self.config, self.tasks, self.images, self.learner, self.log = config, tasks, images, learner, log
         self.matrix = AccuracyMatrix()
         self.branches: dict[str, AccuracyMatrix] = {}
+        self.validation = AccuracyMatrix()
         self.per_task: list[dict[str, Any]] = []
         self.clock = RunClock()
         self.states = SavedStates(log.path / STATES)
@@ -250,9 +261,11 @@ class Run:
             self._account_for(task)
             self.clock.end_task(self.learner.hooks.training.take())
             self.keep("task")
-        logger.info("finished; accuracy per task, per cent\n%s", format_table(self.matrix))
+        logger.info("finished; accuracy per task, per cent\n%s", self._tables())
         measured = self._measured()
         accuracy = measured.pop("accuracy")
+        if validation := measured.pop("validation"):
+            measured["validation"] = {"accuracy": validation, **self.validation.summary()}
         names = {"class_names": self.tasks.class_names}
         return {"accuracy": accuracy, **self.matrix.summary(), **names, **measured, "run": self.clock.report()}
 
@@ -261,11 +274,18 @@ class Run:
             "accuracy": self.matrix.to_json(),
             "tasks": self.per_task,
             "branches": {name: matrix.to_json() for name, matrix in self.branches.items()},
+            "validation": self.validation.to_json() if self.validation.correct else None,
         }
+
+    def _tables(self) -> str:
+        """Return the accuracies on test images, and on validation images if there are any, as text."""
+        if not self.validation.correct:
+            return format_table(self.matrix)
+        return f"{format_table(self.matrix)}\non validation images\n{format_table(self.validation)}"
 
     def _account_for(self, task: int) -> None:
         """Evaluate a task that was just learned, and write its predictions, events and checkpoint."""
-        accuracy, predictions, branches, off = Report(*self.learner.report_task())
+        accuracy, predictions, branches, off, val = Report(*self.learner.report_task())
         self.matrix.add_row(predictions.top1, predictions.labels, self.learner.task_sizes)
         if task == 0 or branches.keys() == self.branches.keys():
             for name, alone in branches.items():
@@ -284,6 +304,13 @@ class Run:
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         if off is not None:
             state[OFF] = without_adapters(predictions.top1, off.top1, off.labels, self.learner.task_sizes)
+        if val is not None:
+            self.validation.add_row(val.top1, val.labels, self.learner.task_sizes)
+            file = predictions_file(self.log.path, task, "val")
+            save_predictions(file, val.labels, {WHOLE: val.top1}, val.confidence)
+            learned = self.learner.task_sizes
+            grouped = grouped_accuracy(val.top1, val.labels, learned, sum(learned[:-1]))
+            state["validation"] = {"grouped": grouped, "top1": grouped["total"]}
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
         meta = {
@@ -301,10 +328,12 @@ class Run:
         # Of five classes or fewer the true one is always among the first five.
         top5 = f"top-5 {accuracy['top5']:.2f}, " if sum(self.learner.task_sizes) > 5 else ""
         logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
+        if val is not None:
+            logger.info("task %d: on validation images top-1 %.2f", task, state["validation"]["top1"])
         if off is not None:
             logger.info("task %d: %s", task, effect_of_adapters(state[OFF]))
         if task + 1 < self.tasks.nb_tasks:
-            logger.info("accuracy per task so far, per cent\n%s", format_table(self.matrix))
+            logger.info("accuracy per task so far, per cent\n%s", self._tables())
 
     def resume(self, data: ImageData) -> bool:
         """Restore the newest state that can be used; return whether there was one.
@@ -321,6 +350,7 @@ class Run:
         self.learner.restore(state["learner"])  # first, as it may raise, and then nothing may have changed
         self.matrix = AccuracyMatrix.from_json(state["accuracy"])
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
+        self.validation = AccuracyMatrix.from_json(state["validation"]) if state.get("validation") else AccuracyMatrix()
         self.per_task = state["tasks"]
         self.clock, self.learner.hooks.training.seconds = RunClock.restore(state["clock"])
         self._accept_changes(data)
@@ -340,8 +370,11 @@ class Run:
         if not changes:
             return
         task, learned = self.learner.cur_task, len(self.per_task)
-        if [self.tasks.nb_images("test", done) for done in range(learned)] != self.matrix.count:
-            raise DataError(f"the numbers of test images of tasks 0 to {learned - 1} changed; {START_AGAIN}")
+        numbers: dict[Part, AccuracyMatrix] = {"test": self.matrix, "val": self.validation}
+        for part, matrix in numbers.items():
+            if [self.tasks.nb_images(part, done) for done in range(len(matrix.count))] != matrix.count:
+                what = "validation" if part == "val" else part
+                raise DataError(f"the numbers of {what} images of tasks 0 to {learned - 1} changed; {START_AGAIN}")
         begun = set(self.tasks.names_of(task)) if task == learned else set()
         if any(name in begun for _, name, _ in chain(*changes.of("train"))):
             raise DataError(f"training images of task {task}, which has begun, changed; {START_AGAIN}")

@@ -75,6 +75,7 @@ class BaseLearner(ABC):
         self.cur_task = -1
         self.known_classes = 0
         self.task_sizes: list[int] = []
+        self.val_loader: StreamLoader | None = None
         self.trained: dict[str, tuple[str, int]] = {}  # role and size of what this task has trained, by name
 
     @abstractmethod
@@ -129,6 +130,8 @@ class BaseLearner(ABC):
         """Count the task's classes as known, and stop the workers that loaded its test images."""
         self.known_classes = self.total_classes
         self.test_loader.close()
+        if self.val_loader is not None:
+            self.val_loader.close()
 
     def begin_after(self, task_sizes: list[int]) -> None:
         """Take the counts after training on these tasks, before `after_task` of the last."""
@@ -156,6 +159,9 @@ class BaseLearner(ABC):
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
         self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
         self.begin_test(data_manager)
+        if self.config.val_fraction:
+            seen = range(self.total_classes)
+            self.val_loader = self.loader(data_manager.get_dataset(seen, source="val", mode="test", spec=self.spec))
 
     def begin_test(self, data_manager: Tasks) -> None:
         """Make a loader of the test images of all classes seen."""
@@ -190,14 +196,22 @@ class BaseLearner(ABC):
                 self.test_loader, self.cur_task, self.total_classes, self.settled_layers()
             )
 
+    def predict_val(self) -> Predictions | None:
+        """Score the validation images of all classes seen; None without `val_fraction`."""
+        if self.val_loader is None:
+            return None
+        with self.hooks.training.paused():
+            counts = self.cur_task, self.total_classes, self.settled_layers()
+            return self.evaluator.predict(self.val_loader, *counts, part="val")
+
     def eval_task(self) -> tuple[dict[str, Any], Predictions]:
         """Return the accuracy over all classes seen, in per cent, and the predictions it was computed from."""
         predictions = self.predict()
         return accuracy(predictions, self.task_sizes, self.known_classes), predictions
 
     def report_task(self) -> Report:
-        """Return `eval_task`, predictions by subset of the adapters' branches (none here), and `predict_off`."""
-        return Report(*self.eval_task(), {}, self.predict_off())
+        """Return `eval_task`, predictions by subset of the branches (none here), `predict_off` and `predict_val`."""
+        return Report(*self.eval_task(), {}, self.predict_off(), self.predict_val())
 
     def structure(self) -> dict[str, Any]:
         """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""

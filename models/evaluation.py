@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Kept(NamedTuple):
 
 class ActivationCache:
     """The first batches of the test set, for each set of active branches, up to a size limit.
+
+    Batches of the validation images are kept under names of their own.
 
     Args:
         limit_gib: Limit of the whole cache in GiB; 0 caches nothing.
@@ -133,7 +135,9 @@ class Evaluator:
         self.features.clear()
 
     @torch.no_grad()
-    def predict(self, loader: StreamLoader, task: int, classes: int, settled: int) -> Predictions:
+    def predict(
+        self, loader: StreamLoader, task: int, classes: int, settled: int, part: Literal["test", "val"] = "test"
+    ) -> Predictions:
         """Score all images of a loader.
 
         Args:
@@ -141,8 +145,9 @@ class Evaluator:
             task: Number of the current task.
             classes: Number of classes, from the first on, among which to choose.
             settled: Number of blocks, from the first on, whose output for an image no longer changes.
+            part: Which images the loader has.
         """
-        halves = self._half_way(loader, task, settled)
+        halves = self._half_way(loader, task, settled, part)
         return self._all((labels, *self.score(x, labels, classes, settled)) for x, labels in halves)
 
     @torch.no_grad()
@@ -167,13 +172,14 @@ class Evaluator:
         """Return what `choose` does, given the input (B, N, D) of block `settled`; see `predict`."""
         return choose(self.network.forward_from(x, settled)["logits"], labels, classes)
 
-    def _half_way(self, loader: StreamLoader, task: int, layer: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every test batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
+    def _half_way(self, loader: StreamLoader, task: int, layer: int, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every batch as the input (B, N, D) of block `layer`, and its labels (B,)."""
         branches, dtype = self.network.active_branches, self.network.fc.weight.dtype
+        branches = branches if part == "test" else (part, *branches)
         kept = self.cache.batches(branches) if layer else []
         for batch in kept:
             yield batch.x.to(loader.device, dtype), batch.labels.to(loader.device)
-        for number, x, labels in self._new(loader, task, layer, len(kept)):
+        for number, x, labels in self._new(loader, task, layer, len(kept), part):
             if layer and len(labels) == self.batch_size:
                 self.cache.offer(branches, number, x, labels)
             yield x.to(dtype), labels
@@ -191,10 +197,12 @@ class Evaluator:
                 self.features.offer(kind, number, features, labels)
             yield features, labels
 
-    def _new(self, loader: StreamLoader, task: int, layer: int, done: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield number, input (B, N, D) of block `layer` and labels (B,) of the test batches after the first `done`."""
-        batches = loader.epoch("test", task, batch_size=self.batch_size, shuffle=False, start=done)
-        total, what = loader.batches(self.batch_size), f"task {task} test"
+    def _new(
+        self, loader: StreamLoader, task: int, layer: int, done: int, part: str = "test"
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield number, input (B, N, D) of block `layer` and labels (B,) of the batches after the first `done`."""
+        batches = loader.epoch(part, task, batch_size=self.batch_size, shuffle=False, start=done)
+        total, what = loader.batches(self.batch_size), f"task {task} {part}"
         for number, (_, images, labels) in enumerate(progress(batches, what, total, done=done), start=done):
             x = self.network.forward_to(images, layer)
             yield number, x.bfloat16() if layer and self.rounds else x, labels

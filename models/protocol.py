@@ -43,7 +43,7 @@ class Tasks(Protocol):
     def get_dataset(
         self,
         indices: Iterable[int],
-        source: Literal["train", "test"],
+        source: Literal["train", "val", "test"],
         mode: Literal["train", "test", "part"],
         spec: InputSpec,
         decoded_gib: float = 0.0,
@@ -66,6 +66,7 @@ class Report(NamedTuple):
     predictions: Predictions
     branches: dict[str, Predictions]  # by subset of the adapters' branches
     off: Predictions | None = None  # with all adapters off
+    val: Predictions | None = None  # on the validation images; None: there are none
 
 
 class TaskLearner(Protocol):

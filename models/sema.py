@@ -331,7 +331,7 @@ class Learner(BaseLearner):
         return scored
 
     def report_task(self) -> Report:
-        """Return `eval_task`, predictions by subset of the adapters' branches, and `predict_off`.
+        """Return `eval_task`, predictions by subset of the adapters' branches, `predict_off` and `predict_val`.
 
         The mean weights of the router are an event.
         """
@@ -340,7 +340,7 @@ class Learner(BaseLearner):
         weights = mean_weights(seen, predictions.labels, self.task_sizes)
         self.hooks.events(events.Router(task=self.cur_task, weights=weights))
         branches = self._score_branches("after_task", predictions)
-        return Report(accuracy, predictions, branches, branches.get(NEITHER) or self.predict_off())
+        return Report(accuracy, predictions, branches, branches.get(NEITHER) or self.predict_off(), self.predict_val())
 
     # ---- the state of a task in progress
 

@@ -34,6 +34,7 @@ class Measure:
     meaning: str  # for the legend
     of: Callable[[Run], float]  # its value for a run
     better: Literal["higher", "lower"] | None = None  # None: it is shown, and differences in it are not tested
+    optional: bool = False  # whether tables leave it out if no run has it
 
 
 def plasticity(run: Run) -> float:
@@ -88,6 +89,7 @@ AVERAGE = "mean over t of A_t"
 FORGETTING = "mean over i < T of (maximum over i <= t < T of R[t][i]) - R[T][i]; negative where tasks got better"
 BACKWARD = "backward transfer: mean over i < T of R[T][i] - R[i][i]"
 LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was something to keep"
+VALIDATED = "on validation images, which choices may use (val_fraction)"
 HEAD_ALONE = "of the head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
 CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
@@ -99,6 +101,22 @@ TIME = Measure("seconds", "training time (s)", "s", TRAINED, lambda run: run.tra
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),
+    Measure(
+        "val_last_acc",
+        "validation last accuracy",
+        "%",
+        f"A_T {VALIDATED}",
+        lambda run: run.validation.last_acc,
+        optional=True,
+    ),
+    Measure(
+        "val_avg_inc_acc",
+        "validation average incremental accuracy",
+        "%",
+        f"{AVERAGE} {VALIDATED}",
+        lambda run: run.validation.avg_inc_acc,
+        optional=True,
+    ),
     Measure("last_acc_off", "last accuracy, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
     Measure(
         "avg_inc_acc_off",

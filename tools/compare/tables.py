@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tools.compare.comparison import Comparison, Group, value_text
@@ -59,22 +59,29 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
         rows = [[key, *(value_text(value, "-") for value in values)] for key, values in comparison.differing.items()]
         title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
         yield Table(title, ["key", *names], rows)
-    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in MEASURES]
+    measures = _measures(groups)
+    rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in measures]
     several = any(len(group.runs) > 1 for group in groups)
     seeds = "seeds, all with one class order" if one_class_order(groups) else "seeds"
     title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
     yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
     if baseline and others:
         columns = [[_compared_cell(one, group, baseline) for one in found.of(group)] for group in others]
-        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True)]
+        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True) if m in measures]
         title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p (corrected p), what follows; "
         title += "accuracies in points"
         yield Table(title, ["measure", *(group.name for group in others)], rows)
 
 
+def _measures(groups: Sequence[Group]) -> list[Measure]:
+    """Return the measures without those that are optional and that no run has."""
+    runs = [run for group in groups for run in group.runs]
+    return [m for m in MEASURES if not (m.optional and all(math.isnan(m.of(run)) for run in runs))]
+
+
 def _legend(comparison: Comparison) -> Iterator[str]:
     yield SYMBOLS
-    yield from (f"{measure.title}: {measure.meaning}" for measure in MEASURES)
+    yield from (f"{measure.title}: {measure.meaning}" for measure in _measures(comparison.groups))
     yield "±: sample standard deviation (n - 1) over seeds; -: not known, or not defined"
     yield from class_order(comparison.groups)
     if comparison.others:

@@ -16,11 +16,11 @@ from utils.config.identity import content, digests
 from utils.config.schema import defaults, schemas
 from utils.errors import RunError, UserError
 from utils.files import plain
-from utils.metrics import AccuracyMatrix, count_hits, without_adapters
+from utils.metrics import AccuracyMatrix, count_hits, grouped_accuracy, without_adapters
 from utils.runs.checkpoint_meta import CheckpointError, read_meta
 from utils.runs.directory import CONFIG, RESULTS, checksums
 from utils.runs.events import Branches, Cadence, Epoch, Phase, Scan, Task, read_lines
-from utils.runs.images import IMAGES, RECORD, fingerprint, read_images
+from utils.runs.images import IMAGES, RECORD, VAL, fingerprint, read_images
 from utils.runs.predictions import (
     FOLDER,
     MISTAKES,
@@ -90,6 +90,9 @@ def _measures(run: Run) -> Faults:
     for key, derived in plain(run.matrix.summary()).items():
         if key in run.results:
             yield from unequal(run.path / RESULTS, key, run.results[key], derived, "accuracy.correct")
+    for key, derived in plain(run.validation.summary()).items() if run.validation.correct else ():
+        stated = run.results["validation"].get(key)
+        yield from unequal(run.path / RESULTS, f"validation.{key}", stated, derived, "validation.accuracy.correct")
 
 
 def _tasks(run: Run) -> Faults:
@@ -231,13 +234,19 @@ def _images(run: Run) -> Faults:
     if not run.data:
         return
     images, place = read_images(run.path), run.path / RECORD
-    for half in ("train", "test"):
-        yield from unequal(place, half, run.data[half], fingerprint(images, half), IMAGES)
+    aside = [image for image in images if image.part == VAL]
+    for part in ("train", "test", *([VAL] if aside or VAL in run.data else [])):
+        yield from unequal(place, part, run.data.get(part), fingerprint(images, part), IMAGES)
+    tests = {image.digest for image in images if image.part == "test"}
+    if both := [image for image in aside if image.digest in tests]:
+        yield f"{run.path / IMAGES}: {len(both)} validation images are test images, such as {'/'.join(both[0].key)}"
     names = run.results["class_names"]
     yield from unequal(place, "class_names", sorted(run.data["class_names"]), sorted(names), RESULTS)
-    tested, learned = Counter(image.class_name for image in images if image.half == "test"), iter(names)
-    counts = [sum(tested[next(learned)] for _ in range(size)) for size in run.matrix.task_sizes]
-    yield from unequal(run.path / IMAGES, "test images of the tasks", counts, run.matrix.count, RESULTS)
+    for part, what, matrix in (("test", "test", run.matrix), (VAL, "validation", run.validation)):
+        found, learned = Counter(image.class_name for image in images if image.part == part), iter(names)
+        counts = [sum(found[next(learned)] for _ in range(size)) for size in run.matrix.task_sizes]
+        right = matrix.count or [0] * len(counts)
+        yield from unequal(run.path / IMAGES, f"{what} images of the tasks", counts, right, RESULTS)
 
 
 def _predictions(run: Run) -> Faults:
@@ -258,6 +267,22 @@ def _predictions(run: Run) -> Faults:
         off, sizes = answers.get(OFF), run.matrix.task_sizes[: task + 1]
         kept = None if off is None else without_adapters(answers[WHOLE], off, labels, sizes)
         yield from unequal(file, "with all adapters off", kept, run.results["tasks"][task].get(OFF), RESULTS)
+
+
+def _validation(run: Run) -> Faults:
+    matrix = run.validation
+    for task in run.tasks if matrix.correct else ():
+        file, sizes = predictions_file(run.path, task, "val"), matrix.task_sizes[: task + 1]
+        try:
+            labels, answers, _ = read_predictions(file)
+        except RunError as error:
+            yield str(error)
+            continue
+        right = matrix.correct[task], matrix.count[: task + 1]
+        yield from unequal(file, "right answers and images", count_hits(answers[WHOLE], labels, sizes), right, RESULTS)
+        grouped = grouped_accuracy(answers[WHOLE], labels, sizes, sum(sizes[:-1]))
+        stated, found = run.results["tasks"][task].get("validation"), {"grouped": grouped, "top1": grouped["total"]}
+        yield from unequal(f"{run.path / RESULTS}: task {task}", "validation", stated, plain(found), file.name)
 
 
 def _mistakes(run: Run) -> Faults:
@@ -312,6 +337,7 @@ CHECKS = (
     Check("epochs are those of the configuration", _epochs, "verify"),
     Check("expansion thresholds are those of the configuration", _thresholds, "verify"),
     Check("accuracies are the counts of the predictions", _predictions, "verify"),
+    Check("accuracies on validation images are the counts of the predictions", _validation, "verify"),
     Check("mistakes are the most confident of the predictions", _mistakes, "verify"),
     Check("checkpoints belong to the run", _checkpoints, "verify"),
     Check("images are those of the run", _images, "verify"),

@@ -64,11 +64,16 @@ class _Clock(BaseModel, strict=True):
     training_seconds_per_task: list[Seconds] | None = None
 
 
+class _Validation(BaseModel, strict=True):
+    accuracy: Matrix
+
+
 class _Results(BaseModel, strict=True):
     accuracy: Matrix
     tasks: list[_Task]
     run: _Clock
     branches: dict[str, Matrix] = {}
+    validation: _Validation | None = None
 
     @field_validator("tasks")
     @classmethod
@@ -77,6 +82,12 @@ class _Results(BaseModel, strict=True):
         if not tasks or len(tasks) != count or not all("backbone" in task.parameters for task in tasks):
             raise ValueError(f"expected adapters and parameters for each of {count} tasks, at least one")
         return tasks
+
+    @model_validator(mode="after")
+    def _validation_is_of_the_tasks(self) -> Self:
+        if self.validation and self.validation.accuracy.task_sizes != self.accuracy.task_sizes:
+            raise ValueError("accuracy on validation images is of other tasks")
+        return self
 
     @model_validator(mode="after")
     def _off_is_a_matrix(self) -> Self:
@@ -124,6 +135,7 @@ def parse_run(path: Path) -> Run:
         matrix=found.accuracy,
         curve=tuple(found.accuracy.average_accuracies),
         branches=found.branches,
+        validation=found.validation.accuracy if found.validation else AccuracyMatrix(),
         off=found.off,
         seconds=found.run.seconds,
         training=math.nan if training is None else sum(training),

@@ -29,6 +29,7 @@ class Run:
         matrix: Counts. A log has only percentages, which become hits in 10,000 images.
         curve: A_t, fractions.
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
+        validation: Accuracy matrix of the validation images; empty if there were none.
         off: Accuracy matrix with all adapters off; rows that are not on record are None. Empty for a log.
         seconds: Wall-clock time; NaN if unknown.
         training: Seconds of training alone; NaN if unknown.
@@ -46,6 +47,7 @@ class Run:
     matrix: AccuracyMatrix
     curve: tuple[float, ...]
     branches: Mapping[str, AccuracyMatrix] = field(default_factory=dict)
+    validation: AccuracyMatrix = field(default_factory=AccuracyMatrix)
     off: AccuracyMatrix = field(default_factory=AccuracyMatrix)
     seconds: float = math.nan
     training: float = math.nan

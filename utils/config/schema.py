@@ -106,6 +106,13 @@ class Config(BaseModel):
     init_cls: int = _data(10, "classes in the first task", ge=1, first=True)
     increment: int = _data(10, "classes in each later task; the last task has the remaining classes", ge=1, first=True)
     max_tasks: int | None = _data(None, "stop after this many tasks; null: learn all tasks", ge=1)
+    val_fraction: float = _data(
+        0.0,
+        "share of each class's training images that is set aside, not trained on, and scored after each task beside "
+        "the test images; drawn from the seed; 0: none",
+        ge=0,
+        lt=1,
+    )
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )

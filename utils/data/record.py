@@ -1,7 +1,7 @@
 """The images of a run on its record, so that other images are noticed when it is resumed or evaluated.
 
     <run>/data.json          class names, numbers and fingerprints of both halves, files left out, accepted changes
-    <run>/images.tsv.gz      half, class, name, size and content of every image, in the stored order
+    <run>/images.tsv.gz      part, class, name, size and content of every image, see `utils.runs.images`
 
 The content is a hash, see `utils.data.contents`.
 """
@@ -15,7 +15,7 @@ from utils.data.sources import HALVES, ImageData
 from utils.errors import DataError
 from utils.files import write_json
 from utils.json_file import read_object
-from utils.runs.images import IMAGES, RECORD, Image, fingerprint, read_images, write_images
+from utils.runs.images import IMAGES, RECORD, VAL, Image, fingerprint, read_images, write_images
 from utils.text import shown
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,10 @@ class Changes(NamedTuple):
 
 
 def fingerprints(data: ImageData) -> dict[str, Any]:
-    """Return numbers and hashes of both halves."""
+    """Return numbers and hashes of both halves, and of the validation images if there are any."""
     images = images_of(data)
-    return {half: fingerprint(images, half) for half in HALVES}
+    parts = HALVES if data.validation is None else (*HALVES, VAL)
+    return {part: fingerprint(images, part) for part in parts}
 
 
 def write_record(run: Path, data: ImageData, accepted: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -128,8 +129,11 @@ def refuse_other_numbers(place: str, then: Iterable[str], now: Iterable[str]) ->
 
 def images_of(data: ImageData) -> list[Image]:
     """Return the list of both halves."""
+    aside = {} if data.validation is None else {"train": data.validation}
     return [
-        Image(half, name, content.name, str(content.size), content.digest)
+        Image(
+            VAL if half in aside and aside[half][row] else half, name, content.name, str(content.size), content.digest
+        )
         for half in HALVES
-        for name, content in data.rows(half)
+        for row, (name, content) in enumerate(data.rows(half))
     ]

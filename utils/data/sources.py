@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 OnBadImage = Literal["error", "skip"]
 Half = Literal["train", "test"]
+Part = Literal["train", "val", "test"]  # val: images of the training half that are not trained on
 HALVES: tuple[Half, Half] = ("train", "test")
 TEST_FOLDERS = ("test", "val", "valid", "validation")  # names of the folder with the test images, by preference
 
@@ -63,6 +64,7 @@ class ImageData:
         left_out: Files that are in its folders, but not in it.
         test_folder: The folder that the test images were read from; empty if they are not files.
         unused_folders: Other folders that could have been the one of the test images.
+        validation: (N,) whether each image of the training half is a validation image; None: none is.
     """
 
     train: Split
@@ -71,6 +73,7 @@ class ImageData:
     left_out: tuple[LeftOut, ...] = ()
     test_folder: str = ""
     unused_folders: tuple[str, ...] = ()
+    validation: np.ndarray | None = None
 
     @property
     def nb_classes(self) -> int:
@@ -81,7 +84,9 @@ class ImageData:
     def summary(self) -> str:
         """The numbers of classes and images, and the files that were left out, on one line."""
         train, test = len(self.train.labels), len(self.test.labels)
-        size = f"{self.nb_classes} classes, {train} training and {test} test images"
+        aside = 0 if self.validation is None else int(self.validation.sum())
+        learned = f"{train - aside} training" + (f", {aside} validation" if aside else "")
+        size = f"{self.nb_classes} classes, {learned} and {test} test images"
         if self.unused_folders or self.test_folder not in ("", "test"):
             size += f"; test images from {self.test_folder}/"
             size += "".join(f", {name}/ is not used" for name in self.unused_folders)
@@ -99,6 +104,14 @@ class ImageData:
         split: Split = getattr(self, half)
         names = [self.class_names[label] for label in split.labels]
         return list(zip(names, split.contents, strict=True))
+
+    def part(self, part: Part) -> Split:
+        """Return the half of a part; images of it that are in another part have the label -1, which no class has."""
+        split = self.test if part == "test" else self.train
+        if part == "test" or (self.validation is None and part == "train"):
+            return split
+        aside = np.zeros(len(split.labels), bool) if self.validation is None else self.validation
+        return replace(split, labels=np.where(aside == (part == "val"), split.labels, -1))
 
 
 def load_dataset(name: str, data_root: Path, on_bad_image: OnBadImage = "error") -> ImageData:

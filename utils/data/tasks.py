@@ -11,7 +11,7 @@ from torchvision.transforms import Compose
 from utils.data.decoded import DecodedImages
 from utils.data.images import InputSpec, open_image, open_pixels, test_transform, thumbnail, train_transform
 from utils.data.resample import random_part
-from utils.data.sources import Half, ImageData, Split
+from utils.data.sources import ImageData, Part, Split
 from utils.errors import ConfigError, DataError
 from utils.metrics import MOST_TASKS
 
@@ -64,10 +64,9 @@ class DataManager:
         """Return the number of classes of a task."""
         return self._sizes[task]
 
-    def nb_images(self, half: Half, task: int) -> int:
-        """Return the number of training or of test images of a task."""
-        split: Split = getattr(self._data, half)
-        return int(np.isin(split.labels, self._of_task(self.class_order, task)).sum())
+    def nb_images(self, part: Part, task: int) -> int:
+        """Return the number of training, validation or test images of a task."""
+        return int(np.isin(self._data.part(part).labels, self._of_task(self.class_order, task)).sum())
 
     def names_of(self, task: int) -> Sequence[str]:
         """Return the names of the classes of a task."""
@@ -80,7 +79,7 @@ class DataManager:
     def get_dataset(
         self,
         indices: Iterable[int],
-        source: Literal["train", "test"],
+        source: Part,
         mode: Mode,
         spec: InputSpec,
         decoded_gib: float = 0.0,
@@ -89,7 +88,7 @@ class DataManager:
 
         Args:
             indices: New labels of the classes.
-            source: Which half of the data set.
+            source: Which part of the data set.
             mode: "train" or "test": the transform of that name; "part": the part of the image that the train transform
                 would resize, see `utils.data.resample`.
             spec: The network's input.
@@ -98,7 +97,7 @@ class DataManager:
         Raises:
             DataError: None of the classes has an image, or a file that is decoded now is not a readable image.
         """
-        split = {"train": self._data.train, "test": self._data.test}[source]
+        split = self._data.part(source)
         classes = list(indices)
         by_class = self._rows(split, classes)
         if not any(map(len, by_class)):

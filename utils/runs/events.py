@@ -195,6 +195,7 @@ class Task(Event, kind="task"):
 
     Attributes:
         adapters_off: With all adapters off, see `utils.metrics.without_adapters`.
+        validation: `accuracy` on the validation images; None: there are none.
     """
 
     accuracy: Values
@@ -203,6 +204,7 @@ class Task(Event, kind="task"):
     trained: dict[str, int]
     multiply_adds: int
     adapters_off: Values | None = None
+    validation: Values | None = None
     task_accuracy: list[float | None] | None = None
     average_accuracy: list[float | None] | None = None
     avg_inc_acc: float | None = None

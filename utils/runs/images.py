@@ -1,6 +1,8 @@
 """The list of a run's images, which identifies them.
 
-    <run>/images.tsv.gz      half, class, name, size in bytes and hash of every image, in the stored order
+    <run>/images.tsv.gz      part, class, name, size in bytes and hash of every image, in the stored order
+
+The part is train, test, or val: images of the training half that the run did not train on.
 
 Imports no torch, so that finished runs can be read quickly.
 """
@@ -17,12 +19,13 @@ from utils.errors import DataError
 from utils.files import atomic_write
 
 RECORD, IMAGES = "data.json", "images.tsv.gz"
+VAL = "val"
 
 
 class Image(NamedTuple):
-    """An image as it is listed. `half` is train or test; `name` is below the folder of the class, or a row."""
+    """An image as it is listed. `part` is train, val or test; `name` is below the folder of the class, or a row."""
 
-    half: str
+    part: str
     class_name: str
     name: str
     size: str
@@ -34,9 +37,13 @@ class Image(NamedTuple):
         return self[:3]
 
 
-def fingerprint(images: Iterable[Image], half: str) -> dict[str, Any]:
-    """Return the number of images of one half, and the SHA-256 (hex) over all that is listed of them."""
-    lines = ["\t".join(image[1:]) + "\n" for image in images if image.half == half]
+def fingerprint(images: Iterable[Image], part: str) -> dict[str, Any]:
+    """Return the number of images of a part, and the SHA-256 (hex) over all that is listed of them.
+
+    For `train` these are the images of the whole training half, so that it does not depend on the draw.
+    """
+    parts = {"train": ("train", VAL)}.get(part, (part,))
+    lines = ["\t".join(image[1:]) + "\n" for image in images if image.part in parts]
     return {"images": len(lines), "sha256": sha256("".join(lines).encode()).hexdigest()}
 
 

@@ -3,6 +3,7 @@
     <run>/predictions/task_T.npz      labels (n,), predicted classes (n,) of the network, of its branches and with all
                                       adapters off, and the network's confidence (n,): the softmax probability of its
                                       prediction
+    <run>/predictions/val_task_T.npz  the same of the validation images, only of the network, if there are any
     <run>/predictions/mistakes.npz    after the last task, the most confident mistakes: their positions (m,) among the n
                                       images, the images' names (m,), and thumbnails (m,) as bytes of a JPEG file
 
@@ -12,7 +13,7 @@ Shapes: n test images of all classes seen, m mistakes.
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -41,9 +42,9 @@ class Mistake(NamedTuple):
     thumbnail: bytes  # a JPEG file; empty if the image could not be read
 
 
-def predictions_file(run: Path, task: int) -> Path:
-    """Return the file with the predictions after a task."""
-    return run / FOLDER / f"task_{task}.npz"
+def predictions_file(run: Path, task: int, part: Literal["test", "val"] = "test") -> Path:
+    """Return the file with the predictions on the test or the validation images after a task."""
+    return run / FOLDER / f"{'val_' if part == 'val' else ''}task_{task}.npz"
 
 
 def save_predictions(

@@ -456,7 +456,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
-    "max_tasks": 3, "seed": [7],
+    "max_tasks": 3, "val_fraction": 0.1, "seed": [7],
     "tensorboard": True, "wandb": "a project",
     "device": "cpu", "backbone_checkpoint": "a.pth", "checkpt_path": "b.pth", "nested_lora_consolidation_alpha": 0.2,
     "min_lr": 0.0001, "adapt_start_layer": 8, "predict_format": "csv", "export_form": "timm",
