@@ -182,7 +182,7 @@ def _of_group(found: Sequence[Conclusion]) -> Iterator[str]:
     if not known:
         yield "nothing can be concluded, as it has no seed in common with the baseline."
     elif verdicts == {None}:
-        yield "nothing can be concluded from one seed: without a second one, any difference can be chance."
+        yield "nothing can be concluded from one common seed: without a second one, any difference can be chance."
     elif verdicts == {SAME}:
         yield "the same accuracies as the baseline on every seed."
         return

@@ -152,7 +152,7 @@ def test_one_seed_gives_no_verdict_and_says_why(base, tmp_path):
     found = compare([*base[:1], *runs(tmp_path, "up", CLEAR[:1], rd_dim=9)], "base")
     assert set(verdicts(found, "up").values()) == {None}
     assert sentence(found, "up") == (
-        "up: nothing can be concluded from one seed: without a second one, any difference can be chance. "
+        "up: nothing can be concluded from one common seed: without a second one, any difference can be chance. "
         "Last accuracy: +6.00 points. Average incremental accuracy: +3.00 points."
     )
 
