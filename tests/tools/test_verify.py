@@ -21,7 +21,7 @@ from utils.runs.predictions import read_mistakes, read_predictions, save_mistake
 
 (
     MEASURES, TASKS, BRANCHES, READOUTS, ADAPTERS_OFF, VERDICTS, NONE_MISSING, PASSED, UNCHANGED, NAME, RATES, EPOCHS,
-    THRESHOLDS, PREDICTIONS, MISTAKES, CHECKPOINTS, IMAGES, FILES,
+    THRESHOLDS, PREDICTIONS, VALIDATION, MISTAKES, CHECKPOINTS, IMAGES, FILES,
 ) = (check.name for check in CHECKS)  # fmt: skip
 
 NO_READOUT = '{"task_sizes": [], "count": [], "correct": []}'

@@ -8,16 +8,17 @@ from finished_runs import PilotRun, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.compare.measures import MEASURES, OF_READOUTS
+from tools.compare.measures import MEASURES
 from tools.finished.reader import Run, read_run
 from tools.pilot.runs import read_log
 from utils.metrics import AccuracyMatrix
 
 BY_KEY = {measure.key: measure for measure in MEASURES}
+RARE = {measure.key for measure in MEASURES if measure.rare}
 
 
 def values(run: Run) -> dict[str, float]:
-    return {key: measure.of(run) for key, measure in BY_KEY.items() if not measure.rare}
+    return {key: measure.of(run) for key, measure in BY_KEY.items()}
 
 
 def test_every_measure_of_a_run_by_hand(tmp_path):
@@ -25,7 +26,7 @@ def test_every_measure_of_a_run_by_hand(tmp_path):
     options = {"count": [100, 100, 50], "parameters": parameters, "training": [2.5, 10.0]}
     options |= {"off": [[80], [80, 60], [50, 50, 50]], "changed": [10, 20, 40]}
     run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 70], [60, 65, 50]], **options))
-    assert {key for key, value in values(run).items() if math.isnan(value)} == {measure.key for measure in OF_READOUTS}
+    assert {key for key, value in values(run).items() if math.isnan(value)} == RARE
     sizes, count = run.matrix.task_sizes, run.matrix.count
     read = {
         "ncm": AccuracyMatrix(sizes, count, [[70], [70, 50], [60, 40, 25]]),
@@ -36,7 +37,7 @@ def test_every_measure_of_a_run_by_hand(tmp_path):
     assert found["avg_inc_acc_ncm"] == pytest.approx((0.7 + 0.6 + 0.5) / 3)
     assert found["last_acc_ranpac_off"] == pytest.approx(200 / 250)
     assert found["avg_inc_acc_ranpac_off"] == pytest.approx((0.9 + 0.85 + 0.8) / 3)
-    assert sum(map(math.isnan, found.values())) == len(OF_READOUTS) - 4
+    assert sum(map(math.isnan, found.values())) == len(RARE) - 4
     assert {key: value for key, value in values(run).items() if not math.isnan(value)} == {
         "last_acc": pytest.approx(175 / 250),
         "avg_inc_acc": pytest.approx((0.9 + 0.75 + 0.7) / 3),
