@@ -231,6 +231,11 @@ def square(values: Tensor) -> Tensor:
 KINDS: dict[str, type[Readout]] = {NCM: NearestMean, LDA: Discriminant, RANPAC: RandomProjection}
 
 
+def _place(label: str) -> tuple[str, str]:
+    """Return the place of a label among others, as those of a file have another order: by side, then by name."""
+    return parts_of(label)[::-1]
+
+
 class ReadoutSet:
     """The readouts of a run by label: each of `names` on every side, see `utils.readouts`.
 
@@ -250,7 +255,10 @@ class ReadoutSet:
         A readout that has not observed all `known` classes of earlier tasks is dropped.
         """
         if not known:
-            self.members = {label_of(n, s): KINDS[n](self.seed, self.width) for s in features for n in self.names}
+            made = [label_of(name, side) for side in features for name in self.names]
+            self.members = {
+                label: KINDS[parts_of(label)[0]](self.seed, self.width) for label in sorted(made, key=_place)
+            }
         self.members = {
             label: readout
             for label, readout in self.members.items()
@@ -284,7 +292,7 @@ class ReadoutSet:
                 label, _, name = key.removeprefix(PREFIX).rpartition(".")
                 states.setdefault(label, {})[name] = value.to(torch.float64)
         self.members = {}
-        for label, state in states.items():
+        for label, state in sorted(states.items(), key=lambda item: _place(item[0])):
             if (kind := parts_of(label)[0]) in self.names:
                 readout = KINDS[kind](self.seed, self.width)
                 try:

@@ -120,5 +120,5 @@ def test_a_new_module_has_to_find_its_place_in_the_contracts(folder, package, tm
     assert f"{package}.drawer" in done.stdout
 
 
-def test_at_most_14_modules_lie_directly_in_utils():
-    assert len([file for file in (ROOT / "utils").glob("*.py") if file.name != "__init__.py"]) <= 14
+def test_at_most_15_modules_lie_directly_in_utils():
+    assert len([file for file in (ROOT / "utils").glob("*.py") if file.name != "__init__.py"]) <= 15

@@ -216,9 +216,9 @@ def test_a_triangle_holds_a_symmetric_matrix():
 def test_readouts_that_missed_a_task_are_dropped(data):
     held = ReadoutSet(["ncm", "lda"], SEED, WIDTH)
     held.observe({"": data[0][0], "slow": data[0][0]}, data[0][1], 0, 3)
-    assert list(held.members) == ["ncm", "lda", "ncm.slow", "lda.slow"]
+    assert list(held.members) == ["lda", "ncm", "lda.slow", "ncm.slow"]
     held.observe({"": data[1][0]}, data[1][1], 3, 5)
-    assert list(held.members) == ["ncm", "lda"]
+    assert list(held.members) == ["lda", "ncm"]
     held.observe({"": data[2][0]}, data[2][1], 6, 8)
     assert held.members == {}
 
