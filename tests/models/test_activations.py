@@ -202,7 +202,7 @@ def test_with_all_adapters_off_an_image_goes_through_the_network_once_in_a_run(
         return forward_to(network, x, layer)
 
     monkeypatch.setattr(SEMAVitNet, "forward_to", noted)
-    run(**keys, eval_batch_size=4)  # 8 test images a task
+    run(**keys, eval_batch_size=4, readouts=[])  # 8 test images a task
     assert whole == [True] * 6
     assert not any(block.adapters_off for block in blocks)
 
