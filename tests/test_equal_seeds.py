@@ -1,6 +1,6 @@
 """Equal seeds pair: what two configurations have in common starts bit-equal, whatever else they differ in.
 
-A tiny learner is trained on three tasks, in each of which both expandable layers get an adapter. Noted are the values
+A tiny learner is trained on two tasks, in each of which both expandable layers get an adapter. Noted are the values
 that every module is born with, and the order of the images in every pass.
 """
 
@@ -103,7 +103,7 @@ def start(**keys: Any) -> Start:
             note(found.born, f"0.{slot.layer}.router", slot.router.state_dict())
         note(found.born, "head", learner.network.fc.state_dict())
         note(found.born, "backbone", learner.network.frozen_state())
-        learn(learner, TinyTasks([2, 2, 2], train=5), tasks=3)
+        learn(learner, TinyTasks([2, 2], train=5), tasks=2)
     return found
 
 
@@ -162,7 +162,9 @@ def test_a_key_leaves_the_start_of_everything_that_it_does_not_own(kind: str, ke
 
 
 def test_shipped_configurations_start_alike() -> None:
-    for first, second in combinations(map(of_file, FILES), 2):
+    found = [of_file(path) for path in FILES]
+    assert len(found) > 20
+    for first, second in combinations(found, 2):
         assert_paired(first, second)
 
 
@@ -192,7 +194,7 @@ def test_no_two_modules_start_alike() -> None:
         for name, value in begun.born.items()
         if name.endswith(("coder.weight", "slow.down_proj.weight", "fast.down_proj.weight", "router.weight"))
     ]
-    assert len(set(weights)) == len(weights) > 60
+    assert len(set(weights)) == len(weights) > 40
 
 
 def test_a_branch_that_starts_anew_draws_the_same_however_many_others_do() -> None:
