@@ -8,11 +8,12 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+import numpy as np
 import torch
 
 from backbone.sema_components import LEAST_RECORDS
 from models import Hooks, Setup, TaskLearner, get_model
-from models.protocol import Report
+from models.protocol import Predictions, Report
 from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import content, digest, on_record, without_idle_keys
 from utils.config.schema import Config
@@ -312,16 +313,9 @@ class Run:
             logger.warning("%s", SOME_TASKS)
             self.branches = {}
         others = branches if off is None else {**branches, OFF: off}
-        read = self.learner.read_out(report)
         answers = {WHOLE: predictions.top1, **{name: alone.top1 for name, alone in others.items()}}
-        answers |= {f"{PREFIX}{label}": top1 for label, top1 in read.items()}
+        answers |= {f"{PREFIX}{label}": top1 for label, top1 in self._read_out(task, report).items()}
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
-        self.readouts = {label: self.readouts.get(label, self._no_rows()) for label in read}
-        for label, top1 in read.items():
-            self.readouts[label].add_row(top1, predictions.labels, self.learner.task_sizes)
-        if read:
-            hits = {label: matrix.correct[-1] or [] for label, matrix in self.readouts.items()}
-            self.learner.hooks.events(Readouts(task=task, correct=hits))
         if task + 1 == self.tasks.nb_tasks:
             wrong = confident_mistakes(predictions.labels, predictions.top1, predictions.confidence)
             shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong)
@@ -330,12 +324,7 @@ class Run:
         if off is not None:
             state[OFF] = without_adapters(predictions.top1, off.top1, off.labels, self.learner.task_sizes)
         if val is not None:
-            self.validation.add_row(val.top1, val.labels, self.learner.task_sizes)
-            file = predictions_file(self.log.path, task, "val")
-            save_predictions(file, val.labels, {WHOLE: val.top1}, val.confidence)
-            learned = self.learner.task_sizes
-            grouped = grouped_accuracy(val.top1, val.labels, learned, sum(learned[:-1]))
-            state["validation"] = {"grouped": grouped, "top1": grouped["total"]}
+            state["validation"] = self._validate(task, val)
         self.per_task.append(plain(state))
         self.learner.hooks.events(Task(**state, **self.matrix.summary()))
         meta = {
@@ -349,14 +338,38 @@ class Run:
         }
         self.learner.save_checkpoint(self._checkpoint(task), meta)
         self.learner.after_task()
+        self._say(task, state)
+
+    def _read_out(self, task: int, report: Report) -> dict[str, np.ndarray]:
+        """Return the predictions of the readouts by label, and report and count their hits."""
+        read, labels = self.learner.read_out(report), report.predictions.labels
+        self.readouts = {label: self.readouts.get(label, self._no_rows()) for label in read}
+        for label, top1 in read.items():
+            self.readouts[label].add_row(top1, labels, self.learner.task_sizes)
+        if read:
+            hits = {label: matrix.correct[-1] or [] for label, matrix in self.readouts.items()}
+            self.learner.hooks.events(Readouts(task=task, correct=hits))
+        return read
+
+    def _validate(self, task: int, val: Predictions) -> dict[str, Any]:
+        """Count and write the predictions for the validation images; return their accuracies."""
+        learned = self.learner.task_sizes
+        self.validation.add_row(val.top1, val.labels, learned)
+        save_predictions(predictions_file(self.log.path, task, "val"), val.labels, {WHOLE: val.top1}, val.confidence)
+        grouped = grouped_accuracy(val.top1, val.labels, learned, sum(learned[:-1]))
+        return {"grouped": grouped, "top1": grouped["total"]}
+
+    def _say(self, task: int, state: Mapping[str, Any]) -> None:
+        """Log what was measured after a task."""
+        accuracy = state["accuracy"]
         adapters, counts = "-".join(map(str, state["adapters"])), state["parameters"]
         sizes = f"adapters per block {adapters}, {counts['total'] - counts['backbone']} parameters"
         # Of five classes or fewer the true one is always among the first five.
         top5 = f"top-5 {accuracy['top5']:.2f}, " if sum(self.learner.task_sizes) > 5 else ""
         logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
-        if val is not None:
+        if "validation" in state:
             logger.info("task %d: on validation images top-1 %.2f", task, state["validation"]["top1"])
-        if off is not None:
+        if OFF in state:
             logger.info("task %d: %s", task, effect_of_adapters(state[OFF]))
         for line in readout_lines(self.readouts):
             logger.info("task %d: %s", task, line)

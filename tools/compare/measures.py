@@ -126,22 +126,12 @@ def of_readouts() -> Iterator[Measure]:
         for side, title, where in (("", "", ""), (OFF, ", adapters off", " of the frozen backbone")):
             label, meaning = label_of(name, side), f"of {what} on the features{where}"
             key = label.replace(".adapters_", "_")
-            yield Measure(
-                f"last_acc_{key}",
-                f"last accuracy, {name}{title}",
-                "%",
-                f"A_T {meaning}",
-                partial(read, label, "last_acc"),
-                rare=True,
-            )
-            yield Measure(
-                f"avg_inc_acc_{key}",
-                f"average incremental, {name}{title}",
-                "%",
-                f"{AVERAGE} {meaning}",
-                partial(read, label, "avg_inc_acc"),
-                rare=True,
-            )
+            for of, called, formula in (
+                ("last_acc", "last accuracy", "A_T"),
+                ("avg_inc_acc", "average incremental", AVERAGE),
+            ):
+                titled, meant = f"{called}, {name}{title}", f"{formula} {meaning}"
+                yield Measure(f"{of}_{key}", titled, "%", meant, partial(read, label, of), rare=True)
 
 
 def read(label: str, measure: str, run: Run) -> float:
