@@ -305,8 +305,8 @@ class SEMAVitNet(nn.Module):
         if seed is None:
             plain = linear(self.fc.weight.new_zeros(self.fc.out_features, self.backbone.embed_dim))
             return self.fc if isinstance(self.fc, nn.Linear) else plain
-        if weight is None or weight.dim() != 2 or seed.shape != () or seed.dtype != torch.int64:
-            raise CheckpointError("the checkpoint's head is damaged: fc.weight has to be a matrix, fc.seed an integer")
+        if weight is None or weight.dim() != 2 or seed.shape != () or seed.dtype != torch.float64:
+            raise CheckpointError("the checkpoint's head is damaged: fc.weight has to be a matrix, fc.seed a float64 number")
         return ProjectedHead(self.backbone.embed_dim, torch.zeros_like(weight), int(seed))
 
     def _refuse_other_network(
