@@ -42,6 +42,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "joint": {"model_name": "joint"},
     "ranpac": {"model_name": "ranpac", "first_session_adaptation": True},
     "simplecil": {"model_name": "simplecil"},
+    "alignment": {"model_name": "linear", "classifier_alignment": True, "classifier_alignment_epochs": 1},
 }
 
 

@@ -457,7 +457,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
-    "leave_out_transient": True, "val_fraction": 0.1,
+    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True,
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -469,18 +469,20 @@ OTHER_VALUES = {
 NESTED = {"ffn_adapter_type": "nested_lora"}
 OF_NESTED = [key for key in NESTED_DEFAULTS if key.startswith("nested_lora")]
 OF_CONSOLIDATION = [f"nested_lora_{name}" for name in ("consolidation_alpha", "consolidation_mode", "fast_reset")]
+OF_ALIGNMENT = [f"classifier_alignment_{name}" for name in ("epochs", "samples", "lr")]
 ACTS_WITH = {  # by the keys that act only together with others
     **dict.fromkeys(OF_NESTED, NESTED),
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
     "leave_out_transient": {"transient": [2]},
+    **{key: {"classifier_alignment": True} for key in OF_ALIGNMENT},
     "first_session_adaptation": {"model_name": "ranpac"},
 }
-UNUSED = ["leave_out_transient", "first_session_adaptation"]  # by default
+UNUSED = ["leave_out_transient", "first_session_adaptation", *OF_ALIGNMENT]  # by default
 NOT_READ = {  # some of the keys that a learner does not use
     "linear": ["ffn_num", "exp_threshold", "adapter_lifetime", "adapt_end_layer", "rd_epoch", "rd_views"],
     "finetune": ["exp_threshold", "adapter_lifetime", "rd_lr", "first_session_adaptation"],
-    "joint": ["buffer_size", "adapt_start_layer", "rd_dim"],
+    "joint": ["classifier_alignment", "buffer_size", "adapt_start_layer", "rd_dim"],
     "simplecil": ["init_lr", "func_epoch", "optimizer", "ffn_num", "augment_on"],
     "ranpac": ["batch_size", "weight_decay", "adapter_lifetime"],
 }
