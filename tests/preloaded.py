@@ -211,6 +211,7 @@ def preload() -> None:
     for name in ("eval", "trainer"):
         importlib.import_module(name)
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote
     gc.freeze()  # collecting garbage writes into every object, which a fork would have to copy
 
 
