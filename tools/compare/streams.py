@@ -85,7 +85,7 @@ def _harm(group: Group, without: Group, task: int) -> str:
             said = "the same on every seed"
         case _:
             said = f"the seeds cannot tell whether it changed the core (corrected p {p_text(p)})"
-    after = f"Right after it, core accuracy is {_difference(gap)} points from that without it: {said}."
+    after = f"Right after it, core accuracy differs from that without it by {_difference(gap)} points: {said}."
     if task == last:
         return f"{after} No task follows."
     zero = [at for at in gaps if at > task and all(g.low <= 0 <= g.high for t, (g, _) in gaps.items() if t >= at)]
@@ -104,22 +104,31 @@ def _left(group: Group, task: int) -> str:
 
 
 def _uptake(group: Group, without: Group | None, task: int) -> Iterator[str]:
-    """Yield, for each branch alone, what it adds on the transient task, and what is left in it at the end."""
-    alone = [name for name in _branches(group) if name != NEITHER and "+" not in name]
-    if not alone or NEITHER not in _branches(group):
+    """Yield what each branch alone adds to neither branch, on the transient task and to the harm at the end."""
+    names = _branches(group)
+    alone = [name for name in names if name != NEITHER and "+" not in name]
+    if not alone or NEITHER not in names:
         return
-    off = [float(run.branches[NEITHER].matrix[task, task]) for run in group.runs]
-    last, said, words = len(group.runs[0].matrix.count) - 1, [], []
+    twin = without if without and set(names) <= {*_branches(without)} else None
+    learned = {name: [float(run.branches[name].matrix[task, task]) for run in group.runs] for name in names}
+    last = len(group.runs[0].matrix.count) - 1
+    harm = {name: _gap(group, twin, last, name) for name in names} if twin else {}
+    core = f", and its harm to the core at the end is {_difference(harm[NEITHER])} points" if twin else ""
+    yield f"By branch: with neither, accuracy on it is {_cell(fmean(learned[NEITHER]))} % when learned{core}."
+    verdicts = []
     for name in alone:
-        other = without if without and name in _branches(without) else None
-        gain = difference([float(run.branches[name].matrix[task, task]) for run in group.runs], off)
-        took = (
-            "cannot be told from one seed" if gain.count == 1 else "took it up" if gain.low > 0 else "shows no uptake"
-        )
-        core = f" (core at the end {_difference(_gap(group, other, last, name))})" if other else ""
-        said.append(f"{name} alone adds {_difference(gain)} points{core}")
-        words.append(f"{name} {took}")
-    yield f"With neither branch it is {_cell(fmean(off))} % when learned; {', '.join(said)}: {', '.join(words)}."
+        gain = difference(learned[name], learned[NEITHER])
+        more = difference(harm[name].gaps, harm[NEITHER].gaps) if twin else None
+        added = f" to the first and {_difference(more)} points to the second" if more else ""
+        yield f"{name} alone adds {_difference(gain)} points{added}."
+        verdicts.append(f"{name} {_verdict(gain, more)}")
+    if len(group.runs) > 1:
+        yield f"By 95 % intervals over seeds, {'; '.join(verdicts)}."
+
+
+def _verdict(gain: Difference, more: Difference | None) -> str:
+    uptake = "took the task up" if gain.low > 0 else "shows no uptake"
+    return uptake if more is None else f"{uptake} and adds {'to the' if more.high < 0 else 'no'} harm"
 
 
 def _core_table(group: Group, without: Group) -> Rows:
