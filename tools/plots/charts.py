@@ -29,6 +29,7 @@ class Line:
     style: int = 0  # lines of one number look alike
     band: tuple[Sequence[float], Sequence[float]] | None = None  # lower and upper edge
     thin: bool = False  # whether it is thin and not in the legend
+    legend: str | None = None  # its name there, if that is not the label; empty: it is not in the legend
     joined: bool = True  # False: points alone
 
 
@@ -84,9 +85,9 @@ def line_chart(
 
 def _draw(axes: Axes, line: Line, longest: int) -> None:
     """Draw one line. Matplotlib leaves labels that begin with an underscore out of the legend."""
-    text, half = " ".join(line.label.split()), longest // 2
+    text, half = " ".join((line.label if line.legend is None else line.legend).split()), longest // 2
     short = text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
-    label = "_" if line.thin else f"\u200b{short}" if short.startswith("_") else short
+    label = "_" if line.thin or not text else f"\u200b{short}" if short.startswith("_") else short
     color, dashes = SERIES[line.style % len(SERIES)], LINES[line.style // len(SERIES) % len(LINES)]
     marker = MARKERS[line.style % len(MARKERS)] if len(line.y) <= MANY else None
     weight = 0.9 if line.thin else 1.6
