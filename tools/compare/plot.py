@@ -91,9 +91,11 @@ def learning_curves(groups: Sequence[Group]) -> Drawing:
         if found:
             ends = [number for number, row in enumerate(found) if number and row.task != found[number - 1].task]
             x = np.insert([row.at for row in found], ends, [found[number].task for number in ends])
-            for name, which, thin in (("new", 0, False), ("old", 1, True)):
-                y = np.insert([row.accuracy[which] for row in found], ends, math.nan)
-                lines.append(Line(f"{group.name}, {name}", x.tolist(), y.tolist(), style + thin * len(SERIES)))
+            for which, name in enumerate(("new", "old")):
+                y = np.insert([row.accuracy[which] for row in found], ends, math.nan).tolist()
+                legend, thin = (group.name, which > 0) if len(groups) > 1 else (f"{name} classes", False)
+                look = style + which * len(SERIES)  # of the same colour, dashed
+                lines.append(Line(f"{group.name}, {name}", x.tolist(), y, look, thin=thin, legend=legend))
         rows += [
             [group.name, *map(str, row[:3]), *("" if math.isnan(v) else f"{v:.6g}" for v in row.accuracy)]
             for row in found
@@ -103,7 +105,7 @@ def learning_curves(groups: Sequence[Group]) -> Drawing:
     mean = "Mean over seeds. " if any(len(group.runs) > 1 for group in groups) else ""
     text = f"{mean}New: the classes of the task that is learned; old: all classes before them, dashed."
     numbers = Numbers(["configuration", "task", "cycle", "epoch", "accuracy on new (%)", "accuracy on old (%)"], rows)
-    draw = partial(line_chart, lines, WITHIN, ACCURACY)
+    draw = partial(line_chart, lines, WITHIN, "accuracy (%) on new classes; dashed: on old")
     return Drawing("learning", "Learning each new task", text, draw, numbers)
 
 
