@@ -98,6 +98,11 @@ def test_what_does_not_fit_is_for_the_configuration_to_word(argv, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ['["ncm", "lda"]', "[]"])
+def test_a_list_as_json_is_the_values_of_a_flag_that_takes_several(text):
+    assert load(None, {"dataset": "cub", **flags(f"--readouts={text}")}).readouts == json.loads(text)
+
+
 def test_an_argument_without_a_flag_is_an_error():
     with pytest.raises(ConfigError, match='"4": belongs to no flag'):
         parse(["--batch_size", "3", "4"])
