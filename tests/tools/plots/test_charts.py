@@ -10,9 +10,9 @@ LONG = "a configuration with a long name"
 @pytest.mark.parametrize(
     ("names", "shown"),
     [
-        (["a", LONG], ["a", "a configu…long name"]),
-        ([f"{LONG}, rank {rank}, two rates" for rank in (4, 8)], ["…me, rank 4, two r…", "…me, rank 8, two r…"]),
-        ([f"{LONG}, rank {rank}" for rank in (4, 8)], ["a configu…e, rank 4", "a configu…e, rank 8"]),
+        (["a", LONG], ["a", "a config…long name"]),
+        ([f"{LONG}, rank {rank}, two rates" for rank in (4, 8)], ["…me, rank 4, two …", "…me, rank 8, two …"]),
+        ([f"{LONG}, rank {rank}" for rank in (4, 8)], ["a config…e, rank 4", "a config…e, rank 8"]),
     ],
 )
 def test_long_names_are_shortened_and_stay_apart(names: list[str], shown: list[str]) -> None:

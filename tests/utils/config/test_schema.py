@@ -659,8 +659,8 @@ def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, mon
 )
 def test_lists_that_cannot_be_read_are_named_with_the_reason(key, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, content in (("order.json", b"[1, 2]"), ("object.json", b'{"order": [1, 2]}'), ("empty.txt", b"\r\n")):
-        (tmp_path / name).write_bytes(content)
+    for name, written in (("order.json", b"[1, 2]"), ("object.json", b'{"order": [1, 2]}'), ("empty.txt", b"\r\n")):
+        (tmp_path / name).write_bytes(written)
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     line = the_problem(dataset="cub", **{key: text})
     assert line.startswith(f"{key} = ")
