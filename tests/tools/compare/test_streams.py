@@ -12,6 +12,7 @@ from scipy import stats
 
 from tools.compare.comparison import compare, families
 from tools.compare.conclusions import conclude
+from tools.compare.data import as_json
 from tools.compare.fairness import warnings
 from tools.compare.streams import order_tables, transient_sentences, transient_tables
 from tools.compare.tables import page
@@ -241,6 +242,10 @@ def test_families_are_compared_on_equal_orders_and_seeds_with_an_interval_over_o
     assert table.title.startswith("Difference to x on equal class orders and seeds: mean over orders")
     assert {row[0]: row[1] for row in table.rows}["last accuracy"].startswith(interval(gaps))
     assert not [line for line in warnings(comparison) if "order" in line]
+    of_family = {each["name"]: each for each in json.loads(as_json(comparison))["families"]}
+    assert of_family["y"]["groups"] == [f"y: class order seed {order}" for order in ORDERS]
+    assert 100 * of_family["y"]["difference"]["last_acc"]["low"] == pytest.approx(low)
+    assert "difference" not in of_family["x"]
     lacking = compare([*first, *second[:-2]], "x: class order seed 1")
     expected = "y: its difference to x is over the 7 pairs of equal class order and seed"
     assert [line for line in warnings(lacking) if "pairs" in line] == [expected]
