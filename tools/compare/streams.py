@@ -89,9 +89,8 @@ def _harm(group: Group, without: Group, task: int) -> str:
     if task == last:
         return f"{after} No task follows."
     zero = [at for at in gaps if at > task and all(g.low <= 0 <= g.high for t, (g, _) in gaps.items() if t >= at)]
-    share = (
-        f"; {100 * (1 - end.mean / gap.mean):.0f} % of the difference is gone" if gap.mean < min(0, end.mean) else ""
-    )
+    gone = "all" if end.mean >= 0 else f"{100 * (1 - end.mean / gap.mean):.0f} %" if gap.mean else ""
+    share = f"; {gone} of the difference is gone" if gap.mean < min(0, end.mean) else ""
     within = f"; from task {zero[0]} on, the interval contains 0" if zero else ""
     later = f"{last - task} task{'s' * (last - task > 1)} later, at the end,"
     return f"{after} {later} it is {_difference(end)} points{share}{within}."
@@ -128,7 +127,7 @@ def _uptake(group: Group, without: Group | None, task: int) -> Iterator[str]:
 
 def _verdict(gain: Difference, more: Difference | None) -> str:
     uptake = "took the task up" if gain.low > 0 else "shows no uptake"
-    return uptake if more is None else f"{uptake} and adds {'to the' if more.high < 0 else 'no'} harm"
+    return uptake if more is None else f"{uptake} and {'adds to the' if more.high < 0 else 'shows no added'} harm"
 
 
 def _core_table(group: Group, without: Group) -> Rows:

@@ -106,6 +106,16 @@ def test_harm_recovery_and_remains_are_said_in_words(runs):
     assert "By branch" not in text
 
 
+def test_a_harm_that_turns_into_a_gain_is_all_gone(runs):
+    later = [
+        replace(run, matrix=replace(run.matrix, correct=[*run.matrix.correct[:3], [100] * 4]))
+        for run in compare(runs).groups[0].runs
+    ]
+    with_task, without = compare(runs).groups
+    (text,) = transient_sentences([replace(with_task, runs=later), without])
+    assert "points; all of the difference is gone" in text
+
+
 def test_of_one_seed_no_harm_is_concluded(runs):
     (text,) = transient_sentences(compare([runs[0], runs[3]]).groups)
     assert "by -30.00 points: of one seed, any difference can be chance. 2 tasks later" in text
@@ -132,7 +142,7 @@ def test_which_branch_took_the_task_up_is_said_against_neither_branch(runs):
     assert f"at the end is {interval(at_the_end)} points." in text
     assert "slow alone adds +0.00 points to the first and +0.00 points to the second." in text
     assert f"fast alone adds {interval(gain)} points to the first and {interval(lost)} points to the second." in text
-    assert text.endswith("slow shows no uptake and adds no harm; fast took the task up and adds to the harm.")
+    assert text.endswith("slow shows no uptake and shows no added harm; fast took the task up and adds to the harm.")
 
 
 def test_runs_that_differ_in_the_transient_task_are_not_compared_as_treatments(runs):
