@@ -9,7 +9,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -196,9 +195,6 @@ def _type(schema: dict[str, Any]) -> str:
 def from_text(key: str, text: str | list[str]) -> object:
     """Return the value that a text means for a key, or the text if it means none."""
     if isinstance(text, list):
-        if len(text) == 1 and text[0].startswith("["):  # as sweeps give lists
-            with suppress(ValueError):
-                return parse_json(text[0])
         return [from_text(key, item) for item in text]
     if text.lower() in ("none", "null") and {"type": "null"} in schemas()[key].get("anyOf", []):
         return None
