@@ -15,7 +15,7 @@ from backbone.sema_components import LEAST_RECORDS
 from models import Hooks, Setup, TaskLearner, get_model
 from models.protocol import Predictions, Report
 from utils.choices import ADAPTERS, PLUGINS
-from utils.config.identity import content, digest, on_record, without_idle_keys
+from utils.config.identity import content, digest, expands, on_record, without_idle_keys
 from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.record import FINISHED, accept_changes, fingerprints, refuse_other_data, write_record
@@ -123,7 +123,7 @@ def prepare(config: Config) -> torch.device:
 def checked_tasks(config: Config, data: ImageData) -> DataManager:
     """Return the tasks of a configuration, and refuse an interval that is longer than a func phase."""
     tasks = make_tasks(config, data)
-    branches = ADAPTERS[config.ffn_adapter_type].branches
+    branches = ADAPTERS[config.ffn_adapter_type].learning(config)
     for task in range(tasks.nb_tasks):
         steps = steps_of(tasks.nb_images("train", task), config.batch_size, config.func_epoch)
         check_intervals(config, steps, task, [scale for scale in GATED if scale.name in branches])
@@ -132,6 +132,8 @@ def checked_tasks(config: Config, data: ImageData) -> DataManager:
 
 def warn_of_few_images(config: Config, tasks: DataManager) -> None:
     """Warn of the first task after which a layer could not expand any more, as a descriptor records too few losses."""
+    if not expands(config):
+        return
     adapter = ADAPTERS[config.ffn_adapter_type]
     refilled = (
         config.nested_lora_use_consolidation and bool(adapter.branches) and not adapter.preserves_function(config)
@@ -423,8 +425,9 @@ class Run:
     def forecast(self) -> Forecast:
         """Return an estimate of the time left that begins at the tasks that are done."""
         images = [self.tasks.nb_images("train", task) for task in range(self.tasks.nb_tasks)]
-        epochs = {"func": self.config.func_epoch, "rd": self.config.rd_epoch}
-        return Forecast(images, epochs, lambda: self.clock.seconds, len(self.per_task))
+        return Forecast(
+            self.learner.images_of(images), self.learner.epochs, lambda: self.clock.seconds, len(self.per_task)
+        )
 
     def _accept_changes(self, data: ImageData) -> None:
         """Take other images than those on record; the configuration allows it, or there are none."""

@@ -46,7 +46,6 @@ class FunctionalAdapter(nn.Module):
     width_key: ClassVar[str] = "ffn_num"  # configuration key of the inner width, which `tools.match` varies
     keys: ClassVar[tuple[str, ...]] = ()  # keys of shipped types that it reads too; with branches all of nested_lora's
     branches: ClassVar[tuple[str, ...]] = ()  # sub-modules on the time scales of the same names, slowest first
-    lifetime: str = "expansion"  # frozen after the task that added it; "continual": learns in every task
     consolidates: bool = False  # whether `consolidate` runs at the end of a task
     grows: bool = False  # whether `consolidate` adds parameters
 
@@ -61,6 +60,17 @@ class FunctionalAdapter(nn.Module):
         for name, parameter in self.named_parameters():
             branch = name.partition(".")[0]
             yield (branch if branch in self.branches else ADAPTER), parameter
+
+    @classmethod
+    def learning(cls, config: Any) -> tuple[str, ...]:
+        """Return the branches that learn with a configuration; the others stay as they are born."""
+        return cls.branches
+
+    def let_learn(self) -> None:
+        """Let the parameters get gradients, without those of branches that do not learn."""
+        frozen = set(self.branches) - set(self.learning(self.config))
+        for role, parameter in self.roles():
+            parameter.requires_grad_(role not in frozen)
 
     def summands(self) -> "tuple[Adapter, ...] | None":
         """Return the bottleneck adapters whose sum this adapter is, so that a slot can run all adapters at once.

@@ -39,9 +39,13 @@ class NestedLoRAAdapter(FunctionalAdapter):
         rank = config.nested_lora_rank
         self.slow = Adapter(config, f"{adapter_id}.slow", dropout, rank, branch=0)
         self.fast = Adapter(config, f"{adapter_id}.fast", dropout, rank, branch=1)
-        self.lifetime = config.nested_lora_lifetime
         self.consolidates = config.nested_lora_use_consolidation
         self.grows = self.consolidates and config.nested_lora_consolidation_mode == "function"
+
+    @classmethod
+    def learning(cls, config: Any) -> tuple[str, ...]:
+        chosen = config.nested_lora_train
+        return tuple(name for name in cls.branches if chosen is None or name in chosen)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         outputs = [branch(x) for branch in self.summands()]

@@ -35,6 +35,7 @@ class SEMAModules(nn.Module):
         super().__init__()
         self.config = config
         self.layer = layer
+        self.continual: bool = config.adapter_lifetime == "continual"  # adapters learn in every task
         self.expandable: bool = config.adapt_start_layer <= layer <= config.adapt_end_layer
         self.adapters = nn.ModuleList()
         self.router = self._new_router().requires_grad_(self.expandable)
@@ -118,7 +119,7 @@ class SEMAModules(nn.Module):
                 yield from (("router", parameter) for parameter in router.parameters())
 
     def begin_task(self) -> list[int]:
-        """Let adapters of lifetime "continual" learn again, in a task after the first.
+        """Let continual adapters learn again, in a task after the first.
 
         Returns the indices of those that were re-initialised because they could not learn.
         """
@@ -127,7 +128,7 @@ class SEMAModules(nn.Module):
         revived = []
         for index, adapter in enumerate(self.functional):
             with substream("adapter", adapter.adapter_id):
-                if adapter.lifetime == "continual" and adapter.revive():
+                if self.continual and adapter.revive():
                     revived.append(index)
         return revived
 
@@ -143,7 +144,7 @@ class SEMAModules(nn.Module):
         self._add_adapter().to(self.router.weight)
 
     def end_of_cycle(self) -> None:
-        """Freeze what this cycle trained, except adapters of lifetime "continual"; join the router's columns."""
+        """Freeze what this cycle trained, except continual adapters; join the router's columns."""
         self._freeze()
         self._let_continual_learn()
 
@@ -222,14 +223,14 @@ class SEMAModules(nn.Module):
 
     def _add_adapter(self) -> AdapterModule:
         module = AdapterModule(self.config, self._next_id(), described=self.expandable)
+        module.functional.let_learn()
         self.adapters.append(module)
         self.added += 1
         return module
 
     def _let_continual_learn(self) -> None:
-        for adapter in self.functional:
-            if adapter.lifetime == "continual":
-                adapter.requires_grad_(True)
+        for adapter in self.functional if self.continual else ():
+            adapter.let_learn()
 
     @torch.no_grad()
     def _freeze(self) -> None:

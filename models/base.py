@@ -18,7 +18,7 @@ from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Report, Tasks
 from models.readouts import ReadoutSet
 from models.reports import structure
-from utils.config.schema import Config, defaults
+from utils.config.schema import Config, defaults, renamed
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
 from utils.devices import bf16_note
@@ -46,7 +46,7 @@ class Setup:
 
         `device` is a list of one torch.device, `seed` an int, `nb_classes` the size of the head.
         """
-        values = {**defaults(), **{key: value for key, value in args.items() if key in Config.model_fields}}
+        values = {**defaults(), **{key: value for key, value in renamed(args).items() if key in Config.model_fields}}
         device = torch.device(args["device"][0])
         return cls(Config.model_construct(**values), int(args["seed"]), device, int(args["nb_classes"]))
 
@@ -124,6 +124,20 @@ class BaseLearner(ABC):
         return sum(self.task_sizes)
 
     @property
+    def task_classes(self) -> range:
+        """The classes that the current task trains on, and among which its loss distinguishes."""
+        return range(self.known_classes, self.total_classes)
+
+    @property
+    def epochs(self) -> dict[str, int]:
+        """Epochs of each kind of phase."""
+        return {"func": self.config.func_epoch, "rd": self.config.rd_epoch if self.network.expandable else 0}
+
+    def images_of(self, counts: Sequence[int]) -> list[int]:
+        """Return on how many images each task trains, given the number of training images of every task."""
+        return list(counts)
+
+    @property
     def task_number(self) -> int:
         """The number of the current task where transient tasks that are left out count, too; names random streams."""
         left_out = self.config.transient if self.config.leave_out_transient else []
@@ -168,7 +182,7 @@ class BaseLearner(ABC):
         """Make loaders of the current task's training images and of all seen test images."""
         on_device = self.config.augment_on == "device"
         images = data_manager.get_dataset(
-            range(self.known_classes, self.total_classes),
+            self.task_classes,
             source="train",
             mode="part" if on_device else "train",
             spec=self.spec,
@@ -178,14 +192,15 @@ class BaseLearner(ABC):
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
         self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
         if self.config.readouts:
-            seen = range(self.known_classes, self.total_classes)
-            self.readout_loader = self.loader(
-                data_manager.get_dataset(seen, source="train", mode="test", spec=self.spec)
-            )
+            self.readout_loader = self.plain_loader(data_manager)
         self.begin_test(data_manager)
         if self.config.val_fraction:
             seen = range(self.total_classes)
             self.val_loader = self.loader(data_manager.get_dataset(seen, source="val", mode="test", spec=self.spec))
+
+    def plain_loader(self, data_manager: Tasks) -> StreamLoader:
+        """Return a loader of the current task's training images, prepared as test images."""
+        return self.loader(data_manager.get_dataset(self.task_classes, source="train", mode="test", spec=self.spec))
 
     def begin_test(self, data_manager: Tasks) -> None:
         """Make a loader of the test images of all classes seen."""
@@ -249,7 +264,7 @@ class BaseLearner(ABC):
             features, labels = self.evaluator.features_of(
                 self.readout_loader, self.cur_task, self.settled_layers(), sides
             )
-            self.readouts.observe(features, labels, self.known_classes, self.total_classes)
+            self.readouts.observe(features, labels, self.task_classes.start, self.total_classes)
             self.readout_loader.close()
             self.readout_loader = None
         return self.readouts.predict({side: torch.from_numpy(one.features) for side, one in seen.items()})

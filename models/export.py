@@ -116,6 +116,11 @@ def timm_state(model: TrainedModel) -> dict[str, Tensor]:
         ConfigError: An adapter has an effect that depends on the image.
     """
     network, classes = model.network, len(model.class_names)
+    if not isinstance(network.fc, nn.Linear):
+        raise ConfigError(
+            "export_form timm: the head is on a random projection of the features, which timm's model does not have; "
+            "export_form network writes it too, for load_run"
+        )
     state = network.frozen_state()
     for layer, block in enumerate(sema_blocks(network.backbone)):
         offset, name = constant(block.adapter_module), f"blocks.{layer}.mlp.fc2.bias"

@@ -42,20 +42,20 @@ class Loss(ABC):
 
 
 class FuncLoss(Loss):
-    """Cross entropy over the classes from number `known` to `total`; the logits of all others count as -inf."""
+    """Cross entropy over `classes`, which are consecutive; the logits of all others count as -inf."""
 
     trains_network = True
 
     def __init__(
-        self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, known: int, total: int
+        self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, classes: range
     ) -> None:
         super().__init__(network, loader, stream, batch_size)
-        self.known, self.total = known, total
+        self.classes = classes
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
         _, images, labels = batch
-        logits = self.network(images)["logits"][:, self.known : self.total]  # (B, C of the task)
-        own = labels - self.known
+        logits = self.network(images)["logits"][:, self.classes.start : self.classes.stop]  # (B, C of the task)
+        own = labels - self.classes.start
         return nn.functional.cross_entropy(logits, own), (logits.argmax(dim=1) == own).sum()
 
 

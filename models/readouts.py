@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from backbone.heads import projection
 from utils.readouts import LDA, NCM, PREFIX, RANPAC, label_of, parts_of
-from utils.streams import generator
+from utils.streams import derive, generator
 
 SHRINKAGE = 0.1  # of lda's covariance
 WIDTH, EXPANSION = 1000, 8  # M is the first, but at most so many times D
@@ -37,6 +38,11 @@ class Readout(Protocol):
     @property
     def classes(self) -> int:
         """Number of classes observed, C."""
+        ...
+
+    @property
+    def weights(self) -> Tensor:
+        """The factors of the scores: of the features (D, C), or of their projection (M, C)."""
         ...
 
     def observe(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -95,8 +101,13 @@ class _ClassSums(_Sums):
 class NearestMean(_ClassSums):
     """`ncm`: the cosine of the features and each class mean."""
 
+    @property
+    def weights(self) -> Tensor:  # (D, C)
+        """Class means of length 1; NaN for a class without an image."""
+        return normalize(self.means).T
+
     def scores(self, features: Tensor) -> Tensor:
-        return _known(normalize(features.to(torch.float64)) @ normalize(self.means).T)
+        return _known(normalize(features.to(torch.float64)) @ self.weights)
 
 
 class Discriminant(_ClassSums):
@@ -119,6 +130,10 @@ class Discriminant(_ClassSums):
         self.moment = symmetric(self.moment + x.T @ x)
 
     @property
+    def weights(self) -> Tensor:  # (D, C)
+        return torch.linalg.solve(self.covariance, self.means.nan_to_num().T)
+
+    @property
     def covariance(self) -> Tensor:  # (D, D)
         """The shrunk covariance within classes."""
         seen = self.counts > 0
@@ -129,9 +144,8 @@ class Discriminant(_ClassSums):
         return (1 - SHRINKAGE) * within + SHRINKAGE * scale * torch.eye(len(within), dtype=torch.float64)
 
     def scores(self, features: Tensor) -> Tensor:
-        means = self.means
-        weights = torch.linalg.solve(self.covariance, means.nan_to_num().T)  # (D, C)
-        bias = -(means.T * weights).sum(dim=0) / 2
+        weights = self.weights
+        bias = -(self.means.T * weights).sum(dim=0) / 2
         return _known(features.to(torch.float64) @ weights + bias)
 
 
@@ -149,7 +163,7 @@ class RandomProjection(_Sums):
     def __init__(self, seed: int, width: int) -> None:
         self.seed = seed
         self.width = min(WIDTH, EXPANSION * width)
-        self.projection = torch.randn(width, self.width, dtype=torch.float64, generator=generator(seed, "ranpac"))
+        self.projection = projection(draw(seed), width, self.width)
         self.gram = torch.zeros(self.width, self.width, dtype=torch.float64)  # sum of h h^T
         self.products = torch.zeros(self.width, 0, dtype=torch.float64)  # sum of h y^T, (M, C)
         self.ridge = torch.ones(1, dtype=torch.float64)
@@ -183,10 +197,19 @@ class RandomProjection(_Sums):
         """Return ReLU of the projected features, float64."""
         return (features.to(torch.float64) @ self.projection).relu_()
 
-    def scores(self, features: Tensor) -> Tensor:
+    @property
+    def weights(self) -> Tensor:  # (M, C)
         regularised = self.gram + self.ridge * torch.eye(self.width, dtype=torch.float64)
-        weights = torch.linalg.solve(regularised, self.products)  # (M, C)
+        return torch.linalg.solve(regularised, self.products)
+
+    def scores(self, features: Tensor) -> Tensor:
+        weights = self.weights
         return torch.cat([self.project(part) @ weights for part in features.split(ROWS)])
+
+
+def draw(seed: int) -> int:
+    """Return the seed of the projection of `ranpac` in a run of this seed: 32 bits, of which torch uses no more."""
+    return derive(seed, "ranpac") % 2**32
 
 
 def best_ridge(h: Tensor, targets: Tensor, chosen: Tensor, wanted: Tensor) -> float:

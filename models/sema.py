@@ -66,7 +66,7 @@ class Learner(BaseLearner):
     def begin_task(self) -> None:
         """Let continual adapters learn again, and measure z-scores of the task's images before training."""
         super().begin_task()
-        self.position = Position("scan" if self.cur_task else "func")
+        self.position = Position("scan" if self.cur_task and self.network.expandable else "func")
         for slot in self.network.slots if self.cur_task else ():
             with seeded(self.seed, "begin", self.task_number):
                 revived = slot.begin_task()
@@ -90,11 +90,11 @@ class Learner(BaseLearner):
 
     def update_optimizer_and_scheduler(self, name: PhaseName) -> Phase:
         """Make a phase: slow and fast groups (a group for each time scale), optimizer, schedule and slow gate."""
-        config, epochs = self.config, {"func": self.config.func_epoch, "rd": self.config.rd_epoch}[name]
+        config, epochs = self.config, self.epochs[name]
         logger.info("task %d cycle %d %s phase", self.cur_task, self.position.cycle, name)
         groups = {"func": func_groups, "rd": rd_groups}[name](self.network.roles(), config)
         branches = self.network.adapter_type.branches
-        verify_scales(groups, branches)
+        verify_scales(groups, self.network.adapter_type.learning(config))
         groups = [group for group in groups if group["params"] or group["name"] not in set(NAMES) - set(branches)]
         optimizer = make_optimizer(groups, config)
         members = {group["name"]: group["params"] for group in groups}
@@ -132,7 +132,7 @@ class Learner(BaseLearner):
         """Return the loss of a phase of the current task."""
         stream, size = (name, self.task_number, self.position.cycle), self.config.batch_size
         if name == "func":
-            return FuncLoss(self.network, self.train_loader, stream, size, self.known_classes, self.total_classes)
+            return FuncLoss(self.network, self.train_loader, stream, size, self.task_classes)
         return RdLoss(self.network, self.train_loader, stream, size, self.config.rd_views)
 
     def _begin_phase(self, name: PhaseName) -> Phase:
@@ -303,7 +303,7 @@ class Learner(BaseLearner):
     def _measure_z(self, when: Literal["before", "after"]) -> None:
         """Report mean z-scores of the task's images before or after training, if adapters are continual."""
         slots = self.network.expandable
-        if not (self.network.continual and self.cur_task):
+        if not (slots and self.network.continual and self.cur_task):
             return
         sums = [torch.zeros(slot.num_adapters, device=self.device) for slot in slots]
         with self.hooks.training.paused():
@@ -337,8 +337,9 @@ class Learner(BaseLearner):
         """
         with router_weights(self.network.expandable) as seen:
             accuracy, predictions = self.eval_task()
-        weights = mean_weights(seen, predictions.labels, self.task_sizes)
-        self.hooks.events(events.Router(task=self.cur_task, weights=weights))
+        if seen:
+            weights = mean_weights(seen, predictions.labels, self.task_sizes)
+            self.hooks.events(events.Router(task=self.cur_task, weights=weights))
         branches = self._score_branches("after_task", predictions)
         return Report(accuracy, predictions, branches, branches.get(NEITHER) or self.predict_off(), self.predict_val())
 

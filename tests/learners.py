@@ -10,7 +10,7 @@ from models.sema import Learner
 LAYERS = (1, 2)  # the expandable ones of the tiny configuration
 SMALL = {"func_epoch": 2, "rd_epoch": 1, "batch_size": 5, "detect_batch_size": 5, "exp_threshold": 1.0}
 NESTED = {"ffn_adapter_type": "nested_lora", "nested_lora_update_interval_slow": 2}
-CONTINUAL = {**NESTED, "nested_lora_lifetime": "continual"}
+CONTINUAL = {**NESTED, "adapter_lifetime": "continual"}
 CONSOLIDATED = {**NESTED, "nested_lora_use_consolidation": True}
 STRANGE, FAMILIAR = 9.0, 0.0
 WEIGHTS, CODERS, HEAD = ("weight", "bias"), ("encoder", "decoder"), {"fc.weight", "fc.bias"}

@@ -42,7 +42,7 @@ OWN: dict[str, Any] = {  # values where another type of value is needed
     "nested_lora_slow_update": "accumulate",
     "nested_lora_consolidation_mode": "function",
     "nested_lora_fast_reset": "keep",
-    "nested_lora_lifetime": "continual",
+    "adapter_lifetime": "continual",
     "class_order_seed": 3,
     "max_tasks": 2,
     "eval_cache_on": "disk",
@@ -51,6 +51,7 @@ OWN: dict[str, Any] = {  # values where another type of value is needed
     "nested_lora_consolidation_alpha": 0.2,
     "readouts": ["lda"],
     "transient": [1],
+    "nested_lora_train": ["fast"],
 }
 SMALLER = [  # keys that a shipped configuration takes from the tiny one
     *("backbone_type", "backbone_kwargs", "backbone_checkpoint", "pretrained", "adapt_start_layer", "adapt_end_layer"),
@@ -63,7 +64,8 @@ ELSEWHERE = {
     "data_root": "the images",
     "backbone_checkpoint": "the backbone's values",
     "pretrained": "the backbone's values",
-    "model_name": "one learner is shipped",
+    "model_name": "see test_a_baseline_starts_as_sema_does",
+    "first_session_adaptation": "acts with other learners only",
     "val_fraction": "sets images aside, and so changes what is trained on",
     "augment_on": "draws what the other choice draws, see utils/data/test_resample.py",
 }

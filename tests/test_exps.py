@@ -50,7 +50,7 @@ VARIANTS = {
             "nested_lora_consolidation_alpha": 1.0,
         },
     ),
-    "nested_lora_cifar_continual": ("nested_lora_cifar", {"nested_lora_lifetime": "continual"}),
+    "nested_lora_cifar_continual": ("nested_lora_cifar", {"adapter_lifetime": "continual"}),
     **{
         f"nested_lora_cifar_continual_consolidate_{name}": (
             "nested_lora_cifar_continual",

@@ -228,7 +228,7 @@ def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[.
     "keys",
     [
         {"ffn_adapter_type": "adaptmlp"},
-        {"nested_lora_use_consolidation": True, "nested_lora_lifetime": "continual", "eval_every": 1},
+        {"nested_lora_use_consolidation": True, "adapter_lifetime": "continual", "eval_every": 1},
     ],
 )
 def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Callable[..., Path], keys: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "accumulate": {"nested_lora_slow_update": "accumulate", "optimizer": "adam"},
     "weights": {**CONSOLIDATES, "nested_lora_fast_reset": "reinit"},
     "function": {**FUNCTION, "num_workers": 2},
-    "continual": {"nested_lora_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
+    "continual": {"adapter_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
     "adaptmlp": {"ffn_adapter_type": "adaptmlp", "optimizer": "adam"},
 }
 EPOCH_LINE = re.compile(r"task \d+ (?:func|rd) epoch \d+: loss")

@@ -15,7 +15,13 @@ from utils.text import shown
 
 logger = logging.getLogger(__name__)
 
-LEARNERS = Registry("model_name", {"sema": "models.sema"})
+LEARNERS = Registry(
+    "model_name",
+    {
+        "sema": "models.sema",
+        **dict.fromkeys(("finetune", "linear", "joint", "simplecil", "ranpac"), "models.baselines"),
+    },
+)
 REGISTRIES = {registry.key: registry for registry in (ADAPTERS, LEARNERS)}
 
 

@@ -16,11 +16,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from backbone import vit_sema
-from backbone.adapter import FunctionalAdapter, Role, drawn_linear
+from backbone.adapter import FunctionalAdapter, Role, drawn_linear, linear
+from backbone.heads import ProjectedHead
 from backbone.registry import ADAPTERS
 from backbone.sema_block import SEMAModules
 from backbone.streams import substream
 from backbone.vit_sema import BackboneError, sema_blocks
+from utils.config.identity import expands
 from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
@@ -46,7 +48,7 @@ def get_backbone(config: Config) -> tuple[VisionTransformer, dict[str, str]]:
         origin = "hub" if config.pretrained else "random"
         sha256 = vit_sema.weights_hash(vit.state_dict())
         provenance = {"timm_name": name, "weights": str(local or origin), "sha256": sha256}
-        vit_sema.insert_slots(vit, EasyDict({**dict(config), "d_model": vit.embed_dim}))
+        vit_sema.insert_slots(vit, EasyDict({**_slot_keys(config), "d_model": vit.embed_dim}))
     except BackboneError as error:
         raise ConfigError(str(error)) from error
     return vit, provenance
@@ -62,11 +64,17 @@ def check_backbone(config: Config) -> None:
         name, local = vit_sema.timm_name(config.backbone_type), config.backbone_checkpoint
         fetched = config.pretrained and local is None
         sketch = vit_sema.sketch_vit(name, fetched, config.backbone_kwargs, memory())
-        vit_sema.refuse_other_layers(sketch, config)
+        vit_sema.refuse_other_layers(sketch, EasyDict(_slot_keys(config)))
         if local is not None:
             _load_weights(sketch, Path(local))
     except BackboneError as error:
         raise ConfigError(str(error)) from error
+
+
+def _slot_keys(config: Config) -> dict[str, Any]:
+    """Return the keys of the slots. Those of a learner that never expands have no router, and train in every task."""
+    fixed = {"adapt_start_layer": 1, "adapt_end_layer": 0, "adapter_lifetime": "continual"}
+    return {**dict(config), **({} if expands(config) else fixed)}
 
 
 def _load_weights(vit: VisionTransformer, path: Path) -> None:
@@ -107,7 +115,7 @@ class SEMAVitNet(nn.Module):
         self.active_branches = self.adapter_type.branches  # those that the adapters sum
         self.backbone, self.provenance = get_backbone(config)
         with substream("head"):
-            self.fc = drawn_linear(self.backbone.embed_dim, nb_classes)
+            self.fc: nn.Linear | ProjectedHead = drawn_linear(self.backbone.embed_dim, nb_classes)
         refuse_nonzero_birth(self.slots[0].functional[0], self.backbone.embed_dim)
         self.reduced = config.precision == "bf16"
         for block in sema_blocks(self.backbone):
@@ -185,7 +193,7 @@ class SEMAVitNet(nn.Module):
     @property
     def continual(self) -> bool:
         """Whether adapters learn in every task."""
-        return self.slots[0].functional[0].lifetime == "continual"
+        return self.slots[0].continual
 
     @property
     def slots(self) -> list[SEMAModules]:
@@ -252,12 +260,14 @@ class SEMAVitNet(nn.Module):
         self._refuse_other_network(tensors, meta, provenance)
         with torch.device("meta"):  # shapes alone: a file's structure takes no memory before it is checked
             sketch = self._restored(tensors, torch.device("meta"))
-        expected = _public_names(sketch, self.fc) | {FROZEN + name: mine[name] for name in mine if frozen}
+        fc = self._head(tensors)
+        expected = _public_names(sketch, fc) | {FROZEN + name: mine[name] for name in mine if frozen}
         if unlike := differences(expected, tensors):
             raise CheckpointError("the checkpoint is of another network:\n  " + "\n  ".join(unlike[:20]))
         slots = self._restored(tensors, self.fc.weight.device)
         for block, slot in zip(sema_blocks(self.backbone), slots, strict=True):
             block.adapter_module = slot
+        self.fc = fc
         self.load_state_dict(dict(tensors), strict=False)
         self.provenance = provenance
         self.to(self.fc.weight.device)
@@ -289,6 +299,16 @@ class SEMAVitNet(nn.Module):
             slots[layer].restore_structure(*shape)
         return slots
 
+    def _head(self, tensors: Mapping[str, Tensor]) -> nn.Linear | ProjectedHead:
+        """Return a head of the kind that a checkpoint has, with undefined values."""
+        weight, seed = tensors.get("fc.weight"), tensors.get("fc.seed")
+        if seed is None:
+            plain = linear(self.fc.weight.new_zeros(self.fc.out_features, self.backbone.embed_dim))
+            return self.fc if isinstance(self.fc, nn.Linear) else plain
+        if weight is None or weight.dim() != 2 or seed.shape != () or seed.dtype != torch.float64:
+            raise CheckpointError("the checkpoint's head is damaged: fc.weight has to be a matrix, fc.seed a float64 number")
+        return ProjectedHead(self.backbone.embed_dim, torch.zeros_like(weight), int(seed))
+
     def _refuse_other_network(
         self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], here: Mapping[str, str]
     ) -> None:
@@ -319,7 +339,7 @@ class SEMAVitNet(nn.Module):
                 )
 
 
-def _public_names(slots: list[SEMAModules], fc: nn.Linear) -> dict[str, Tensor]:
+def _public_names(slots: list[SEMAModules], fc: nn.Module) -> dict[str, Tensor]:
     """Return the state of slots and head under the names of a checkpoint."""
     state = {f"fc.{key}": value for key, value in fc.state_dict().items()}
     for layer, slot in enumerate(slots):

@@ -92,12 +92,7 @@ def test_a_type_without_branches_is_on_no_time_scale(config):
     for kind in (Adapter, Gain):
         adapter = kind(config(d_model=D), "0.0")
         assert [(role, id(p)) for role, p in adapter.roles()] == [("adapter", id(p)) for p in adapter.parameters()]
-        assert (adapter.branches, adapter.active, adapter.lifetime, adapter.consolidates) == (
-            (),
-            (),
-            "expansion",
-            False,
-        )
+        assert (adapter.branches, adapter.active, adapter.consolidates) == ((), (), False)
         assert adapter.measure() == {}
         assert not adapter.revive()
 

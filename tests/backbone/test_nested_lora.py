@@ -69,11 +69,19 @@ def test_only_a_consolidation_of_functions_adds_parameters(config, consolidates,
     assert adapter.grows == (after > before) == grows
 
 
-def test_lifetime_and_consolidation_are_the_configurations(config):
-    for lifetime, consolidates in (("expansion", False), ("continual", True)):
-        keys = {"nested_lora_lifetime": lifetime, "nested_lora_use_consolidation": consolidates}
-        adapter = NestedLoRAAdapter(config(d_model=D, **keys), "0.0")
-        assert (adapter.lifetime, adapter.consolidates) == (lifetime, consolidates)
+def test_consolidation_is_the_configurations(config):
+    for consolidates in (False, True):
+        adapter = NestedLoRAAdapter(config(d_model=D, nested_lora_use_consolidation=consolidates), "0.0")
+        assert adapter.consolidates == consolidates
+
+
+@pytest.mark.parametrize("chosen", [None, ["slow"], ["fast"], ["slow", "fast"]])
+def test_only_the_chosen_branches_learn(config, chosen):
+    adapter = NestedLoRAAdapter(config(d_model=D, nested_lora_train=chosen), "0.0").requires_grad_(False)
+    adapter.let_learn()
+    learning = {role for role, parameter in adapter.roles() if parameter.requires_grad}
+    assert learning == set(chosen or ["slow", "fast"]) == set(adapter.learning(adapter.config))
+    assert all(p.requires_grad == (role in learning) for role, p in adapter.roles())
 
 
 # ---- consolidation

@@ -265,9 +265,9 @@ def learning(slot: SEMAModules) -> list[bool]:
     ("keys", "after_cycle", "next_task"),
     [
         ({"ffn_adapter_type": "adaptmlp"}, [False, False], [False, False]),
-        ({"ffn_adapter_type": "adaptmlp", "nested_lora_lifetime": "continual"}, [False, False], [False, False]),
+        ({"ffn_adapter_type": "adaptmlp", "adapter_lifetime": "continual"}, [True, True], [True, True]),
         ({"ffn_adapter_type": "nested_lora"}, [False, False], [False, False]),
-        ({"ffn_adapter_type": "nested_lora", "nested_lora_lifetime": "continual"}, [True, True], [True, True]),
+        ({"ffn_adapter_type": "nested_lora", "adapter_lifetime": "continual"}, [True, True], [True, True]),
     ],
 )
 def test_what_each_lifetime_lets_learn(make_slot, keys, after_cycle, next_task):
@@ -286,7 +286,7 @@ def test_what_each_lifetime_lets_learn(make_slot, keys, after_cycle, next_task):
 @pytest.mark.parametrize("layer", [INSIDE, OUTSIDE])
 @pytest.mark.parametrize(("lifetime", "revived"), [("continual", [0]), ("expansion", [])])
 def test_a_zeroed_fast_is_reinitialised_where_it_learns_again(make_slot, layer, lifetime, revived):
-    slot = make_slot(layer=layer, ffn_adapter_type="nested_lora", nested_lora_lifetime=lifetime)
+    slot = make_slot(layer=layer, ffn_adapter_type="nested_lora", adapter_lifetime=lifetime)
     slot.adapters[0].functional.fast.zero()
     before = values(slot)
     assert slot.begin_task() == revived
@@ -317,7 +317,7 @@ def test_only_the_adapter_that_trained_is_consolidated(make_slot, mode, reset, a
 
 
 def test_every_adapter_that_trained_is_consolidated_in_order(make_slot):
-    slot = make_slot(3, ffn_adapter_type="nested_lora", nested_lora_lifetime="continual")
+    slot = make_slot(3, ffn_adapter_type="nested_lora", adapter_lifetime="continual")
     slot.begin_task()
     slot.begin_func_phase()
     before = [norm(adapter.functional.slow) for adapter in slot.adapters]

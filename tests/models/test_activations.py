@@ -153,7 +153,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "adaptmlp": {"ffn_adapter_type": "adaptmlp", "eval_every": 1},
     "nested": {},
     "weights": {"nested_lora_use_consolidation": True},
-    "continual": {"nested_lora_lifetime": "continual", "nested_lora_use_consolidation": True},
+    "continual": {"adapter_lifetime": "continual", "nested_lora_use_consolidation": True},
 }
 
 
@@ -181,7 +181,7 @@ def test_branches_are_kept_apart_and_adapters_that_learn_again_are_never_kept(
     run("a", eval_batch_size=4)
     assert through == [(task, 4) for task in range(3) for _ in range(3 * 2)]  # of `neither` features are kept
     through.clear()
-    run("b", eval_batch_size=4, nested_lora_lifetime="continual", branch_eval=False)
+    run("b", eval_batch_size=4, adapter_lifetime="continual", branch_eval=False)
     assert through == [(task, 4) for task in range(3) for _ in range(2 * (task + 1))]
 
 

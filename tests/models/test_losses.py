@@ -12,7 +12,7 @@ from models.sema import Learner
 
 
 def func_loss(learner: Learner) -> FuncLoss:
-    return FuncLoss(learner.network, learner.train_loader, ("func",), 5, learner.known_classes, learner.total_classes)
+    return FuncLoss(learner.network, learner.train_loader, ("func",), 5, learner.task_classes)
 
 
 def rd_loss(learner: Learner) -> RdLoss:

@@ -74,7 +74,7 @@ def run(config, tasks, events, monkeypatch) -> Callable[..., "Run"]:
                 nested_lora_lr_fast=0.1,
                 nested_lora_lr_slow=0.02,
                 nested_lora_slow_update=update,
-                nested_lora_lifetime=lifetime,
+                adapter_lifetime=lifetime,
                 nested_lora_use_consolidation=consolidation != "off",
                 nested_lora_consolidation_mode="weights" if consolidation == "off" else consolidation,
                 func_epoch=2,
@@ -211,14 +211,14 @@ def _check_reports(nested: Run, task: int, events: Any, trained: list[tuple[int,
     assert kinds == [[("func", 0), ("rd", 0)], [("func", 1), ("rd", 1), ("func", 2), ("rd", 2)], [("func", 0)]][task]
     for phase, members in zip(
         (phase for phase in events.of("phase") if phase["phase"] == "func"),
-        _phases(task, learner.config.nested_lora_lifetime),
+        _phases(task, learner.config.adapter_lifetime),
         strict=True,
     ):
         held = {group["name"]: (group["lr"], group["tensors"]) for group in phase["groups"] if group["tensors"]}
         nested_groups = {"slow": (0.02, 4 * len(members)), "fast": (0.1, 4 * len(members))} if members else {}
         assert held == {**nested_groups, "other": (0.005, [2 + 4, 2 + 2, 2][task])}  # head and routers in training
     steps = [epoch["moved"] for epoch in events.of("epoch") if epoch["phase"] == "func"]
-    moved = [{"slow": [2]}, {"slow": [4, 6]}] * len(_phases(task, learner.config.nested_lora_lifetime))
+    moved = [{"slow": [2]}, {"slow": [4, 6]}] * len(_phases(task, learner.config.adapter_lifetime))
     assert steps == (moved if trained else [{}, {}])
     receipts = [receipt for event in events.of("consolidation") for receipt in event["receipts"]]
     places = [(receipt["layer"], receipt["adapter"]) for receipt in receipts]

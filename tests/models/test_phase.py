@@ -100,7 +100,7 @@ class Walk:
         learner, stream = self.learner, (self.name, 0, 0)
         if self.name == "rd":
             return RdLoss(learner.network, learner.train_loader, stream, 5, 0)
-        return FuncLoss(learner.network, learner.train_loader, stream, 5, 0, learner.total_classes)
+        return FuncLoss(learner.network, learner.train_loader, stream, 5, range(learner.total_classes))
 
     def steps(self, count: int) -> None:
         loss, phase = self.loss(), self.phase

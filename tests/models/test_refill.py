@@ -70,7 +70,7 @@ def test_z_before_and_after_recomputation_is_that_of_the_task_s_images_one_by_on
 
 
 def test_only_receipts_whose_records_were_taken_anew_have_z(make, tasks, events, monkeypatch):
-    learner, data = make(**HOT, nested_lora_lifetime="continual", exp_threshold=1e9), tasks([2, 2])
+    learner, data = make(**HOT, adapter_lifetime="continual", exp_threshold=1e9), tasks([2, 2])
     for _ in range(2):  # the second task adds nothing, and consolidates the adapters of the first again
         learner.incremental_train(data)
         learner.after_task()

@@ -361,7 +361,7 @@ def test_drift_is_measured_on_inputs_from_before_any_layer_was_consolidated(make
 def test_function_mode_with_alpha_one_leaves_the_logits(make, tasks, script, before_the_end, logits_of, lifetime):
     keys = {"nested_lora_consolidation_mode": "function", "nested_lora_consolidation_alpha": 1.0}
     learner, data = (
-        make(**CONSOLIDATED, **keys, nested_lora_lifetime=lifetime, nested_lora_lr_fast=0.3),
+        make(**CONSOLIDATED, **keys, adapter_lifetime=lifetime, nested_lora_lr_fast=0.3),
         tasks([2, 2, 2]),
     )
     script({2: [STRANGE]})
@@ -456,7 +456,6 @@ def test_nested_keys_change_nothing_of_adaptmlp(make, tasks, events):
         "nested_lora_consolidation_alpha": 1.0,
         "nested_lora_consolidation_mode": "function",
         "nested_lora_fast_reset": "reinit",
-        "nested_lora_lifetime": "continual",
     }
     runs = []
     for keys in ({}, nested):

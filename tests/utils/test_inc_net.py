@@ -241,12 +241,13 @@ def test_the_network_knows_its_adapter_type_and_its_branches(net, kind, cls):
         ("nested_lora", "expansion", False),
         ("nested_lora", "continual", True),
         ("three_branches", "continual", True),
-        ("adaptmlp", "continual", False),
-        ("gain", "continual", False),
+        ("adaptmlp", "expansion", False),
+        ("adaptmlp", "continual", True),
+        ("gain", "continual", True),
     ],
 )
-def test_only_types_that_say_so_learn_again_in_every_task(net, kind, lifetime, continual):
-    assert net(ffn_adapter_type=kind, nested_lora_lifetime=lifetime).continual == continual
+def test_the_key_says_whether_adapters_of_any_type_learn_again_in_every_task(net, kind, lifetime, continual):
+    assert net(ffn_adapter_type=kind, adapter_lifetime=lifetime).continual == continual
 
 
 @torch.no_grad()

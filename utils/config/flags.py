@@ -35,7 +35,7 @@ MORE = (
     "docs/keys.md has the same in tables."
 )
 WIDEST_METAVAR = 40  # characters; longer lists of choices are written into the help of their flag
-SEVERAL = ("seed", "device", "predict", "readouts")  # flags that take several values
+SEVERAL = ("seed", "device", "predict", "readouts", "nested_lora_train")  # flags that take several values
 TRUTH = {"true": True, "1": True, "false": False, "0": False}
 WORDS = {"true": True, "false": False, "none": None, "null": None}  # values of an entry, in any case
 FROM_TEXT: dict[str, Callable[[str], object]] = {
@@ -194,14 +194,27 @@ def _type(schema: dict[str, Any]) -> str:
 
 def from_text(key: str, text: str | list[str]) -> object:
     """Return the value that a text means for a key, or the text if it means none."""
+    nullable = {"type": "null"} in schemas()[key].get("anyOf", [])
     if isinstance(text, list):
-        return [from_text(key, item) for item in text]
-    if text.lower() in ("none", "null") and {"type": "null"} in schemas()[key].get("anyOf", []):
+        given = _json_list(text)
+        if len(text) == 1 and nullable and from_text(key, text[0]) is None:
+            return None
+        return [from_text(key, item) for item in text] if given is None else given
+    if text.lower() in ("none", "null") and nullable:
         return None
     try:
         return FROM_TEXT[_type(schemas()[key])](text)
     except (ValueError, KeyError):
         return text
+
+
+def _json_list(texts: list[str]) -> list[object] | None:
+    """Return the list that a single text holds as JSON; None if there is none."""
+    try:
+        found = parse_json(texts[0]) if len(texts) == 1 and texts[0].startswith("[") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
 
 
 def entry_of(key: str) -> tuple[str, str | None]:

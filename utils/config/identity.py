@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.choices import ADAPTERS, LEARNERS
-from utils.config.schema import NESTED, Config, defaults, schemas
+from utils.config.schema import NESTED, OLD_NAMES, STATISTICS, Config, defaults, renamed, schemas
 from utils.datasets import DATASETS
 from utils.text import shown
 
@@ -22,6 +22,7 @@ def counted(values: Mapping[str, Any]) -> dict[str, Any]:
     their folder can be moved; data only if `data_root` alone determines the images. Keys that this version does not
     know are counted.
     """
+    values = renamed(values)
     idle = idle_keys(values)
     return {key: value for key, value in _moved(_counted(values)).items() if key not in idle}
 
@@ -33,10 +34,12 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
     plug-in may read every key, and an adapter type of a plug-in that is not loaded those that are in `values`.
     """
     full = defaults() | dict(values)
-    kind, found = str(full["ffn_adapter_type"]), {}
+    kind, learns, found = str(full["ffn_adapter_type"]), learner(full), {}
     for key, schema in schemas().items() if LEARNERS.ships(full["model_name"]) else ():
         owner = schema.get("owner", kind)
-        if not _has(kind, key, owner, key in values):
+        if learns in schema.get("unread_by", ()):
+            found[key] = f"the learner {learns} does not use it"
+        elif not _has(kind, key, owner, key in values):
             found[key] = f"adapters of type {kind} do not have it"
         elif kind == owner:
             for other, without in schema.get("idle_if", {}).items():
@@ -46,6 +49,17 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
                 if full[other] is not None:
                     found[key] = f"{other} is given"
     return found
+
+
+def learner(values: Mapping[str, Any]) -> str:
+    """Return the name of the learner as keys know it, which says whether its adapters learn in the first session."""
+    adapts = values["model_name"] in STATISTICS and values["first_session_adaptation"]
+    return f"{values['model_name']}{' with first_session_adaptation' if adapts else ''}"
+
+
+def expands(config: Config) -> bool:
+    """Return whether the learner of a configuration adds adapters, so that there are expandable layers."""
+    return "adapt_start_layer" not in idle_keys(dict(config))
 
 
 def _has(kind: str, key: str, owner: str, given: bool) -> bool:
@@ -103,10 +117,11 @@ def digest(values: Mapping[str, Any]) -> str:
     """Return 8 hexadecimal digits over keys such as those of `counted`.
 
     This is BLAKE2b of the canonical JSON (sorted keys, no spaces) of the keys that differ from their default. A new key
-    whose default keeps the old behaviour therefore does not change the hash of old configurations.
+    whose default keeps the old behaviour therefore does not change the hash of old configurations, and a key with an
+    old name counts under that.
     """
-    usual = defaults()
-    kept = {key: value for key, value in values.items() if key not in usual or usual[key] != value}
+    usual, old = defaults(), {new: name for name, new in OLD_NAMES.items()}
+    kept = {old.get(key, key): value for key, value in values.items() if key not in usual or usual[key] != value}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=repr)
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
@@ -121,7 +136,7 @@ def digests(values: Mapping[str, Any]) -> tuple[str, ...]:
 
     They counted keys without effect, and before that the whole paths of data and weights.
     """
-    every = _counted(values)
+    every = _counted(renamed(values))
     return counted_digest(values), digest(_moved(every)), digest(every)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from utils.config.flags import entry_of, from_text
 from utils.config.identity import idle_keys
-from utils.config.schema import DATA_ROOT_VARIABLE, Config, broken_checks, defaults, schemas
+from utils.config.schema import DATA_ROOT_VARIABLE, OLD_NAMES, Config, broken_checks, defaults, renamed, schemas
 from utils.config.wording import choices, describe
 from utils.errors import ConfigError
 from utils.json_file import read_object
@@ -68,14 +68,20 @@ def resolve(
     Raises:
         ConfigError: One line for each problem.
     """
-    flags = flags or {}
+    lines = list(problems)
+    for layer in (values, flags or {}):
+        both = {old: new for old, new in OLD_NAMES.items() if old in layer and new in layer}
+        lines += [f"{old}: the old name of {new}, which is given too; keep one" for old, new in both.items()]
+    for old, new in OLD_NAMES.items() if not on_record else ():
+        if old in values and new not in renamed(values):
+            warn(f"{old} = {shown(values[old])} ({source}): ignored, as it was always for these adapters; see {new}")
+    values, flags = renamed(values), renamed(flags or {})
     root = os.environ.get(DATA_ROOT_VARIABLE)
     environment = {"data_root": root} if root else {}
     merged = _over({**values, **environment}, flags)
     sources = dict.fromkeys(values, source) | dict.fromkeys(environment, f"environment variable {DATA_ROOT_VARIABLE}")
     by_flag = {entry_of(key)[0]: named.format(shown_key(key)) for key in flags}
     sources |= by_flag
-    lines = list(problems)
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:

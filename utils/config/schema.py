@@ -18,6 +18,7 @@ from utils.config.values import (
     CHOICES,
     LARGEST,
     SEEDS,
+    SOME_BRANCHES,
     SOME_CLASSES,
     SOME_IMAGES,
     SOME_READOUTS,
@@ -26,6 +27,7 @@ from utils.config.values import (
     WIDEST,
     AdapterType,
     BackboneKwargs,
+    Branches,
     ClassOrder,
     Dataset,
     Device,
@@ -42,6 +44,7 @@ from utils.config.values import (
 
 DATA_ROOT_VARIABLE = "SEMA_DATA_ROOT"
 NESTED = "nested_lora"  # the adapter type that owns the keys of time scales and consolidation
+OLD_NAMES = {"nested_lora_lifetime": "adapter_lifetime"}  # keys of earlier versions
 COMMANDS = "What to do"  # group of the keys that say what to do, not how; `--help` has all of them
 USES = ("eval", "predict", "export")  # keys that use a checkpoint instead of training
 
@@ -55,6 +58,7 @@ def _key(
     first: bool = False,
     expected: str | None = None,
     owner: str | None = None,
+    unread_by: Sequence[str] = (),
     idle_if: Mapping[str, JsonValue] | None = None,
     idle_beside: Sequence[str] = (),
     **bounds: Any,
@@ -69,23 +73,31 @@ def _key(
         first: Whether it is one of the twenty keys of `--help`, which people use first; `--help all` has the others.
         expected: Description of valid values; None: made from type and bounds.
         owner: The adapter type whose key it is; see `utils.config.identity.idle_keys`.
+        unread_by: Learners of the project, see `utils.config.identity.learner`, for which the key has no effect.
         idle_if: The key has no effect if another key has one of these values.
         idle_beside: The key has no effect if one of these keys is given.
         bounds: Those of pydantic (ge, gt, le, min_length).
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
     given: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": dict(idle_if or {})}
-    given["idle_beside"] = list(idle_beside)
+    given |= {"idle_beside": list(idle_beside), "unread_by": list(unread_by)}
     extra |= {name: value for name, value in given.items() if value}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
 
+STATISTICS = ("simplecil", "ranpac")  # learners whose head is computed from class statistics
+WITH_ADAPTER = tuple(f"{name} with first_session_adaptation" for name in STATISTICS)
+NO_TRAINING = STATISTICS
+NO_ADAPTERS = (*STATISTICS, "linear")
+NO_EXPANSION = (*NO_ADAPTERS, *WITH_ADAPTER, "finetune", "joint")
+
 _data = partial(_key, "Data")
 _model = partial(_key, "Model")
-_adapter = partial(_key, "Adapters")
-_training = partial(_key, "Training")
-_expansion = partial(_key, "Expansion")
-_nested = partial(_key, "Nested LoRA", owner=NESTED)
+_adapter = partial(_key, "Adapters", unread_by=NO_ADAPTERS)
+_training = partial(_key, "Training", unread_by=NO_TRAINING)
+_expansion = partial(_key, "Expansion", unread_by=NO_EXPANSION)
+_nested = partial(_key, "Nested LoRA", owner=NESTED, unread_by=NO_ADAPTERS)
+_slow = partial(_nested, idle_if={"nested_lora_train": [["fast"]]})
 _consolidation = partial(_nested, idle_if={"nested_lora_use_consolidation": [False]})
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
@@ -159,7 +171,17 @@ class Config(BaseModel):
         2, "processes that load images; 0: load in the main process", ge=0, le=1024, changes_results=False, first=True
     )
 
-    model_name: ModelName = _model("sema", "name of the learner")
+    model_name: ModelName = _model(
+        "sema",
+        "name of the learner; sema; or a baseline, see docs/baselines.md: finetune: one adapter a layer, trained in "
+        "every task; linear: the head alone; joint: all classes seen, trained together; simplecil: nearest class mean; "
+        "ranpac: ridge regression on a random projection",
+    )
+    first_session_adaptation: bool = _model(
+        False,
+        "with simplecil and ranpac: train the adapters in the first task, then freeze them; false: frozen features",
+        unread_by=("sema", "finetune", "linear", "joint"),
+    )
     backbone_type: Text = _model(
         "pretrained_vit_b16_224_adapter",
         "pretrained_vit_b16_224_adapter or pretrained_vit_b16_224_in21k_adapter, as in SEMA, or the name of any "
@@ -186,17 +208,26 @@ class Config(BaseModel):
 
     ffn_adapter_type: AdapterType = _adapter("adaptmlp", "type of the adapters", first=True)
     ffn_num: int = _adapter(16, "bottleneck of adaptmlp", owner="adaptmlp", ge=1, le=WIDEST, first=True)
-    adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0)
-    adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0)
+    adapter_lifetime: Literal["expansion", "continual"] = _adapter(
+        "expansion",
+        "expansion: an adapter is trained in the task that adds it; continual: in every task from then on",
+        unread_by=NO_EXPANSION,
+    )
+    adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0, unread_by=NO_EXPANSION)
+    adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0, unread_by=NO_EXPANSION)
 
     func_epoch: int = _training(5, "epochs of a func phase, which trains adapters, router and head", ge=1, first=True)
-    rd_epoch: int = _training(20, "epochs of an rd phase, which trains representation descriptors", ge=0)
+    rd_epoch: int = _training(
+        20, "epochs of an rd phase, which trains representation descriptors", ge=0, unread_by=NO_EXPANSION
+    )
     batch_size: int = _training(32, "images in a training batch", ge=1, first=True)
     optimizer: Literal["sgd", "adam"] = _training("sgd", "sgd: SGD with momentum 0.9; adam: AdamW")
     init_lr: float = _training(
         0.005, "learning rate of the func phase; with nested_lora, of router and head only", gt=0, first=True
     )
-    rd_lr: float = _training(0.01, "learning rate of the rd phase", gt=0, idle_if={"rd_epoch": [0]})
+    rd_lr: float = _training(
+        0.01, "learning rate of the rd phase", gt=0, idle_if={"rd_epoch": [0]}, unread_by=NO_EXPANSION
+    )
     min_lr: float = _training(0.0, "final learning rate of the cosine schedules", ge=0)
     weight_decay: float = _training(5e-4, "weight decay of both phases", ge=0)
     on_nan: Literal["stop", "skip"] = _training(
@@ -213,16 +244,16 @@ class Config(BaseModel):
     buffer_size: int = _expansion(500, "reconstruction losses that a descriptor stores; z-scores need at least 3", ge=3)
 
     nested_lora_rank: int = _nested(16, "bottleneck of slow, and of fast", ge=1, le=WIDEST, first=True)
-    nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0)
-    nested_lora_lr_slow: float = _nested(0.001, "learning rate of slow", gt=0)
-    nested_lora_update_interval_slow: int = _nested(
+    nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0, idle_if={"nested_lora_train": [["slow"]]})
+    nested_lora_lr_slow: float = _slow(0.001, "learning rate of slow", gt=0)
+    nested_lora_update_interval_slow: int = _slow(
         1, "update slow at every k-th optimizer step of a func phase; 0 and 1: at every step", ge=0, first=True
     )
     nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _nested(
         "skip",
         "skip: slow does not change between updates; accumulate: as skip, but an update uses the mean gradient of its "
         "interval; zero_grad: its gradient is zero between updates, but momentum and weight decay still change slow",
-        idle_if={"nested_lora_update_interval_slow": [0, 1]},
+        idle_if={"nested_lora_update_interval_slow": [0, 1], "nested_lora_train": [["fast"]]},
     )
     nested_lora_use_consolidation: bool = _nested(
         False, "consolidate fast into slow at the end of each task", first=True
@@ -236,8 +267,8 @@ class Config(BaseModel):
     nested_lora_fast_reset: Literal["zero", "reinit", "keep"] = _consolidation(
         "zero", "fast after consolidation; zero: all zero; reinit: new down-projection, zero output; keep: unchanged"
     )
-    nested_lora_lifetime: Literal["expansion", "continual"] = _nested(
-        "expansion", "expansion: an adapter is trained in the task that adds it; continual: in every task from then on"
+    nested_lora_train: Branches | None = _nested(
+        None, "the branches that learn; the others keep their zero output; null: all", expected=SOME_BRANCHES
     )
 
     precision: Literal["fp32", "bf16"] = _speed(
@@ -252,6 +283,7 @@ class Config(BaseModel):
         "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
         idle_if={"rd_epoch": [0]},
+        unread_by=NO_EXPANSION,
     )
     compile: bool = _speed(
         False, "compile the frozen parts of the blocks (torch.compile; needs a C++ compiler); changes rounding"
@@ -263,6 +295,7 @@ class Config(BaseModel):
         "host",
         "where training images are resized; host: one by one, where they are loaded; device: as a batch, from the same "
         "random parts, without rounding to 8 bits (values differ by at most 1/255)",
+        unread_by=NO_TRAINING,
     )
     image_cache_gib: float = _speed(
         2.0,
@@ -423,6 +456,18 @@ def broken_checks(values: Mapping[str, object]) -> Iterator[Check]:
     for check in CHECKS:
         if values.keys() >= set(check.keys) and not check.holds(*(values[key] for key in check.keys)):
             yield check
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with the current names of keys.
+
+    What an old name says of an adapter type that did not have the key is left out.
+    """
+    kind = values.get("ffn_adapter_type")
+    others = kind is not None and ADAPTERS.ships(kind) and kind != NESTED
+    current = {key: value for key, value in values.items() if key not in OLD_NAMES}
+    old = {} if others else {new: values[key] for key, new in OLD_NAMES.items() if key in values}
+    return {**old, **current}
 
 
 def schemas() -> dict[str, dict[str, Any]]:

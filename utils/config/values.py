@@ -21,6 +21,7 @@ SOME_CLASSES = "a list of labels or class names, or a file with one a line or wi
 SOME_TASKS = "a list of tasks, each a list of labels or class names; or a JSON file with it"
 SOME_TASKS_LATER = "the number of a task from 1 on, or a list of different ones"
 SOME_IMAGES = "an image or a folder, or a list of them"
+SOME_BRANCHES = "a list of some of the branches of nested_lora, such as fast"
 SOME_READOUTS = f"a list of some of {', '.join(READOUTS)}, or an empty list"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
@@ -107,6 +108,16 @@ def _without_repeats(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _known_branches(names: list[str]) -> list[str]:
+    known = ADAPTERS["nested_lora"].branches
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r} is no branch; expected some of {', '.join(known)}{did_you_mean(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a branch is given twice; expected {SOME_BRANCHES}")
+    return names
+
+
 def _known_readouts(names: list[str]) -> list[str]:
     for name in names:
         if name not in READOUTS:
@@ -154,6 +165,12 @@ TaskNumbers = Annotated[
     list[TaskNumber],
     BeforeValidator(_numbers, json_schema_input_type=TaskNumber | list[TaskNumber]),
     AfterValidator(_different),
+]
+Branches = Annotated[
+    list[Text],
+    Field(min_length=1),
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    AfterValidator(_known_branches),
 ]
 Readouts = Annotated[
     list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str]), AfterValidator(_known_readouts)

@@ -146,7 +146,7 @@ def test_the_nearest_names_are_offered_for_a_typo(run, monkeypatch):
 def test_a_run_of_a_version_with_fewer_keys_has_the_identity_it_would_have_now(run):
     now = read_run(run)
     config = json.loads((run / "config.json").read_text())
-    del config["nested_lora_lifetime"]
+    del config["adapter_lifetime"]
     (run / "config.json").write_text(json.dumps(config))
     assert read_run(run).key == now.key
     config["key_of_another_version"] = 1

@@ -211,3 +211,20 @@ def test_the_plugins_are_no_keys():
 
 def test_hyphens_stand_for_underscores_in_flags_and_nowhere_else():
     assert flags("--output-dir=my-runs", "--prefix", "a-b") == {"output_dir": "my-runs", "prefix": "a-b"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        (["--nested_lora_train", "fast"], {"nested_lora_train": ["fast"]}),
+        (["--nested_lora_train", "slow", "fast"], {"nested_lora_train": ["slow", "fast"]}),
+        (['--nested_lora_train=["slow", "fast"]'], {"nested_lora_train": ["slow", "fast"]}),
+        (["--nested_lora_train=null"], {"nested_lora_train": None}),
+        (["--readouts=[]"], {"readouts": []}),
+        (["--readouts"], {"readouts": []}),
+        (["--seed=[1, 2]"], {"seed": [1, 2]}),
+        (["--predict=[a].jpg"], {"predict": ["[a].jpg"]}),
+    ],
+)
+def test_a_flag_of_several_values_takes_them_one_by_one_or_as_a_json_list(argv, flags):
+    assert parse(argv).flags == flags

@@ -29,7 +29,7 @@ NESTED_DEFAULTS = {
     "ffn_adapter_type": "adaptmlp", "nested_lora_rank": 16, "nested_lora_lr_fast": 0.01, "nested_lora_lr_slow": 0.001,
     "nested_lora_update_interval_slow": 1, "nested_lora_slow_update": "skip", "nested_lora_use_consolidation": False,
     "nested_lora_consolidation_alpha": 0.1, "nested_lora_consolidation_mode": "weights",
-    "nested_lora_fast_reset": "zero", "nested_lora_lifetime": "expansion",
+    "nested_lora_fast_reset": "zero", "adapter_lifetime": "expansion", "nested_lora_train": None,
 }  # fmt: skip
 NO_INFLUENCE = {
     "tensorboard", "wandb",
@@ -176,7 +176,7 @@ def test_text_that_a_flag_would_take_as_a_number_is_told_to_lose_its_quotes(writ
         ("nested_lora_update_interval_slow", -1), ("nested_lora_consolidation_alpha", -0.1),
         ("nested_lora_consolidation_alpha", 1.1), ("nested_lora_consolidation_mode", "weight"),
         ("nested_lora_slow_update", "skipping"), ("nested_lora_fast_reset", "zeros"),
-        ("nested_lora_lifetime", "continuous"), ("nested_lora_use_consolidation", 1), ("ffn_adapter_type", "lora"),
+        ("adapter_lifetime", "continuous"), ("nested_lora_use_consolidation", 1), ("ffn_adapter_type", "lora"),
         ("shuffle", "true"), ("eval", 0), ("overwrite", "False"), ("pretrained", 1), ("normalize", None),
         ("optimizer", "adamw"), ("model_name", "der"), ("dataset", "CIFAR"), ("backbone_type", ""), ("output_dir", ""),
         ("checkpt_path", ""), ("data_root", None), ("prefix", 3), ("prefix", "\udcff"), ("memory_size", -1),
@@ -450,7 +450,8 @@ OTHER_VALUES = {
     "dataset": "vtab", "model_name": None, "shuffle": False, "on_bad_image": "skip", "optimizer": "adam",
     "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
-    "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "nested_lora_lifetime": "continual",
+    "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "adapter_lifetime": "continual",
+    "nested_lora_train": ["fast"], "first_session_adaptation": True,
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "dry_run": True,
     "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
@@ -466,15 +467,25 @@ OTHER_VALUES = {
 
 
 NESTED = {"ffn_adapter_type": "nested_lora"}
-OF_NESTED = [key for key in NESTED_DEFAULTS if key != "ffn_adapter_type"]
+OF_NESTED = [key for key in NESTED_DEFAULTS if key.startswith("nested_lora")]
 OF_CONSOLIDATION = [f"nested_lora_{name}" for name in ("consolidation_alpha", "consolidation_mode", "fast_reset")]
 ACTS_WITH = {  # by the keys that act only together with others
     **dict.fromkeys(OF_NESTED, NESTED),
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
     "leave_out_transient": {"transient": [2]},
+    "first_session_adaptation": {"model_name": "ranpac"},
 }
-UNUSED = ["leave_out_transient"]  # by default
+UNUSED = ["leave_out_transient", "first_session_adaptation"]  # by default
+NOT_READ = {  # some of the keys that a learner does not use
+    "linear": ["ffn_num", "exp_threshold", "adapter_lifetime", "adapt_end_layer", "rd_epoch", "rd_views"],
+    "finetune": ["exp_threshold", "adapter_lifetime", "rd_lr", "first_session_adaptation"],
+    "joint": ["buffer_size", "adapt_start_layer", "rd_dim"],
+    "simplecil": ["init_lr", "func_epoch", "optimizer", "ffn_num", "augment_on"],
+    "ranpac": ["batch_size", "weight_decay", "adapter_lifetime"],
+}
+OLD, NEW = "nested_lora_lifetime", "adapter_lifetime"
+SF = ("slow", "fast")
 IDLE = [  # keys without effect, and beside what
     *((key, {}) for key in OF_NESTED),
     *((key, NESTED) for key in ["ffn_num", "nested_lora_slow_update", *OF_CONSOLIDATION]),
@@ -484,6 +495,9 @@ IDLE = [  # keys without effect, and beside what
     *((key, {"tasks": [["b"], [0]]}) for key in ("shuffle", "class_order_seed", "init_cls", "increment")),
     *((key, {}) for key in UNUSED),
     *((key, {"rd_epoch": 0}) for key in ("rd_lr", "rd_views")),
+    *((key, {"model_name": name}) for name, keys in NOT_READ.items() for key in keys),
+    ("exp_threshold", {"model_name": "ranpac", "first_session_adaptation": True}),
+    *((f"nested_lora_lr_{name}", {**NESTED, "nested_lora_train": [other]}) for name, other in (SF, SF[::-1])),
 ]
 
 
@@ -515,7 +529,7 @@ def test_a_key_without_effect_is_ignored_with_a_word_and_changes_no_hash(key, ot
     values = other.model_dump(mode="json")
     assert (key in counted(values), key in on_record(other)) == (False, False)
     assert without_idle_keys(other) == without_idle_keys(plain)
-    text = json.dumps({**beside, key: value}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({**beside, {NEW: OLD}.get(key, key): value}, sort_keys=True, separators=(",", ":"))
     assert hashlib.blake2b(text.encode(), digest_size=4).hexdigest() in digests(values)
 
 
@@ -538,7 +552,7 @@ def test_a_type_of_a_plug_in_has_its_width_the_keys_of_its_branches_and_those_it
     consolidation = {"nested_lora_consolidation_alpha": 0.5}  # may act in another way than in nested_lora
     with registered("gain", "three_branches"):
         assert {"nested_lora_rank", "nested_lora_lr_fast"} <= idle_keys({**keys, "ffn_adapter_type": "gain"}).keys()
-        assert list(idle_keys({**keys, **consolidation, "ffn_adapter_type": "three_branches"})) == [*UNUSED, "ffn_num"]
+        assert set(idle_keys({**keys, **consolidation, "ffn_adapter_type": "three_branches"})) == {*UNUSED, "ffn_num"}
         monkeypatch.setattr(ADAPTERS["gain"], "keys", ("nested_lora_rank",))
         kept = on_record(load(None, {**keys, "ffn_adapter_type": "gain"}))
         assert (kept["ffn_num"], kept["nested_lora_rank"]) == (4, 4)
@@ -552,6 +566,42 @@ def test_shipped_types_have_the_keys_that_their_classes_declare(kind):
     cls, idle = ADAPTERS[kind], idle_keys({"dataset": "cub", "ffn_adapter_type": kind})
     assert cls.width_key not in idle
     assert ("nested_lora_lr_slow" in idle) == (not cls.branches)
+
+
+def test_first_session_adaptation_lets_the_keys_of_training_act():
+    keys = {"dataset": "cub", "model_name": "simplecil"}
+    assert {"init_lr", "ffn_num"} <= idle_keys(keys).keys()
+    assert not {"init_lr", "ffn_num"} & idle_keys({**keys, "first_session_adaptation": True}).keys()
+
+
+# ---- the old name of a key
+
+
+def test_an_old_name_of_a_key_means_the_key_in_files_flags_and_records(write):
+    beside = {"dataset": "cub", **NESTED}
+    by_file = load(write(json.dumps({**beside, OLD: "continual"})))
+    by_flag = load(None, {**beside, OLD: "continual"})
+    new = load(None, {**beside, NEW: "continual"})
+    assert by_file == by_flag == new
+    assert load(write(json.dumps({**beside, OLD: "expansion"})), {NEW: "continual"}) == new  # flags over the file
+    assert load(write(json.dumps({**beside, NEW: "expansion"})), {OLD: "continual"}) == new
+    recorded = {**beside, OLD: "continual"}
+    assert counted(recorded)[NEW] == "continual"
+    text = json.dumps(recorded, sort_keys=True, separators=(",", ":"))  # as a version with the old name hashed it
+    assert result_hash(new) == hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def test_an_old_name_beside_the_new_one_is_refused(write):
+    with pytest.raises(ConfigError, match=f"{OLD}: the old name of {NEW}, which is given too; keep one"):
+        load(write(json.dumps({"dataset": "cub", OLD: "continual", NEW: "continual"})))
+
+
+def test_an_old_name_has_no_effect_on_adapters_that_did_not_have_the_key(write):
+    said = []
+    path = write(json.dumps({"dataset": "cub", "ffn_adapter_type": "adaptmlp", OLD: "continual"}))
+    assert load(path, warn=said.append).adapter_lifetime == "expansion"
+    assert said == [f'{OLD} = "continual" ({path}): ignored, as it was always for these adapters; see {NEW}']
+    assert counted({"dataset": "cub", "ffn_adapter_type": "adaptmlp", OLD: "continual"})[NEW] == "expansion"
 
 
 def test_a_learner_of_a_plug_in_may_read_every_key():

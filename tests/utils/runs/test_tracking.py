@@ -22,7 +22,7 @@ from utils.runs.tracking import FOLDER, scalars, tracked
 
 EVERYTHING: dict[str, Any] = {
     "nested_lora_use_consolidation": True,
-    "nested_lora_lifetime": "continual",
+    "adapter_lifetime": "continual",
     "exp_threshold": 0.0,
     "eval_every": 1,
     "max_tasks": 2,

@@ -198,7 +198,7 @@ def test_a_slow_that_grows_loses_its_update_for_once_and_the_update_cosine_for_g
     config = EasyDict(
         d_model=D,
         nested_lora_rank=R,
-        nested_lora_lifetime="expansion",
+        adapter_lifetime="expansion",
         nested_lora_use_consolidation=True,
         nested_lora_consolidation_mode="function",
         nested_lora_fast_reset="reinit",
