@@ -63,12 +63,10 @@ def transient_sentences(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for task in group.runs[0].matrix.transient:
             without = pairs.get(group.name)
-            parts = [
-                *([_harm(group, without, task)] if without else []),
-                _left(group, task),
-                *_uptake(group, without, task),
-            ]
+            parts = [*([_harm(group, without, task)] if without else []), _left(group, task)]
             yield f"{group.name}, transient task {task}: {' '.join(parts)}"
+            if branches := list(_uptake(group, without, task)):
+                yield f"{group.name}, transient task {task}, by branch: {' '.join(branches)}"
 
 
 def _harm(group: Group, without: Group, task: int) -> str:
@@ -113,7 +111,7 @@ def _uptake(group: Group, without: Group | None, task: int) -> Iterator[str]:
     last = len(group.runs[0].matrix.count) - 1
     harm = {name: _gap(group, twin, last, name) for name in names} if twin else {}
     core = f", and its harm to the core at the end is {_difference(harm[NEITHER])} points" if twin else ""
-    yield f"By branch: with neither, accuracy on it is {_cell(fmean(learned[NEITHER]))} % when learned{core}."
+    yield f"With neither, accuracy on it is {_cell(fmean(learned[NEITHER]))} % when learned{core}."
     verdicts = []
     for name in alone:
         gain = difference(learned[name], learned[NEITHER])
@@ -126,8 +124,11 @@ def _uptake(group: Group, without: Group | None, task: int) -> Iterator[str]:
 
 
 def _verdict(gain: Difference, more: Difference | None) -> str:
-    uptake = "took the task up" if gain.low > 0 else "shows no uptake"
-    return uptake if more is None else f"{uptake} and {'adds to the' if more.high < 0 else 'shows no added'} harm"
+    took, harms = gain.low > 0, more is not None and more.high < 0
+    if more is not None and not took and not harms:
+        return "shows neither uptake nor added harm"
+    uptake = "took the task up" if took else "shows no uptake"
+    return uptake if more is None else f"{uptake} and {'adds to the harm' if harms else 'shows no added harm'}"
 
 
 def _core_table(group: Group, without: Group) -> Rows:
