@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -122,7 +122,11 @@ class Evaluated(NamedTuple):
 def evaluations(group: Group) -> list[Evaluated]:
     """Return the evaluations that all runs of a configuration have, in order."""
     each = [
-        {(event.task, event.cycle, event.epoch): event.accuracy for event in run.events(events.Evaluation)}
+        {
+            (event.task, event.cycle, event.epoch): grouped
+            for event in run.events(events.Evaluation)
+            if isinstance(grouped := event.accuracy.get("grouped"), dict)
+        }
         for run in group.runs
     ]
     shared = [place for place in each[0] if all(place in other for other in each)]
@@ -139,7 +143,7 @@ def evaluations(group: Group) -> list[Evaluated]:
     return found
 
 
-def _known(value: Any) -> float:
+def _known(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 

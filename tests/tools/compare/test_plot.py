@@ -128,7 +128,7 @@ def evaluated(folder, seed, places, **keys) -> Path:
         lines.append({"kind": "epoch", **place, "loss": 1.0, "lr": {}})
         if (task, cycle, epoch) in places:
             new, old = places[task, cycle, epoch]
-            lines.append({"kind": "eval", **place, "accuracy": {"total": 1.0, "new": new, "old": old}})
+            lines.append({"kind": "eval", **place, "accuracy": {"grouped": {"total": 1.0, "new": new, "old": old}}})
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     return run

@@ -14,6 +14,6 @@ def test_learning_curves_are_in_the_report_of_runs_evaluated_in_the_middle_of_a_
     assert title not in [part.title for part in accuracy(compare([run])).parts]
     place = {"task": 1, "cycle": 0, "phase": "func", "epoch": 0}
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"kind": "eval", **place, "accuracy": {"new": 50.0, "old": 60.0}}) + "\n")
+        file.write(json.dumps({"kind": "eval", **place, "accuracy": {"grouped": {"new": 50.0, "old": 60.0}}}) + "\n")
     (part,) = [part for part in accuracy(compare([run])).parts if part.title == title]
     assert [drawing.numbers.rows for drawing in part.drawings] == [[["a", "1", "0", "0", "50", "60"]]]
