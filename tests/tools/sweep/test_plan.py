@@ -102,6 +102,21 @@ def test_members_of_a_list_may_have_another_base_and_override_the_common_changes
     assert first.seed == second.seed == 7
 
 
+def test_a_list_with_a_grid_is_each_member_at_each_point(plan):
+    runs = plan(
+        seeds=[7],
+        changes={"rd_epoch": 3},
+        grid={"class_order_seed": [1, 2]},
+        list=[{"name": "nested"}, {"name": "flat", "base": "flat.json", "changes": {"rd_dim": 4}}],
+    )
+    configs = [(run.member.name, run.member.config) for run in runs]
+    assert [(name, c.ffn_adapter_type, c.class_order_seed, c.rd_dim, c.rd_epoch) for name, c in configs] == [
+        (f"{name}, class_order_seed={seed}", kind, seed, rd_dim, 3)
+        for name, kind, rd_dim in (("nested", "nested_lora", configs[0][1].rd_dim), ("flat", "adaptmlp", 4))
+        for seed in (1, 2)
+    ]
+
+
 def test_keys_without_effect_in_a_member_are_said_once(plan):
     members = [{"name": name, "base": "flat.json", "changes": {"rd_dim": n}} for name, n in (("a", 8), ("b", 9))]
     runs = plan(changes={"nested_lora_rank": 4}, list=[*members, {"name": "nested"}])
@@ -231,8 +246,12 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({}, 'expected either "grid" or "list"'),
-        ({"grid": {"ffn_num": [1]}, "list": [{"name": "a"}]}, 'expected either "grid" or "list"'),
+        ({}, 'expected "grid" or "list", or both'),
+        (
+            {"grid": {"ffn_num": [1]}, "list": [{"name": "a"}, {"name": "b", "changes": {"ffn_num": 2}}]},
+            "list[1].changes.ffn_num: also in the grid; keep one",
+        ),
+        ({"grid": {"rd_dim": [*range(99)]}, "list": [{"name": f"{n}"} for n in range(99)]}, "9801 combinations"),
         ({"gird": {"ffn_num": [1]}}, "gird: unknown key; did you mean grid?"),
         ({"list": [{"nmae": "a"}]}, "list[0].nmae: unknown key; did you mean name?"),
         ({"list": [{"name": "a", "set": {}}]}, "list[0].set: unknown key; expected one of name, base, changes"),
