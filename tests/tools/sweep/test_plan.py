@@ -17,10 +17,10 @@ from utils.runs.environment import PROJECT
 
 EXPS = Path(__file__).parents[3] / "exps"
 INTERVAL = "nested_lora_update_interval_slow"
-SWITCH, MODE, ALPHA, RESET, LIFETIME = (
-    f"nested_lora_{key}"
-    for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset", "lifetime")
+SWITCH, MODE, ALPHA, RESET = (
+    f"nested_lora_{key}" for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset")
 )
+LIFETIME = "adapter_lifetime"
 SEEDS = [1993, 1994, 1995]
 FIVE = [*SEEDS, 1996, 1997]  # of the sweeps whose tables are in the documents
 
@@ -35,7 +35,7 @@ OFF_AND_ON = {"off": {SWITCH: False, LIFETIME: "continual"}} | {
 ON_ONE_BASE = {
     "interval": {f"update_interval_slow={k}": {INTERVAL: k} for k in (1, 5, 10)},
     "consolidation": OFF_AND_ON,
-    "lifetime": {f"lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
+    "lifetime": {f"adapter_lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
     "slow_update": {
         f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
     },
@@ -84,7 +84,7 @@ def problems(plan, **keys) -> list[str]:
 
 def test_a_grid_is_every_combination_and_a_seed_of_all_comes_before_the_next(plan):
     runs = plan(grid={INTERVAL: [1, 5], "adapter_lifetime": ["expansion", "continual"]})
-    names = [f"update_interval_slow={k}, lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")]
+    names = [f"update_interval_slow={k}, adapter_lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")]
     assert [(run.member.name, run.seed) for run in runs] == [(name, seed) for seed in (1, 2) for name in names]
     assert runs[3].member.config.nested_lora_update_interval_slow == 5
     assert runs[3].member.config.adapter_lifetime == "continual"
