@@ -84,7 +84,9 @@ def problems(plan, **keys) -> list[str]:
 
 def test_a_grid_is_every_combination_and_a_seed_of_all_comes_before_the_next(plan):
     runs = plan(grid={INTERVAL: [1, 5], "adapter_lifetime": ["expansion", "continual"]})
-    names = [f"update_interval_slow={k}, adapter_lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")]
+    names = [
+        f"update_interval_slow={k}, adapter_lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")
+    ]
     assert [(run.member.name, run.seed) for run in runs] == [(name, seed) for seed in (1, 2) for name in names]
     assert runs[3].member.config.nested_lora_update_interval_slow == 5
     assert runs[3].member.config.adapter_lifetime == "continual"
