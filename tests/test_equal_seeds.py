@@ -65,6 +65,7 @@ ELSEWHERE = {
     "pretrained": "the backbone's values",
     "model_name": "one learner is shipped",
     "val_fraction": "sets images aside, and so changes what is trained on",
+    "evaluate_on": "needs val_fraction; that it changes no training is in tests/test_validation_images.py",
     "augment_on": "draws what the other choice draws, see utils/data/test_resample.py",
 }
 

@@ -14,6 +14,7 @@ from tools.pilot.runs import read_log
 from utils.progress import progress
 from utils.text import did_you_mean, listed, shown
 
+TESTED = "test images"
 Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
 
 
@@ -85,12 +86,20 @@ class Comparison:
     baseline: Group | None  # one of the groups
     left_out: list[str]  # runs and folders, each with the reason
     untimed: str = ""  # why the training times are left out
+    chosen: Sequence[str] = ()  # how a sweep chose values
+    searched: Sequence[list[str]] = ()  # what it chose from: rows of the table `SEARCHED` in tables.py
     failed: Sequence[list[str]] = ()  # runs of a sweep without results: rows of the table `FAILED` in tables.py
 
     @property
     def runs(self) -> list[tuple[Group, Run]]:
         """All runs, each with its group."""
         return [(group, run) for group in self.groups for run in group.runs]
+
+    @property
+    def images(self) -> str:
+        """What the accuracies are of: test images, or validation images (`evaluate_on`)."""
+        parts = {run.on_validation for _, run in self.runs}
+        return "validation images" if parts == {True} else "test or validation images" if True in parts else TESTED
 
     @property
     def others(self) -> list[Group]:

@@ -456,7 +456,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
-    "leave_out_transient": True, "val_fraction": 0.1,
+    "leave_out_transient": True, "val_fraction": 0.1, "evaluate_on": "val",
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -473,6 +473,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
     "leave_out_transient": {"transient": [2]},
+    "evaluate_on": {"val_fraction": 0.2},
 }
 UNUSED = ["leave_out_transient"]  # by default
 IDLE = [  # keys without effect, and beside what
