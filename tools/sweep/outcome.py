@@ -18,7 +18,6 @@ from tools.sweep.plan import Changes, named
 from utils.errors import UserError
 from utils.files import write_json
 from utils.json_file import read_object
-from utils.text import shown
 
 
 class Tried(BaseModel):
@@ -80,7 +79,7 @@ def edges(values: Changes, tried: Sequence[Changes]) -> list[str]:
         numbers = [number for point in tried if isinstance(number := point[key], (int, float)) and number is not True]
         if isinstance(value, (int, float)) and min(numbers) != max(numbers) and value in (min(numbers), max(numbers)):
             which = "smallest" if value == min(numbers) else "largest"
-            lines.append(f"{key} = {shown(value)} is the {which} value tried; a wider grid may have a better one.")
+            lines.append(f"{named({key: value})} is the {which} value tried; a wider grid may have a better one.")
     return lines
 
 

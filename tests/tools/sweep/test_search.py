@@ -209,7 +209,7 @@ def test_a_point_that_diverged_is_the_worst_and_named_and_other_failures_leave_t
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.1, "init_lr = 0.1 is the smallest value tried"), (0.5, "init_lr = 0.5 is the large"), (0.3, None), ("x", None)],
+    [(0.1, "init_lr=0.1 is the smallest value tried"), (0.5, "init_lr=0.5 is the largest"), (0.3, None), ("x", None)],
 )  # fmt: skip
 def test_a_chosen_value_at_the_edge_of_its_grid_is_named(value, words) -> None:
     found = edges({"init_lr": value}, [{"init_lr": rate} for rate in [0.5, 0.1, 0.3, "x"]])
