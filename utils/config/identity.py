@@ -12,6 +12,7 @@ from utils.config.schema import NESTED, OLD_NAMES, STATISTICS, Config, defaults,
 from utils.datasets import DATASETS
 from utils.text import shown
 
+TRAIN = "nested_lora_train"
 LOCATIONS = ("data_root", "backbone_checkpoint")  # what lies there is compared by its content, see utils.data.record
 
 
@@ -33,7 +34,7 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
     Keys of another adapter type are among them, and keys that need another value of a second key. A learner of a
     plug-in may read every key, and an adapter type of a plug-in that is not loaded those that are in `values`.
     """
-    full = defaults() | dict(values)
+    full: dict[str, Any] = defaults() | dict(values)
     kind, learns, found = str(full["ffn_adapter_type"]), learner(full), {}
     for key, schema in schemas().items() if LEARNERS.ships(full["model_name"]) else ():
         owner = schema.get("owner", kind)
@@ -41,6 +42,8 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
             found[key] = f"the learner {learns} does not use it"
         elif not _has(kind, key, owner, key in values):
             found[key] = f"adapters of type {kind} do not have it"
+        elif schema.get("of_branch") and full[TRAIN] and not set(key.split("_")) & set(full[TRAIN]):
+            found[key] = f"{TRAIN} is {shown(full[TRAIN])}"
         elif kind == owner:
             for other, without in schema.get("idle_if", {}).items():
                 if full[other] in without:

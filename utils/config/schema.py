@@ -58,6 +58,7 @@ def _key(
     first: bool = False,
     expected: str | None = None,
     owner: str | None = None,
+    of_branch: bool = False,
     unread_by: Sequence[str] = (),
     idle_if: Mapping[str, JsonValue] | None = None,
     idle_beside: Sequence[str] = (),
@@ -73,6 +74,7 @@ def _key(
         first: Whether it is one of the twenty keys of `--help`, which people use first; `--help all` has the others.
         expected: Description of valid values; None: made from type and bounds.
         owner: The adapter type whose key it is; see `utils.config.identity.idle_keys`.
+        of_branch: Whether it acts on the branch alone that is a word of its name.
         unread_by: Learners of the project, see `utils.config.identity.learner`, for which the key has no effect.
         idle_if: The key has no effect if another key has one of these values.
         idle_beside: The key has no effect if one of these keys is given.
@@ -80,7 +82,7 @@ def _key(
     """
     extra: dict[str, JsonValue] = {"group": group, "changes_results": changes_results, "first": first}
     given: dict[str, JsonValue] = {"expected": expected, "owner": owner, "idle_if": dict(idle_if or {})}
-    given |= {"idle_beside": list(idle_beside), "unread_by": list(unread_by)}
+    given |= {"of_branch": of_branch, "idle_beside": list(idle_beside), "unread_by": list(unread_by)}
     extra |= {name: value for name, value in given.items() if value}
     return Field(default, description=meaning, json_schema_extra=extra, **bounds)
 
@@ -97,7 +99,7 @@ _adapter = partial(_key, "Adapters", unread_by=NO_ADAPTERS)
 _training = partial(_key, "Training", unread_by=NO_TRAINING)
 _expansion = partial(_key, "Expansion", unread_by=NO_EXPANSION)
 _nested = partial(_key, "Nested LoRA", owner=NESTED, unread_by=NO_ADAPTERS)
-_slow = partial(_nested, idle_if={"nested_lora_train": [["fast"]]})
+_branch = partial(_nested, of_branch=True)
 _consolidation = partial(_nested, idle_if={"nested_lora_use_consolidation": [False]})
 _alignment = partial(
     _key,
@@ -255,16 +257,16 @@ class Config(BaseModel):
     buffer_size: int = _expansion(500, "reconstruction losses that a descriptor stores; z-scores need at least 3", ge=3)
 
     nested_lora_rank: int = _nested(16, "bottleneck of slow, and of fast", ge=1, le=WIDEST, first=True)
-    nested_lora_lr_fast: float = _nested(0.01, "learning rate of fast", gt=0, idle_if={"nested_lora_train": [["slow"]]})
-    nested_lora_lr_slow: float = _slow(0.001, "learning rate of slow", gt=0)
-    nested_lora_update_interval_slow: int = _slow(
+    nested_lora_lr_fast: float = _branch(0.01, "learning rate of fast", gt=0)
+    nested_lora_lr_slow: float = _branch(0.001, "learning rate of slow", gt=0)
+    nested_lora_update_interval_slow: int = _branch(
         1, "update slow at every k-th optimizer step of a func phase; 0 and 1: at every step", ge=0, first=True
     )
-    nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _nested(
+    nested_lora_slow_update: Literal["skip", "accumulate", "zero_grad"] = _branch(
         "skip",
         "skip: slow does not change between updates; accumulate: as skip, but an update uses the mean gradient of its "
         "interval; zero_grad: its gradient is zero between updates, but momentum and weight decay still change slow",
-        idle_if={"nested_lora_update_interval_slow": [0, 1], "nested_lora_train": [["fast"]]},
+        idle_if={"nested_lora_update_interval_slow": [0, 1]},
     )
     nested_lora_use_consolidation: bool = _nested(
         False, "consolidate fast into slow at the end of each task", first=True

@@ -109,7 +109,7 @@ def _without_repeats(seeds: list[int]) -> list[int]:
 
 
 def _known_branches(names: list[str]) -> list[str]:
-    known = ADAPTERS["nested_lora"].branches
+    known = list(dict.fromkeys(branch for name in ADAPTERS.names() for branch in ADAPTERS[name].branches))
     for name in names:
         if name not in known:
             raise ValueError(f"{name!r} is no branch; expected some of {', '.join(known)}{did_you_mean(name, known)}")
