@@ -64,6 +64,11 @@ class Run:
         return not self.results
 
     @property
+    def has_adapters(self) -> bool:
+        """Return whether its learner trains adapters; those of another, such as `linear`, stay the zero map."""
+        return self.is_log or "ffn_adapter_type" in self.identity
+
+    @property
     def key(self) -> str:
         """Return a hash of the configuration: the one in the directory's name, or that of what a log states."""
         return digest(self.identity) if self.is_log else identity.digest(self.identity)
