@@ -43,7 +43,10 @@ def test_both_sweeps_are_of_three_seeds_and_their_tables_are_in_the_document(
         (made / "config.json").write_text(json.dumps(config))
         if not (Path(FOLDER) / planned.name).exists():
             made.rename(Path(FOLDER) / planned.name)
+    asked: list[list[str]] = []
+    monkeypatch.setattr("tools.sweep.__main__.main", lambda arguments: asked.append(arguments) or 0)
     assert baselines.main([]) == 0
+    assert asked == [[str(path), "--output_dir", FOLDER] for path in (baselines.BASELINES, baselines.CONTROLS)]
     document = tmp_path / "docs" / "baselines.md"
     last = [
         table
