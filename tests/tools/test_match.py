@@ -312,7 +312,7 @@ def test_help_and_errors_of_the_configuration_answer_without_torch():
 def test_a_learner_that_trains_no_adapters_is_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     linear, other = write("linear", tiny(48, model_name="linear")), write("a", tiny(48, **adaptmlp(4)))
     assert main([other, "--to", linear]) == 2
-    assert "linear.json: model_name linear trains no adapters: nothing to match" in capsys.readouterr().err
+    assert "linear.json: model_name linear trains no adapters, so there is nothing to match" in capsys.readouterr().err
 
 
 def test_the_third_configuration_has_the_rates_of_the_branches_that_learn(
