@@ -398,6 +398,14 @@ class Run:
         if missing := [name for name in self.config.readouts if name not in self.readouts]:
             logger.warning("readouts = %s: left out, as they are not known of the tasks learned", listed(missing))
 
+    def _resume_statistics(self) -> None:
+        """Let the learner take what it needs of the newest checkpoint; StateError if it cannot."""
+        if learned := len(self.per_task):
+            try:
+                self.learner.load_statistics(self._checkpoint(learned - 1))
+            except CheckpointError as error:
+                raise StateError(f"{error}; --overwrite starts the run again") from None
+
     def resume(self, data: ImageData) -> bool:
         """Restore the newest state that can be used; return whether there was one.
 
@@ -416,6 +424,7 @@ class Run:
         self.validation = AccuracyMatrix.from_json(state["validation"]) if state.get("validation") else self._no_rows()
         self.per_task = state["tasks"]
         self._resume_readouts(state.get("readouts", {}))
+        self._resume_statistics()
         self.clock, self.learner.hooks.training.seconds = RunClock.restore(state["clock"])
         self._accept_changes(data)
         self.log.forget_events_after(state["events"])

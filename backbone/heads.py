@@ -17,12 +17,12 @@ def projection(seed: int, inputs: int, outputs: int) -> Tensor:  # (D, M)
 class ProjectedHead(nn.Module):
     """A linear head on random features: `relu(x P) W^T + b` with a fixed projection P (RanPAC, arXiv 2307.02251).
 
-    Its state holds the seed of P instead of P.
+    Its state holds the seed of P instead of P, as float64 like everything in a checkpoint.
 
     Args:
         inputs: D.
         weight: W, (C, M).
-        seed: Of `projection`.
+        seed: Of `projection`, below 2**53.
     """
 
     projection: Tensor  # P, (D, M)
@@ -32,7 +32,7 @@ class ProjectedHead(nn.Module):
         outer = linear(weight)
         self.weight, self.bias = outer.weight, outer.bias
         self.in_features, self.out_features = inputs, len(weight)
-        self.register_buffer("seed", torch.tensor(seed))
+        self.register_buffer("seed", torch.tensor(seed, dtype=torch.float64))
         drawn = None if weight.is_meta else projection(seed, inputs, weight.shape[1]).to(weight)
         self.register_buffer("projection", drawn, persistent=False)
 

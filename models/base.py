@@ -1,7 +1,7 @@
 """The common part of class-incremental learners: counting tasks and classes, data, evaluation, checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -84,6 +84,7 @@ class BaseLearner(ABC):
         self.evaluator = Evaluator(self.network, self.config, self.hooks)
         self.spec = self.network.input_spec(self.config.normalize)
         self.readouts = ReadoutSet(self.config.readouts, self.seed, self.network.fc.in_features)
+        self.feature_loader: StreamLoader | None = None  # of training images, for `train_features`
         self.readout_loader: StreamLoader | None = None  # of training images that the readouts have not observed yet
         self.cur_task = -1
         self.known_classes = 0
@@ -193,6 +194,8 @@ class BaseLearner(ABC):
         self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
         if self.config.readouts:
             self.readout_loader = self.plain_loader(data_manager)
+        if self.uses_features:
+            self.feature_loader = self.plain_loader(data_manager)
         self.begin_test(data_manager)
         if self.config.val_fraction:
             seen = range(self.total_classes)
@@ -209,9 +212,11 @@ class BaseLearner(ABC):
 
     def end_data(self) -> None:
         """Stop the workers that loaded the task's training images, and free the images."""
-        self.train_loader.close()
-        self.scan_loader.close()
+        for loader in (self.train_loader, self.scan_loader, self.feature_loader):
+            if loader is not None:
+                loader.close()
         del self.train_loader, self.scan_loader
+        self.feature_loader = None
 
     def loader(self, dataset: Dataset[Any], way: Way = READY) -> StreamLoader:
         """Return a loader whose order and augmentation come from named random streams of the run's seed."""
@@ -222,6 +227,18 @@ class BaseLearner(ABC):
     def settled_layers(self) -> int:
         """Return the number of blocks, from the first on, whose output for an image no longer changes."""
         return 0
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether learning a task needs `train_features`."""
+        return False
+
+    def train_features(self) -> tuple[Tensor, Tensor]:
+        """Return the features (n, D) of the task's training images, prepared as test images, and labels (n,)."""
+        assert self.feature_loader is not None
+        sides = {"": nullcontext}
+        found = self.evaluator.features_of(self.feature_loader, self.cur_task, self.settled_layers(), sides)
+        return found[0][""], found[1]
 
     def predict(self) -> Predictions:
         """Score the test images of all classes seen."""
@@ -277,13 +294,11 @@ class BaseLearner(ABC):
 
     def load_readouts(self, path: Path) -> None:
         """Take the readouts of a checkpoint; raise CheckpointError if it is unreadable or they do not fit."""
-        self._take_readouts(path, read_checkpoint(path)[0])
+        take(path, self.readouts.load_state_dict)
 
-    def _take_readouts(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        try:
-            self.readouts.load_state_dict(tensors)
-        except ValueError as error:
-            raise CheckpointError(f"checkpoint {str(path)!r}: {error}") from None
+    def load_statistics(self, path: Path) -> None:
+        """Take what learning needs of a checkpoint beside the state, here nothing; errors as `load_readouts`."""
+        return None
 
     def structure(self) -> dict[str, Any]:
         """Return adapters in every block, numbers of parameters, and the cost of an image; see `models.reports`."""
@@ -323,8 +338,12 @@ class BaseLearner(ABC):
             "backbone": self.network.provenance,
             "adapter_type": self.network.adapter_type.kind,
         }
-        tensors = self.network.learned_state() | self.readouts.state_dict()
+        tensors = self.network.learned_state() | self.readouts.state_dict() | self.statistics_state()
         save_checkpoint(path, tensors, {**meta, **own})
+
+    def statistics_state(self) -> dict[str, Tensor]:
+        """Return the tensors for `load_statistics`."""
+        return {}
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Load a checkpoint and return its metadata; raise CheckpointError if it is unreadable or of another network.
@@ -333,7 +352,15 @@ class BaseLearner(ABC):
         """
         tensors, meta = read_checkpoint(Path(path))
         self.network.load_learned(tensors, meta)
-        self._take_readouts(Path(path), tensors)
+        take(Path(path), self.readouts.load_state_dict, tensors)
         self.evaluator.forget()
         self.begin_after(meta.get("task_sizes", [self.nb_classes]))
         return meta
+
+
+def take(path: Path, load: Callable[[Mapping[str, Tensor]], None], tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Call `load` with a checkpoint's tensors; raise CheckpointError if it is unreadable or `load` refuses them."""
+    try:
+        load(read_checkpoint(path)[0] if tensors is None else tensors)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r}: {error}") from None

@@ -5,7 +5,6 @@ Shapes: D embedding width, M width of the random projection, C classes of the wh
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import torch
 
 from backbone.heads import ProjectedHead
 from models.base import Setup
-from models.protocol import Hooks, Tasks
+from models.protocol import Hooks
 from models.readouts import NearestMean, RandomProjection, Readout, draw
 from models.sema import Learner, Position
 from utils.choices import LEARNERS
@@ -81,14 +80,9 @@ class FromStatistics(Learner):
     def set_head(self) -> None:
         """Compute the head from `statistics`."""
 
-    def open_data(self, data_manager: Tasks) -> None:
-        super().open_data(data_manager)
-        self.statistics_loader = self.plain_loader(data_manager)
-
-    def end_data(self) -> None:
-        super().end_data()
-        self.statistics_loader.close()
-        del self.statistics_loader
+    @property
+    def uses_features(self) -> bool:
+        return True
 
     def begin_task(self) -> None:
         if self.config.first_session_adaptation and self.cur_task == 0:
@@ -98,10 +92,7 @@ class FromStatistics(Learner):
 
     def learn_task(self) -> None:
         super().learn_task()
-        found = self.evaluator.features_of(
-            self.statistics_loader, self.cur_task, self.settled_layers(), {"": nullcontext}
-        )
-        self.statistics.observe(found[0][""], found[1], self.total_classes)
+        self.statistics.observe(*self.train_features(), self.total_classes)
         self.set_head()
 
     def settled_layers(self) -> int:

@@ -208,8 +208,8 @@ class RandomProjection(_Sums):
 
 
 def draw(seed: int) -> int:
-    """Return the seed of the projection of `ranpac` in a run of this seed."""
-    return derive(seed, "ranpac")
+    """Return the seed of the projection of `ranpac` in a run of this seed: 32 bits, of which torch uses no more."""
+    return derive(seed, "ranpac") % 2**32
 
 
 def best_ridge(h: Tensor, targets: Tensor, chosen: Tensor, wanted: Tensor) -> float:

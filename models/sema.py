@@ -12,14 +12,16 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, optim
 
-from backbone.sema_block import SEMAModules
+from backbone.sema_block import SEMAModules, relative_change
 from backbone.sema_components import Records
-from models.base import BaseLearner, Setup
+from models.alignment import ClassGaussians, Settings, align
+from models.base import BaseLearner, Setup, take
 from models.losses import FuncLoss, Loss, RdLoss
 from models.phase import Phase, PhaseName, PhaseTrainer
 from models.protocol import Hooks, Predictions, Report
@@ -62,6 +64,7 @@ class Learner(BaseLearner):
         self.position = Position("done")
         self.phase: Phase | None = None
         self.batches: Iterator[Batch] | None = None  # of the scan
+        self.gaussians = ClassGaussians(self.network.backbone.embed_dim)  # of the classes, for `_align`
 
     def begin_task(self) -> None:
         """Let continual adapters learn again, and measure z-scores of the task's images before training."""
@@ -234,7 +237,25 @@ class Learner(BaseLearner):
             self._consolidate()
         else:
             self._close({})
+        if self.uses_features:
+            self._align()
         self.position.stage = "done"
+
+    @property
+    def uses_features(self) -> bool:
+        return bool(self.config.classifier_alignment)
+
+    def _align(self) -> None:
+        """Train the head on samples of class Gaussians, after the first task, see `models.alignment`."""
+        self.gaussians.observe(*self.train_features(), self.task_classes)
+        if self.cur_task:
+            config, before = self.config, self.network.fc.weight.detach().clone()
+            epochs, samples = config.classifier_alignment_epochs, config.classifier_alignment_samples
+            settings = Settings(epochs, samples, config.classifier_alignment_lr, config.weight_decay)
+            losses = align(self.network.fc, self.gaussians, settings, self.seed, "alignment", self.task_number)
+            change = relative_change(before, self.network.fc.weight.detach())
+            logger.info("task %d: head aligned, loss %.4f to %.4f", self.cur_task, losses[0], losses[-1])
+            self.hooks.events(events.Alignment(task=self.cur_task, losses=losses, head_change=change))
 
     def _consolidate(self) -> None:
         """Consolidate every layer, and report the change of accuracy, adapter outputs and z-scores."""
@@ -343,7 +364,14 @@ class Learner(BaseLearner):
         branches = self._score_branches("after_task", predictions)
         return Report(accuracy, predictions, branches, branches.get(NEITHER) or self.predict_off(), self.predict_val())
 
-    # ---- the state of a task in progress
+    # ---- the state of a task in progress, and statistics of earlier tasks
+
+    def statistics_state(self) -> dict[str, Tensor]:
+        return self.gaussians.state_dict() if self.gaussians.classes else {}
+
+    def load_statistics(self, path: Path) -> None:
+        if self.config.classifier_alignment:
+            take(path, lambda tensors: self.gaussians.load_state_dict(tensors, self.known_classes))
 
     def where(self) -> str:
         epoch = self.phase.epoch + 1 if self.phase else 1

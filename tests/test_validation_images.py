@@ -22,7 +22,7 @@ from utils.errors import ConfigError
 from utils.metrics import AccuracyMatrix
 from utils.runs.images import read_images
 
-SHORT: dict[str, Any] = {"max_tasks": 2, "func_epoch": 1, "rd_epoch": 1, "val_fraction": 0.3}
+SHORT: dict[str, Any] = {"max_tasks": 2, "func_epoch": 1, "rd_epoch": 1, "val_fraction": 0.3, "readouts": ["ncm"]}
 
 
 def arrays(path: Path, task: int, part: str = "") -> dict[str, np.ndarray]:
@@ -61,6 +61,7 @@ def test_validation_images_are_scored_after_each_task_and_recounted(run: Callabl
 def test_a_run_learns_nothing_from_its_validation_images(
     run: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = run(**SHORT)
@@ -68,13 +69,13 @@ def test_a_run_learns_nothing_from_its_validation_images(
     with np.load(images) as kept:
         stored = dict(kept)
     stored["x_train"][aside] = np.random.RandomState(1).randint(0, 255, stored["x_train"][aside].shape)
-    config = configuration(images, images.parent / "other", **SHORT)
-    other = images.parent / "noise.npz"
+    config = configuration(images, tmp_path / "other", **SHORT)
+    other = tmp_path / "noise.npz"
     np.savez(other, **stored)
     drawn = np.isin(np.arange(60), aside)  # the draw is of the content, which has changed
     monkeypatch.setattr(trainer, "with_validation", lambda data, *_: replace(data, validation=drawn))
     trainer.train(config.model_copy(update={"data_root": str(other)}), "tiny")
-    second = only_run(images.parent / "other")
+    second = only_run(tmp_path / "other")
     for task in (0, 1):
         np.testing.assert_array_equal(arrays(first, task)["confidence"], arrays(second, task)["confidence"])
     assert results(first)["accuracy"] == results(second)["accuracy"]
@@ -89,7 +90,7 @@ def test_a_resumed_run_ends_as_the_whole_one(
 ) -> None:
     whole = run("whole", **SHORT)
     Killer(monkeypatch, 17, saved=False)
-    config = configuration(images, tmp_path / "pieces", auto_resume=True, **SHORT)
+    config = configuration(images, tmp_path / "pieces", auto_resume=True, checkpoint_every=1, **SHORT)
     assert to_the_end(config) > 1
     pieces = only_run(tmp_path / "pieces")
     assert results(pieces) == results(whole)

@@ -27,7 +27,7 @@ from utils.config.schema import Config
 from utils.data.images import InputSpec
 from utils.errors import ConfigError
 from utils.memory import memory
-from utils.readouts import PREFIX
+from utils.readouts import STATISTICS
 from utils.runs.checkpoint import CheckpointError, adapter_type, differences, refuse_packed, structure
 
 FROZEN = "backbone."  # before the backbone's names in a network's names
@@ -251,7 +251,7 @@ class SEMAVitNet(nn.Module):
             CheckpointError: Another adapter type, shape or backbone; nothing is loaded then.
         """
         meta = meta or {}
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}  # of readouts
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(STATISTICS)}
         mine = self.frozen_state()
         frozen = {name: tensors[FROZEN + name] for name in mine if FROZEN + name in tensors}
         provenance = self.provenance
@@ -305,8 +305,10 @@ class SEMAVitNet(nn.Module):
         if seed is None:
             plain = linear(self.fc.weight.new_zeros(self.fc.out_features, self.backbone.embed_dim))
             return self.fc if isinstance(self.fc, nn.Linear) else plain
-        if weight is None or weight.dim() != 2 or seed.shape != () or seed.dtype != torch.int64:
-            raise CheckpointError("the checkpoint's head is damaged: fc.weight has to be a matrix, fc.seed an integer")
+        if weight is None or weight.dim() != 2 or seed.shape != () or seed.dtype != torch.float64:
+            raise CheckpointError(
+                "the checkpoint's head is damaged: fc.weight has to be a matrix, fc.seed a float64 number"
+            )
         return ProjectedHead(self.backbone.embed_dim, torch.zeros_like(weight), int(seed))
 
     def _refuse_other_network(

@@ -8,6 +8,8 @@ NCM, LDA, RANPAC = "ncm", "lda", "ranpac"
 READOUTS = (NCM, LDA, RANPAC)  # the choices of the key `readouts`; `models.readouts` has a class for each
 OFF = "adapters_off"
 PREFIX = "readout."  # before the tensors of readouts in a checkpoint, and their predictions in a file
+ALIGNMENT = "alignment."  # before the Gaussians of classifier_alignment in a checkpoint
+STATISTICS = (PREFIX, ALIGNMENT)
 
 
 def label_of(name: str, side: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tools.compare.comparison import Comparison, Group
 from tools.compare.conclusions import class_order
 from tools.compare.measures import old_accuracy
-from tools.compare.plot import BAND, accuracy_curves, forgetting_curves, old_and_new
+from tools.compare.plot import BAND, accuracy_curves, evaluations, forgetting_curves, learning_curves, old_and_new
 from tools.compare.tables import Table, laid_out
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
@@ -61,6 +61,8 @@ def accuracy(comparison: Comparison) -> Section:
     parts = _drawn("", [accuracy_curves(comparison.groups)])
     if any(not math.isnan(old_accuracy(run)) for _, run in comparison.runs):
         parts += _drawn("New and old tasks", [old_and_new(comparison.groups)])
+    if any(map(evaluations, comparison.groups)):
+        parts += _drawn("Learning each new task", [learning_curves(comparison.groups)])
     for number, group in enumerate(comparison.groups):
         curves = forgetting_curves([group])
         drawing = figures.of_group(group.name, "accuracy on each task", curves.text, curves.draw, curves.numbers)

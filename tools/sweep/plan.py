@@ -8,7 +8,8 @@
         "list": [{"name": "a", "base": "../other.json", "changes": {"ffn_num": 8}}, ...]
     }
 
-The first member is the baseline of the comparison. Changes act like flags of main.py: they override the base.
+With both, there is a member for each of the list at each point of the grid, such as `a, update_interval_slow=1`. The
+first member is the baseline of the comparison. Changes act like flags of main.py: they override the base.
 """
 
 import itertools
@@ -74,14 +75,17 @@ class SweepFile(BaseModel):
     entries: Annotated[list[Entry], Field(min_length=1)] | None = Field(None, alias="list")
 
     def members(self) -> list[Entry]:
-        """Return the listed members, or one for each combination of values in the grid."""
+        """Return the listed members, each of them at each combination of values in the grid, or these alone."""
         if self.grid is None:
             return self.entries or []
         members = []
-        for values in itertools.product(*self.grid.values()):
+        listed: Sequence[Entry | None] = self.entries or [None]
+        for entry, values in itertools.product(listed, itertools.product(*self.grid.values())):
             changes = dict(zip(self.grid, values, strict=True))
             named = {key.removeprefix("nested_lora_"): _flag_text(value) for key, value in changes.items()}
-            members.append(Entry(name=", ".join(map("=".join, named.items())), changes=changes))
+            name = ", ".join([*([entry.name] if entry else []), *map("=".join, named.items())])
+            base, own = (entry.base, entry.changes) if entry else (None, {})
+            members.append(Entry(name=name, base=base, changes={**own, **changes}))
         return members
 
 
@@ -244,10 +248,14 @@ def _read_file(path: Path) -> SweepFile:
     problems = [f"{path}: {key}: given twice; keep one" for key in repeated]
     try:
         sweep = SweepFile.model_validate(values)
-        if (sweep.grid is None) == (sweep.entries is None):
-            problems.append(f'{path}: expected either "grid" or "list"')
-        if (count := math.prod(map(len, (sweep.grid or {}).values()))) > MOST_MEMBERS:
+        if sweep.grid is None and sweep.entries is None:
+            problems.append(f'{path}: expected "grid" or "list", or both')
+        points = math.prod(map(len, (sweep.grid or {}).values()))
+        if (count := points * len(sweep.entries or [None])) > MOST_MEMBERS:
             problems.append(f"{path}: grid: {count} combinations of values; expected at most {MOST_MEMBERS}")
+        for number, entry in enumerate(sweep.entries or []):
+            both = entry.changes.keys() & (sweep.grid or {}).keys()
+            problems += [f"{path}: list[{number}].changes.{key}: also in the grid; keep one" for key in sorted(both)]
     except ValidationError as error:
         problems += [f"{path}: {_problem(item)}" for item in error.errors()]
     if problems:

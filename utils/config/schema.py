@@ -99,6 +99,12 @@ _expansion = partial(_key, "Expansion", unread_by=NO_EXPANSION)
 _nested = partial(_key, "Nested LoRA", owner=NESTED, unread_by=NO_ADAPTERS)
 _slow = partial(_nested, idle_if={"nested_lora_train": [["fast"]]})
 _consolidation = partial(_nested, idle_if={"nested_lora_use_consolidation": [False]})
+_alignment = partial(
+    _key,
+    "Classifier alignment",
+    unread_by=(*STATISTICS, *WITH_ADAPTER, "joint"),
+    idle_if={"classifier_alignment": [False]},
+)
 _speed = partial(_key, "Speed")
 _run = partial(_key, "Run", changes_results=False)
 _command = partial(_key, COMMANDS, changes_results=False)
@@ -270,6 +276,15 @@ class Config(BaseModel):
     nested_lora_train: Branches | None = _nested(
         None, "the branches that learn; the others keep their zero output; null: all", expected=SOME_BRANCHES
     )
+
+    classifier_alignment: bool = _alignment(
+        False,
+        "after each task but the first, train the head on samples of a Gaussian for each class seen, as SLCA does",
+        idle_if=None,
+    )
+    classifier_alignment_epochs: int = _alignment(5, "epochs of this training", ge=1)
+    classifier_alignment_samples: int = _alignment(256, "samples of each class in an epoch, and of a batch", ge=1)
+    classifier_alignment_lr: float = _alignment(0.01, "its learning rate, with a cosine schedule", gt=0)
 
     precision: Literal["fp32", "bf16"] = _speed(
         "fp32",

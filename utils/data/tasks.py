@@ -80,7 +80,8 @@ class DataManager:
         else:
             self.class_order = list(range(self.nb_classes))
         if transient and transient[-1] >= self.nb_tasks:
-            tasks_there = f"there are {self.nb_tasks} tasks, counted from 0"
+            one = self.nb_tasks == 1
+            tasks_there = f"there {'is one task' if one else f'are {self.nb_tasks} tasks'}, counted from 0"
             raise ConfigError(f"transient = {transient[-1]}: {tasks_there}; expected one of them that is not the first")
         self.transient = [] if leave_out else list(transient)
         self.head_rows = list(range(self.nb_classes))

@@ -174,6 +174,19 @@ class Consolidation(Event, kind="consolidation"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alignment(Event, kind="alignment"):
+    """The head was trained on samples of class Gaussians (classifier_alignment).
+
+    Attributes:
+        losses: Mean of every epoch.
+        head_change: Relative change of the head's weights, ||after - before|| / ||before||.
+    """
+
+    losses: list[float]
+    head_change: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Branches(Event, kind="branches"):
     """Correct predictions on every task with only some of the adapters' branches."""
 
