@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tools.compare.comparison import Comparison, Family, Group, value_text
 from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order
@@ -39,10 +40,12 @@ def laid_out(tables: Iterable[Table]) -> Iterator[Table]:
 
 
 def _turned(table: Table) -> Iterator[Table]:
-    parts = [table.rows[start : start + MOST_COLUMNS] for start in range(0, len(table.rows), MOST_COLUMNS)]
-    for number, part in enumerate(parts, 1):
-        header, *rows = map(list, zip(["configuration", *table.header[1:]], *part, strict=True))
-        yield Table(f"{table.title} ({number} of {len(parts)})" if len(parts) > 1 else table.title, header, rows)
+    count = math.ceil(len(table.rows) / MOST_COLUMNS)
+    cuts = [len(table.rows) * number // count for number in range(count + 1)]
+    for number, (start, end) in enumerate(pairwise(cuts), 1):
+        columns = [["configuration", *table.header[1:]], *table.rows[start:end]]
+        header, *rows = map(list, zip(*columns, strict=True))
+        yield Table(f"{table.title} ({number} of {count})" if count > 1 else table.title, header, rows)
 
 
 @dataclass(frozen=True)
