@@ -26,7 +26,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from utils.choices import load_plugin
-from utils.config.identity import idle_keys
+from utils.config.identity import trains_adapters
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.console import command
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         load_plugin(plugin)
     configs = [(str(path), load(path)) for path in (given.first, given.second)]
     for name, config in configs:
-        if "ffn_adapter_type" in idle_keys(config.model_dump(mode="json")):
+        if not trains_adapters(config):
             raise ConfigError(
                 f"{name}: model_name {config.model_name} trains no adapters, so there is nothing to match"
             )
