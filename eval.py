@@ -14,7 +14,7 @@ from models.export import export_model
 from models.protocol import Report
 from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks, prepare
-from utils.config.identity import trains_adapters
+from utils.config.identity import trains_adapters, without_idle_keys
 from utils.config.schema import Config
 from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes, refuse_other_numbers
 from utils.data.sources import ImageData, load_dataset
@@ -48,6 +48,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
+    config = without_idle_keys(config)
     device = prepare(config)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     if data.left_out:
@@ -59,7 +60,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     if meta:
         refuse_others(meta, config, tasks)
     changed = other_test_images(meta, file, data, config.accept_changed_data) or other_rounding(meta, config)
-    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
+    if meta.get("config", {}).get("evaluate_on") == "val":
+        logger.warning("the run scored validation images (evaluate_on); accuracies of earlier tasks are left out")
+        changed = True
+    # there is no later evaluation, and choices by validation images are over
+    once = config.model_copy(update={"eval_cache_gib": 0.0, "evaluate_on": "test"})
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
     if note := learner.precision_note():
         logger.log(*note)

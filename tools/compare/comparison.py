@@ -20,6 +20,7 @@ from utils.text import did_you_mean, listed, shown
 
 ORDER = ("shuffle", "class_order_seed", "class_order", "tasks")  # keys of the class order
 CUT = ("init_cls", "increment")  # make the sizes of tasks, but not beside `tasks`
+TESTED = "test images"
 
 Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
 
@@ -156,6 +157,8 @@ class Comparison:
     baseline: Group | None  # one of the groups
     left_out: list[str]  # runs and folders, each with the reason
     untimed: str = ""  # why the training times are left out
+    chosen: Sequence[str] = ()  # how a sweep chose values
+    searched: Sequence[list[str]] = ()  # what it chose from: rows of the table `SEARCHED` in tables.py
     failed: Sequence[list[str]] = ()  # runs of a sweep without results: rows of the table `FAILED` in tables.py
 
     @property
@@ -189,6 +192,12 @@ class Comparison:
         pairs = [(group, base) for group in self.groups if group.name not in within]
         pairs += [(family, own) for family in like if own]
         return [(group, other) for group, other in pairs if leaves_out(group) == leaves_out(other)]
+
+    @property
+    def images(self) -> str:
+        """What the accuracies are of: test images, or validation images (`evaluate_on`)."""
+        parts = {run.on_validation for _, run in self.runs}
+        return "validation images" if parts == {True} else "test or validation images" if True in parts else TESTED
 
     @property
     def others(self) -> list[Group]:

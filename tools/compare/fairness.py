@@ -21,6 +21,17 @@ def warnings(comparison: Comparison) -> list[str]:
     return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
 
 
+def _on_validation(comparison: Comparison) -> Iterator[str]:
+    groups = comparison.groups
+    on = [group.name for group in groups if group.runs[0].on_validation]
+    others = [group.name for group in groups if group.name not in on]
+    if on and others:
+        kept = f"those of {_listed(others)} are of test images, so that they cannot be compared"
+        yield f"{_listed(on)}: accuracies of validation images (evaluate_on), {kept}"
+    elif on:
+        yield "all accuracies are of validation images (evaluate_on); no test image was scored"
+
+
 def _untimed(comparison: Comparison) -> Iterator[str]:
     if comparison.untimed:
         yield f"{TIME.title}: left out, as {comparison.untimed}"
@@ -204,4 +215,14 @@ OF_A_PROCESS: dict[str, Callable[[Mapping[str, Any]], object]] = {  # from its e
     "numbers of threads": lambda environment: environment.get("threads"),
     "use of deterministic algorithms": lambda environment: environment.get("deterministic"),
 }
-CHECKS = (_unequal, _resumed, _untimed, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)
+CHECKS = (
+    _on_validation,
+    _unequal,
+    _resumed,
+    _untimed,
+    _few_seeds,
+    _unpaired,
+    _uncommitted,
+    _equal_accuracies,
+    _odd_runs,
+)

@@ -17,6 +17,9 @@ from tools.generated import markdown_table
 
 MOST_COLUMNS = 5  # configurations side by side; of more, each has a row, in parts with as many columns
 ON_ORDERS = "equal class orders and seeds: mean over orders, each the mean of its seeds"
+CHOSEN = "How the values were chosen"
+TRIED = "Values that were tried: accuracy on validation images, per cent"
+SEARCHED = ["configuration", "values", "rung", "by seed", "mean", "what followed"]
 FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
 
 
@@ -62,7 +65,7 @@ def page(comparison: Comparison) -> Page:
     found = conclude(comparison)
     legend = list(_legend(comparison)) if comparison.groups else []
     lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
-    opening = {TITLE: effect_of_adapters(comparison), found.title: found.sentences}
+    opening = {CHOSEN: list(comparison.chosen), TITLE: effect_of_adapters(comparison), found.title: found.sentences}
     both = ({title: lines for title, lines in part.items() if lines} for part in (lists, opening))
     return Page(list(_tables(comparison, found)), *both)
 
@@ -70,6 +73,8 @@ def page(comparison: Comparison) -> Page:
 def _tables(comparison: Comparison, found: Conclusions) -> Iterator[Table]:
     if comparison.failed:
         yield Table("Failed runs", FAILED, list(comparison.failed))
+    if comparison.searched:
+        yield Table(TRIED, SEARCHED, list(comparison.searched))
     if comparison.groups:
         yield from _tables_of_groups(comparison, found)
 

@@ -457,7 +457,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
-    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True,
+    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True, "evaluate_on": "val",
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -477,6 +477,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     "leave_out_transient": {"transient": [2]},
     **{key: {"classifier_alignment": True} for key in OF_ALIGNMENT},
     "first_session_adaptation": {"model_name": "ranpac"},
+    "evaluate_on": {"val_fraction": 0.2},
 }
 UNUSED = ["leave_out_transient", "first_session_adaptation", *OF_ALIGNMENT]  # by default
 NOT_READ = {  # some of the keys that a learner does not use
