@@ -14,6 +14,7 @@ from models.export import export_model
 from models.protocol import Report
 from models.trained import ImagePredictions, TrainedModel
 from trainer import make_tasks, prepare
+from utils.config.identity import trains_adapters, without_idle_keys
 from utils.config.schema import Config
 from utils.data.record import ACCEPT, changes_of_run, fingerprints, refuse_other_classes, refuse_other_numbers
 from utils.data.sources import ImageData, load_dataset
@@ -47,6 +48,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     Raises:
         UserError: Device, data, backbone or checkpoint are missing or invalid.
     """
+    config = without_idle_keys(config)
     device = prepare(config)
     data = load_dataset(config.dataset, Path(config.data_root), config.on_bad_image)
     if data.left_out:
@@ -86,7 +88,8 @@ def evaluate(config: Config) -> dict[str, Any]:
         raise CheckpointError(f"the checkpoint has accuracies of other tasks or test images: {error}") from None
     print(class_legend(tasks.class_names, learner.task_sizes))
     print(format_table(matrix))
-    print(effect_of_adapters(off))
+    if trains_adapters(config):
+        print(effect_of_adapters(off))
     print("".join(f"{line}\n" for line in readout_lines(readouts)), end="")
     read = {label: matrix.to_json() | matrix.measures() for label, matrix in readouts.items()}
     return {"accuracy": accuracy, **matrix.summary(), "adapters_off": off, "readouts": read}

@@ -15,7 +15,7 @@ from backbone.sema_components import LEAST_RECORDS
 from models import Hooks, Setup, TaskLearner, get_model
 from models.protocol import Predictions, Report
 from utils.choices import ADAPTERS, PLUGINS
-from utils.config.identity import content, digest, expands, on_record, without_idle_keys
+from utils.config.identity import content, digest, expands, on_record, trains_adapters, without_idle_keys
 from utils.config.schema import Config
 from utils.data.loader import warn_of_workers
 from utils.data.record import FINISHED, accept_changes, fingerprints, refuse_other_data, write_record
@@ -376,7 +376,7 @@ class Run:
         logger.info("task %d: %stop-1 %.2f, %s%s", task, images, accuracy["top1"], top5, sizes)
         if "validation" in state:
             logger.info("task %d: on validation images top-1 %.2f", task, state["validation"]["top1"])
-        if OFF in state:
+        if OFF in state and trains_adapters(self.config):
             logger.info("task %d: %s", task, effect_of_adapters(state[OFF]))
         for line in readout_lines(self.readouts):
             logger.info("task %d: %s", task, line)

@@ -11,13 +11,14 @@ if __name__ == "__main__":
     start()
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.command import make_parser, run_command, write_parts
 from tools.compare.comparison import Comparison
 from tools.compare.measures import MEASURES
 from tools.compare.plot import accuracy_curves
-from tools.compare.tables import Page, Table, markdown_page, page
+from tools.compare.tables import Page, markdown_page, page
 from tools.sweep import __main__ as sweep
 from tools.sweep.plan import read_plan
 from utils.files import atomic_write
@@ -71,9 +72,7 @@ def finished(path: Path, folder: str) -> Comparison:
 def tables(comparison: Comparison) -> str:
     """What can be concluded, its tables without times, and its warnings."""
     whole = page(comparison)
-    kept = [
-        Table(table.title, table.header, [row for row in table.rows if row[0] not in TIMES]) for table in whole.tables
-    ]
+    kept = [replace(table, rows=[row for row in table.rows if row[0] not in TIMES]) for table in whole.tables]
     said = [line for line in whole.lists.get("Warnings", []) if line.split(":")[0] not in TIMES]
     return markdown_page(Page(kept, {"Warnings": said} if said else {}, whole.opening))
 

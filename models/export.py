@@ -66,8 +66,8 @@ def metadata(model: TrainedModel, keys: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in values.items() if known[key]["changes_results"] or key in KEPT}
     config = {**kept, **SELF_CONTAINED, **keys}
     idle = idle_keys(config)
-    config = {key: value for key, value in config.items() if key not in idle}
-    own = {"config": config, "backbone": model.network.provenance, "adapter_type": config["ffn_adapter_type"]}
+    read = {key: value for key, value in config.items() if key not in idle}
+    own = {"config": read, "backbone": model.network.provenance, "adapter_type": config["ffn_adapter_type"]}
     return {"task_sizes": [len(model.class_names)], **model.meta, **own}
 
 

@@ -18,6 +18,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from models.base import Setup
+from utils.config.identity import without_idle_keys
 from utils.config.load import load, resolve
 from utils.config.schema import Config
 from utils.data.images import check_header, open_image, test_transform
@@ -115,6 +116,7 @@ class TrainedModel:
     """
 
     def __init__(self, config: Config, file: Path) -> None:
+        config = without_idle_keys(config)
         self.config, self.file = config, file
         self.device = resolve_device(config.device)
         tensors, self.meta = read_checkpoint(file)

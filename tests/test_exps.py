@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools.sweep.plan import ignored, read_plan
 from utils.config.load import load
 from utils.inc_net import SEMAVitNet
 
@@ -75,6 +76,66 @@ VARIANTS = {
     "pair_rank16_adaptmlp_cifar": ("sema_cifar", {"ffn_num": 32}),
 }
 
+WITHOUT_EFFECT = {"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"}
+EXPANSION = {
+    "adapt_start_layer", "adapt_end_layer", "rd_epoch", "rd_lr", "rd_dim", "buffer_size", "detect_batch_size",
+    "exp_threshold",
+}  # fmt: skip
+ADAPTER = {"ffn_adapter_type", "ffn_num"}
+TRAINING = {"batch_size", "optimizer", "func_epoch", "init_lr", "min_lr", "weight_decay"}
+# what each baseline changes in SEMA's file, and the keys of that file that it does not read
+BASELINES: dict[str, tuple[dict[str, object], set[str]]] = {
+    "finetune": ({"model_name": "finetune"}, EXPANSION),
+    "linear": ({"model_name": "linear"}, EXPANSION | ADAPTER),
+    "joint": ({"model_name": "joint"}, EXPANSION),
+    **{
+        f"{name}{suffix}": ({"model_name": name} | changes, EXPANSION | unread)
+        for name in ("simplecil", "ranpac")
+        for suffix, changes, unread in (
+            ("", {}, ADAPTER | TRAINING),
+            ("_first_session", {"first_session_adaptation": True}, set[str]()),
+        )
+    },
+}
+CONTINUAL = {"adapter_lifetime": "continual"}
+CONSOLIDATION = {f"nested_lora_{key}" for key in ("consolidation_alpha", "consolidation_mode", "fast_reset")}
+NOT_NESTED = WITHOUT_EFFECT | CONSOLIDATION | {"ffn_num"}
+SLOW_UPDATE = {"nested_lora_slow_update"}
+CONTROLS: dict[str, tuple[dict[str, object], set[str]]] = {  # of files with nested_lora
+    "equal_rates": (EQUAL_RATES, NOT_NESTED | SLOW_UPDATE),
+    "equal_rates_continual": (EQUAL_RATES | CONTINUAL, NOT_NESTED | SLOW_UPDATE),
+    "continual": (CONTINUAL, NOT_NESTED),
+    "fast_only": (
+        {"nested_lora_train": ["fast"]},
+        NOT_NESTED | SLOW_UPDATE | {"nested_lora_lr_slow", "nested_lora_update_interval_slow"},
+    ),
+    "slow_only": ({"nested_lora_train": ["slow"]}, NOT_NESTED | {"nested_lora_lr_fast"}),
+}
+# each as (file that it is made from, what it changes there, keys that it leaves out as nothing reads them)
+SHORTENED = {
+    **{
+        name.format(baseline): (origin, changes, unread | WITHOUT_EFFECT)
+        for baseline, (changes, unread) in BASELINES.items()
+        for name, origin in (
+            ("baseline_{}_cifar", "sema_cifar"),
+            ("baseline_{}_inr_10task", "sema_inr_10task"),
+            ("quickstart_{}", "quickstart_adaptmlp"),
+        )
+    },
+    **{f"quickstart_{control}": ("quickstart", *CONTROLS[control]) for control in CONTROLS},
+    **{
+        f"control_{control}_nested_lora_{stream}": (f"nested_lora_{stream}", *CONTROLS[control])
+        for control, stream in (
+            *((control, "cifar") for control in ("equal_rates_continual", "fast_only", "slow_only")),
+            *((control, "inr_10task") for control in CONTROLS if control != "continual"),
+        )
+    },
+    "control_adaptmlp_continual_cifar": ("pair_rank16_adaptmlp_cifar", CONTINUAL, WITHOUT_EFFECT),
+    "control_adaptmlp_inr_10task": ("sema_inr_10task", {"ffn_num": 32}, WITHOUT_EFFECT),
+    "control_adaptmlp_continual_inr_10task": ("sema_inr_10task", {"ffn_num": 32} | CONTINUAL, WITHOUT_EFFECT),
+    "quickstart_adaptmlp_continual": ("quickstart_adaptmlp", CONTINUAL, WITHOUT_EFFECT),
+}
+
 
 @pytest.fixture(autouse=True)
 def no_data_root_variable(monkeypatch):
@@ -86,8 +147,15 @@ def settings(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_file_is_a_valid_configuration(name):
-    load(EXPS / f"{name}.json")
+def test_every_file_is_a_valid_configuration_without_a_key_that_is_ignored(name):
+    ignored_keys: list[str] = []
+    load(EXPS / f"{name}.json", warn=ignored_keys.append)
+    assert ignored_keys == []
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (EXPS / "sweeps").glob("*.json")))
+def test_no_sweep_sets_a_key_that_is_ignored(name):
+    assert ignored(read_plan(EXPS / "sweeps" / f"{name}.json", "logs/sweeps")) == []
 
 
 @pytest.mark.parametrize("name", SEMA_ROWS)
@@ -104,6 +172,14 @@ def test_variants_change_what_their_names_say_and_nothing_else(name):
     assert settings(name) == settings(origin) | changes
 
 
+@pytest.mark.parametrize("name", SHORTENED)
+def test_baselines_and_controls_hold_what_they_change_and_no_key_that_nothing_reads(name):
+    origin, changes, unread = SHORTENED[name]
+    file, whole = (json.loads((EXPS / f"{of}.json").read_text()) for of in (name, origin))
+    expected = {key: value for key, value in (whole | changes).items() if key not in unread}
+    assert {**file, "device": None} == {**expected, "device": None}
+
+
 def test_the_quickstart_s_baseline_differs_in_the_adapter_alone():
     nested, baseline = settings("quickstart"), settings("quickstart_adaptmlp")
     assert (nested["ffn_adapter_type"], baseline["ffn_adapter_type"]) == ("nested_lora", "adaptmlp")
@@ -111,7 +187,18 @@ def test_the_quickstart_s_baseline_differs_in_the_adapter_alone():
     assert {key for key in differing if not key.startswith("nested_lora_")} <= {"ffn_adapter_type", "ffn_num"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+STRUCTURE = (
+    "backbone_type", "backbone_kwargs", "ffn_adapter_type", "ffn_num", "nested_lora_rank", "nested_lora_train",
+    "adapt_start_layer", "adapt_end_layer", "rd_dim", "rd_epoch",
+)  # fmt: skip
+
+
+def structure(name: str) -> str:
+    file = json.loads((EXPS / f"{name}.json").read_text())
+    return json.dumps([file.get(key) for key in STRUCTURE])
+
+
+@pytest.mark.parametrize("name", {structure(name): name for name in NAMES}.values())
 def test_the_network_of_a_file_is_built(name):
     """At a twelfth of the width and with random weights: the published ones are a download."""
     config = load(EXPS / f"{name}.json")
@@ -120,7 +207,9 @@ def test_the_network_of_a_file_is_built(name):
     network = SEMAVitNet(config.model_copy(update=keys), 10).eval()
     size = network.input_spec(normalize=False).size
     assert network(torch.zeros(1, 3, size, size))["logits"].shape == (1, 10)
-    layers = range(config.adapt_start_layer, config.adapt_end_layer + 1)
+    expansion = config.model_name == "sema"
+    layers = range(config.adapt_start_layer, config.adapt_end_layer + 1) if expansion else ()
     assert [slot.layer for slot in network.expandable] == list(layers)
     kinds = {"adaptmlp": {"adapter"}, "nested_lora": {"slow", "fast"}}[config.ffn_adapter_type]
-    assert {role for role, _ in network.roles()} == {*kinds, "router", "descriptor", "head"}
+    expected = {*kinds, "router", "head"} | ({"descriptor"} if expansion else set())
+    assert {role for role, _ in network.roles()} == expected

@@ -26,9 +26,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from utils.choices import load_plugin
+from utils.config.identity import trains_adapters
 from utils.config.load import load
 from utils.config.schema import Config
 from utils.console import command
+from utils.errors import ConfigError
 from utils.files import path_argument
 from utils.timescales.scales import SCALES
 
@@ -104,7 +106,7 @@ def born(name: str, config: Config) -> tuple[Born, Callable[[int], int]]:
         by_role=by_role,
         beside={role: count for role, count in all_roles.items() if role not in by_role},
         grows=slots[0].functional[0].grows,
-        without_scales=without_scales(config, network.adapter_type.branches),
+        without_scales=without_scales(config, network.adapter_type.learning(config)),
     )
     return counts, total_at
 
@@ -213,6 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for plugin in given.plugin:
         load_plugin(plugin)
     configs = [(str(path), load(path)) for path in (given.first, given.second)]
+    for name, config in configs:
+        if not trains_adapters(config):
+            raise ConfigError(
+                f"{name}: model_name {config.model_name} trains no adapters, so there is nothing to match"
+            )
     (first, total_at), (second, _) = (born(name, config) for name, config in configs)
     width = best_width(total_at, second.total)
     present = compare(first, first.width, first.total, second.total, given.tolerance)

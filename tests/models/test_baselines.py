@@ -11,8 +11,9 @@ from conftest import SHAPE, TinyTasks
 from learners import NESTED, SMALL, learn, moved, values
 from torch import Tensor
 
-from models import Setup, get_model
+from models import Setup, get_model, load_run
 from models.baselines import FromStatistics, Joint
+from models.export import export_model
 from models.protocol import Hooks
 from models.readouts import KINDS
 from models.sema import Learner
@@ -185,19 +186,30 @@ def test_a_state_holds_the_statistics(baseline, name: str, keys: dict[str, Any])
     assert all(torch.equal(value, values(other.network)[key]) for key, value in values(learner.network).items())
 
 
+UNREAD = {"ffn_num": Config.model_fields["ffn_num"].default}  # runs have the default of a key that is not read
+
+
 @pytest.mark.parametrize(
-    ("name", "keys"), [("finetune", NESTED), ("joint", {}), ("linear", {}), ("simplecil", {}), ("ranpac", FIRST)]
+    ("name", "keys"),
+    [("finetune", NESTED), ("joint", {}), ("linear", UNREAD), ("simplecil", UNREAD), ("ranpac", FIRST)],
 )
-def test_a_checkpoint_answers_as_the_learner_does(baseline, config, tmp_path, logits_of, name, keys) -> None:
+def test_a_checkpoint_and_what_is_exported_of_it_answer_as_the_learner_does(
+    baseline, config, tmp_path, logits_of, name, keys
+) -> None:
     learner, data, file = baseline(name, **keys), TinyTasks(SIZES), tmp_path / "task_2.safetensors"
     learn(learner, data, 3)
     learner.save_checkpoint(file, {})
     other = baseline(name, **keys)
     other.load_checkpoint(file)
     assert torch.equal(logits_of(other), logits_of(learner))
-    values = {**config(**SMALL), "model_name": name, **keys, "device": "cpu", "seed": [0]}
+    read = {} if keys is UNREAD else keys  # without, the width is another, which nothing reads
+    values = {**config(**SMALL), "model_name": name, **read, "device": "cpu", "seed": [0]}
     trained = TrainedModel(Config(**{k: v for k, v in values.items() if k in Config.model_fields}), file)
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         expected = learner.network.eval()(images)["logits"].numpy()
     np.testing.assert_array_equal(trained.predict(images).logits, expected)
+    for form in ("network", "merged"):
+        exported = tmp_path / f"{form}.safetensors"
+        export_model(trained, exported, form)
+        np.testing.assert_allclose(load_run(exported).predict(images).logits, expected, rtol=1e-5, atol=1e-6)

@@ -307,3 +307,18 @@ def test_help_and_errors_of_the_configuration_answer_without_torch():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert "no.json" in done.stderr
+
+
+def test_a_learner_that_trains_no_adapters_is_refused(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    linear, other = write("linear", tiny(48, model_name="linear")), write("a", tiny(48, **adaptmlp(4)))
+    assert main([other, "--to", linear]) == 2
+    assert "linear.json: model_name linear trains no adapters, so there is nothing to match" in capsys.readouterr().err
+
+
+def test_the_third_configuration_has_the_rates_of_the_branches_that_learn(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fast = write("fast", tiny(48, **nested(2, nested_lora_train=["fast"], nested_lora_update_interval_slow=5)))
+    main([fast, "--to", write("a", tiny(48, **adaptmlp(4))), "--tolerance", "100"])
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "as a third configuration" in line]
+    assert note.endswith("it differs in structure alone with --nested_lora_lr_fast 0.005")

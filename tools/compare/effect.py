@@ -12,9 +12,9 @@ FROZEN = "of the head on frozen features"
 
 
 def effect_of_adapters(comparison: Comparison) -> list[str]:
-    """Return sentences on what the adapters of every configuration change, as far as it is on record."""
+    """Return sentences on what the adapters of every configuration that has some change, as far as it is on record."""
     none, equal, some = [], [], []
-    for group in comparison.groups:
+    for group in (group for group in comparison.groups if group.runs[0].has_adapters):
         share = group.spread(CHANGED).mean
         if all(run.changed and not any(changed != 0 for changed in run.changed) for run in group.runs):
             none.append(group.name)

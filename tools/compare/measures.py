@@ -58,19 +58,29 @@ def of_transient(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
 
 
+def of_adapters(measure: Callable[[Run], float]) -> Callable[[Run], float]:
+    """Return a measure that is NaN for runs whose learner trains no adapters."""
+    return lambda run: measure(run) if run.has_adapters else math.nan
+
+
 def parameters(run: Run) -> float:
-    """Return the number of parameters stored after the last task, without the backbone."""
+    """Return the number of parameters stored after the last task, without the backbone and adapters never trained."""
     return math.nan if run.is_log else float(sum(_stored(run).values()))
 
 
 def adapter_parameters(run: Run) -> float:
     """Return the part of `parameters` that is in adapters, on a time scale or not."""
-    return math.nan if run.is_log else float(sum(_stored(run).get(role, 0) for role in ("adapter", *NAMES)))
+    return math.nan if run.is_log else float(sum(n for role, n in _stored(run).items() if _in_adapters(role)))
 
 
 def _stored(run: Run) -> dict[str, int]:
     counts = run.last_task["parameters"]
-    return {role: number for role, number in counts.items() if role not in ("backbone", "total")}
+    kept = {role: number for role, number in counts.items() if role not in ("backbone", "total")}
+    return kept if run.has_adapters else {role: number for role, number in kept.items() if not _in_adapters(role)}
+
+
+def _in_adapters(role: str) -> bool:
+    return role in ("adapter", *NAMES)
 
 
 def changed(run: Run) -> float:
@@ -107,7 +117,8 @@ LEARNED = "mean over 1 <= i <= T of R[i][i]: tasks learned while there was somet
 VALIDATED = "on validation images, which choices may use (val_fraction)"
 HEAD_ALONE = "of the same trained head on the features of the frozen backbone"
 CHANGES = "share of the test answers after task T that differ with all adapters off"
-CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, changed)
+CHANGED = Measure("changed", "answers changed by adapters", "%", CHANGES, of_adapters(changed))
+STORED = "all stored after the last task but the backbone, and but adapters of a learner that trains none"
 TRAINED = (
     "seconds of training, without start-up, evaluations, telemetry and saving; only as a ratio, as other work on the "
     "machine is not known; -: also for runs of earlier versions"
@@ -159,13 +170,19 @@ MEASURES = (
         lambda run: run.validation.avg_inc_acc,
         rare=True,
     ),
-    Measure("last_acc_off", "last accuracy, adapters off", "%", f"A_T {HEAD_ALONE}", lambda run: run.off.last_acc),
+    Measure(
+        "last_acc_off",
+        "last accuracy, adapters off",
+        "%",
+        f"A_T {HEAD_ALONE}",
+        of_adapters(lambda run: run.off.last_acc),
+    ),
     Measure(
         "avg_inc_acc_off",
         "average incremental, adapters off",
         "%",
         f"{AVERAGE} {HEAD_ALONE}",
-        lambda run: run.off.avg_inc_acc,
+        of_adapters(lambda run: run.off.avg_inc_acc),
     ),
     CHANGED,
     *of_readouts(),
@@ -197,8 +214,14 @@ MEASURES = (
         lambda run: of_transient(run.matrix.transient_left),
         rare=True,
     ),
-    Measure("parameters", "parameters", "count", "all stored after the last task but the backbone", parameters),
-    Measure("adapter_parameters", "adapter parameters", "count", "the adapters' part of them", adapter_parameters),
-    Measure("adapters", "adapters", "count", "in all blocks after the last task", adapters),
+    Measure("parameters", "parameters", "count", STORED, parameters),
+    Measure(
+        "adapter_parameters",
+        "adapter parameters",
+        "count",
+        "the adapters' part of them",
+        of_adapters(adapter_parameters),
+    ),
+    Measure("adapters", "adapters", "count", "in all blocks after the last task", of_adapters(adapters)),
     TIME,
 )

@@ -2,8 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from tools.compare.comparison import Comparison, Family, Group, value_text
 from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order
@@ -14,6 +15,7 @@ from tools.compare.paired import Spread, p_text
 from tools.compare.streams import NOTE, order_tables, transient_tables
 from tools.generated import markdown_table
 
+MOST_COLUMNS = 5  # configurations side by side; of more, each has a row, in parts with as many columns
 ON_ORDERS = "equal class orders and seeds: mean over orders, each the mean of its seeds"
 CHOSEN = "How the values were chosen"
 TRIED = "Values that were tried: accuracy on validation images, per cent"
@@ -28,6 +30,25 @@ class Table:
     title: str
     header: list[str]
     rows: list[list[str]]
+    by_configuration: bool = False  # whether every column but the first is of a configuration
+
+
+def laid_out(tables: Iterable[Table]) -> Iterator[Table]:
+    """Yield tables as they are shown: with many configurations, in parts that have a row for each of them."""
+    for table in tables:
+        if table.by_configuration and table.rows and len(table.header) - 1 > MOST_COLUMNS:
+            yield from _turned(table)
+        else:
+            yield table
+
+
+def _turned(table: Table) -> Iterator[Table]:
+    count = math.ceil(len(table.rows) / MOST_COLUMNS)
+    cuts = [len(table.rows) * number // count for number in range(count + 1)]
+    for number, (start, end) in enumerate(pairwise(cuts), 1):
+        columns = [["configuration", *table.header[1:]], *table.rows[start:end]]
+        header, *rows = map(list, zip(*columns, strict=True))
+        yield Table(f"{table.title} ({number} of {count})" if count > 1 else table.title, header, rows)
 
 
 @dataclass(frozen=True)
@@ -65,13 +86,13 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
     if len(names) > 1:
         rows = [[key, *(value_text(value, "-") for value in values)] for key, values in comparison.differing.items()]
         title = "What differs in the configurations" if rows else "The configurations differ in no key that both have"
-        yield Table(title, ["key", *names], rows)
+        yield Table(title, ["key", *names], rows, by_configuration=True)
     shown = _shown(comparison)
     rows = [[m.title, *(_spread_cell(group.spread(m), m) for group in groups)] for m in shown]
     several = any(len(group.runs) > 1 for group in groups)
     seeds = "seeds, all with one class order" if one_class_order(groups) else "seeds"
     title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
-    yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
+    yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows, by_configuration=True)
     for kind, which in (
         (Group, "equal seeds: mean [95 % interval]"),
         (Family, f"{ON_ORDERS} [95 % interval over orders]"),
@@ -81,7 +102,7 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
             columns = [[_compared_cell(one, *pair) for one in found.of(pair[0])] for pair in pairs]
             rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True) if m in shown]
             title = f"Difference to {pairs[0][1].name} on {which}, p (corrected p), what follows; accuracies in points"
-            yield Table(title, ["measure", *(group.name for group, _ in pairs)], rows)
+            yield Table(title, ["measure", *(group.name for group, _ in pairs)], rows, by_configuration=True)
     yield from (Table(*found) for found in (*transient_tables(groups), *order_tables(comparison.families)))
 
 
@@ -155,7 +176,7 @@ def terminal(comparison: Comparison) -> str:
         ["\n".join([title, *(f"- {line}" for line in lines)]) for title, lines in part.items()]
         for part in (whole.opening, whole.lists)
     )
-    tables = ["\n".join([table.title, *_aligned(table)]) for table in whole.tables]
+    tables = ["\n".join([table.title, *_aligned(table)]) for table in laid_out(whole.tables)]
     return "\n\n".join([*opening, *tables, *lists]) + "\n"
 
 
@@ -178,7 +199,7 @@ def markdown_page(whole: Page) -> str:
         for part in (whole.opening.items(), whole.lists.items())
     )
     tables = []
-    for table in whole.tables:
+    for table in laid_out(whole.tables):
         header, *rows = ([_markdown(cell) for cell in row] for row in (table.header, *table.rows))
         tables.append(f"**{_markdown(table.title)}**\n" + (f"\n{markdown_table(header, rows)}" if rows else ""))
     return "\n".join([*opening, *tables, *lists])
@@ -208,7 +229,7 @@ def latex(comparison: Comparison) -> str:
     whole = page(comparison)
     lines = [r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"]
     lines += _remarks(whole.opening)
-    for table in whole.tables:
+    for table in laid_out(whole.tables):
         lines += ["", *_comment(table.title), *(_tabular(table) if table.rows else [])]
     return "\n".join([*lines, *_remarks(whole.lists)]) + "\n"
 

@@ -64,6 +64,11 @@ class Run:
         return not self.results
 
     @property
+    def has_adapters(self) -> bool:
+        """Return whether its learner trains adapters; those of another, such as `linear`, stay the zero map."""
+        return self.is_log or "ffn_adapter_type" in self.identity
+
+    @property
     def on_validation(self) -> bool:
         """Return whether all accuracies are of validation images (`evaluate_on`)."""
         return bool(self.config.get("evaluate_on") == "val")

@@ -63,8 +63,8 @@ def shared_branches(group: Group) -> dict[str, list[AccuracyMatrix]]:
 
 
 def adapters_per_layer(group: Group) -> np.ndarray | None:
-    """Return adapters in every block after every task (layers, tasks), mean over seeds; None if unknown."""
-    if not all(run.last_task.get("adapters") for run in group.runs):
+    """Return adapters in every block after every task (layers, tasks), mean over seeds; None if none or unknown."""
+    if not all(run.has_adapters and run.last_task.get("adapters") for run in group.runs):
         return None
     each = [np.array([task["adapters"] for task in run.results["tasks"]], dtype=float).T for run in group.runs]
     layers, tasks = (min(sizes) for sizes in zip(*(counts.shape for counts in each), strict=True))

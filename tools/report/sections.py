@@ -9,7 +9,7 @@ from tools.compare.comparison import Comparison, Group
 from tools.compare.conclusions import class_order
 from tools.compare.measures import old_accuracy
 from tools.compare.plot import BAND, accuracy_curves, evaluations, forgetting_curves, learning_curves, old_and_new
-from tools.compare.tables import CHOSEN, TRIED, Table
+from tools.compare.tables import CHOSEN, TRIED, Table, laid_out
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
 from tools.plots.drawing import Drawing
@@ -49,7 +49,8 @@ def summary(comparison: Comparison) -> Section:
     tried = [table for table in whole.tables if table.title == TRIED]
     parts = [Part(title, lines, tried if title == CHOSEN else ()) for title, lines in whole.opening.items()]
     parts += [Part("Warnings", alarms, alarming=True)] if alarms else []
-    parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key" and table not in tried]))
+    shown = [table for table in whole.tables if table.header[0] != "key" and table not in tried]
+    parts.append(Part(tables=[*laid_out(shown)]))
     return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", parts)
 
 
@@ -235,7 +236,7 @@ def expansion(comparison: Comparison) -> Section:
 def configurations(comparison: Comparison) -> Section:
     """Return the keys that differ."""
     tables = [table for table in tables_and_lists(comparison).tables if table.header[0] == "key"]
-    parts = [Part(tables=[table]) for table in tables if table.rows]
+    parts = [Part(tables=[*laid_out([table])]) for table in tables if table.rows]
     intro = "Keys that can change a result and are not the same in all configurations."
     if not parts:
         intro = f"{tables[0].title}." if tables else f"There is one configuration, {comparison.groups[0].name}."

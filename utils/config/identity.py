@@ -65,6 +65,11 @@ def expands(config: Config) -> bool:
     return "adapt_start_layer" not in idle_keys(dict(config))
 
 
+def trains_adapters(config: Config) -> bool:
+    """Return whether the learner of a configuration trains adapters; those of another stay the zero map."""
+    return "ffn_adapter_type" not in idle_keys(config.model_dump(mode="json"))
+
+
 def _has(kind: str, key: str, owner: str, given: bool) -> bool:
     """Return whether an adapter type has a key that `owner` owns."""
     if owner == kind or ADAPTERS.ships(kind):

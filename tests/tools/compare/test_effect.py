@@ -45,6 +45,13 @@ def test_a_configuration_is_named_with_what_its_adapters_change(tmp_path, change
     assert effect_of_adapters(compare(runs(tmp_path, "x", *changed))) == [sentence]
 
 
+def test_of_a_learner_without_adapters_nothing_is_said(tmp_path):
+    paths = [
+        write_run(tmp_path, name, 1, ROWS, off=ROWS, changed=[0, 0], model_name=name) for name in ("linear", "finetune")
+    ]
+    assert effect_of_adapters(compare(paths)) == [NONE.format("finetune")]
+
+
 def test_answers_that_change_after_an_earlier_task_only_are_not_none(tmp_path):
     (found,) = effect_of_adapters(compare(runs(tmp_path, "x", [0, 0], [1, 0])))
     assert found.startswith("The adapters of x change 0.00 % of the answers on the test images after the last task")

@@ -75,6 +75,25 @@ def test_what_a_run_does_not_record_with_adapters_off_is_not_known(tmp_path):
     assert math.isnan(found["avg_inc_acc_off"])
 
 
+@pytest.mark.parametrize(
+    ("keys", "trained"),
+    [
+        ({"model_name": "linear"}, False),
+        ({"model_name": "simplecil"}, False),
+        ({"model_name": "ranpac", "first_session_adaptation": True}, True),
+        ({"model_name": "finetune"}, True),
+        ({"model_name": "joint"}, True),
+    ],
+)
+def test_adapters_that_the_learner_does_not_train_are_not_counted(tmp_path, keys, trained):
+    parameters = {"adapter": 30, "router": 3, "head": 10, "backbone": 900, "total": 943}
+    run = read_run(write_run(tmp_path, "x", 1, [[90]], parameters=parameters, off=[[90]], changed=[0], **keys))
+    found = values(run)
+    assert found["parameters"] == (43 if trained else 13)
+    of_adapters = ("adapter_parameters", "adapters", "changed", "last_acc_off", "avg_inc_acc_off")
+    assert [math.isnan(found[key]) for key in of_adapters] == [not trained] * 5
+
+
 def test_a_task_without_test_images_takes_no_part_in_plasticity(tmp_path):
     run = read_run(write_run(tmp_path, "x", 1, [[90], [80, 0], [60, 0, 75]], count=[100, 0, 100]))
     assert BY_KEY["plasticity"].of(run) == 0.75

@@ -10,7 +10,20 @@ from tools.compare.comparison import compare
 from tools.compare.conclusions import Conclusion
 from tools.compare.measures import MEASURES
 from tools.compare.paired import Difference, Spread
-from tools.compare.tables import LATEX, _difference_cell, _latex, _markdown, _spread_cell, latex, markdown, terminal
+from tools.compare.tables import (
+    LATEX,
+    Table,
+    _difference_cell,
+    _latex,
+    _markdown,
+    _spread_cell,
+    laid_out,
+    latex,
+    markdown,
+    page,
+    terminal,
+)
+from tools.generated import read_tables
 
 BY_KEY = {measure.key: measure for measure in MEASURES}
 ACCURACY, FORGOTTEN, COUNT, TIME = (BY_KEY[key] for key in ("last_acc", "forgetting", "parameters", "seconds"))
@@ -172,3 +185,39 @@ def test_the_mean_over_seeds_says_that_they_share_one_class_order(tmp_path):
     assert title(shuffle=False) == (
         "Mean ± standard deviation over seeds, all with one class order; accuracies in per cent"
     )
+
+
+@pytest.mark.parametrize(("count", "turned"), [(5, False), (6, True)])
+def test_of_many_configurations_each_has_a_row(count, turned):
+    rows = [[f"m{number}", *(f"{number}.{column}" for column in range(count))] for number in range(7)]
+    table = Table("t", ["measure", *(f"c{column}" for column in range(count))], rows, by_configuration=True)
+    shown = list(laid_out([table]))
+    if not turned:
+        assert shown == [table]
+        return
+    assert [part.title for part in shown] == ["t (1 of 2)", "t (2 of 2)"]
+    assert [part.header[1:] for part in shown] == [["m0", "m1", "m2"], ["m3", "m4", "m5", "m6"]]
+    assert shown[0].rows == [[f"c{c}", f"0.{c}", f"1.{c}", f"2.{c}"] for c in range(count)]
+
+
+def test_every_cell_of_a_comparison_of_many_is_in_the_turned_tables(tmp_path):
+    paths = [
+        write_run(tmp_path, f"c{number}", seed, [[90], [80, 60 + number + number * seed]], func_epoch=number)
+        for number in range(1, 8)
+        for seed in (1, 2)
+    ]
+    found = compare(paths, "c1")
+    whole = next(table for table in page(found).tables if table.title.startswith("Difference to c1"))
+    cells = {(name, row[0]): cell for row in whole.rows for name, cell in zip(whole.header[1:], row[1:], strict=True)}
+    turned = [table for table in read_tables(markdown(found)) if table[0][0] == "configuration" and len(table) == 7]
+    plain = str.maketrans("", "", "\\")
+    read = {
+        (row[0], of): cell.translate(plain)
+        for header, *rows in turned
+        for row in rows
+        for of, cell in zip(header[1:], row[1:], strict=True)
+    }
+    assert read == cells
+    assert len(cells) > 50
+    assert "| measure |" not in markdown(found)
+    assert latex(found).count(r"\begin{tabular}{llllll}") >= 2
