@@ -58,7 +58,11 @@ def evaluate(config: Config) -> dict[str, Any]:
     if meta:
         refuse_others(meta, config, tasks)
     changed = other_test_images(meta, file, data, config.accept_changed_data) or other_rounding(meta, config)
-    once = config.model_copy(update={"eval_cache_gib": 0.0})  # there is no later evaluation
+    if meta.get("config", {}).get("evaluate_on") == "val":
+        logger.warning("the run scored validation images (evaluate_on); accuracies of earlier tasks are left out")
+        changed = True
+    # there is no later evaluation, and choices by validation images are over
+    once = config.model_copy(update={"eval_cache_gib": 0.0, "evaluate_on": "test"})
     learner = get_model(Setup(once, config.seed[0], device, tasks.nb_classes))
     if note := learner.precision_note():
         logger.log(*note)

@@ -31,14 +31,10 @@ from utils.config.load import load, resolve
 from utils.config.schema import USES, Config
 from utils.console import command
 from utils.data.listing import find_images
-from utils.errors import AuditError, ConfigError, DivergenceError, StoppedError
+from utils.errors import AFTER_DIVERGENCE, AuditError, ConfigError, DivergenceError, StoppedError
 from utils.stopping import stop_with_sweep
 from utils.text import shown
 
-AFTER_DIVERGENCE = (
-    "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
-    "skip, which leaves out batches whose loss is not finite"
-)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)  # torch's words
 ASKED_FOR = re.compile(r"allocate ([\d.]+ \w+)")
 AFTER_MEMORY_RAN_OUT = (

@@ -65,6 +65,7 @@ SOME_TASKS = (
     "branch_eval was changed within the run: results.json gets no accuracies by branch, as they are not of all tasks; "
     "metrics.jsonl has those that were measured"
 )
+ON_VALIDATION = "evaluate_on = val: all accuracies are of the validation images; no test image is scored"
 OTHER_SEEDS = "to train the other seeds, repeat the command with --auto_resume"
 
 
@@ -180,6 +181,8 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
         sizes = [tasks.get_task_size(task) for task in range(tasks.nb_tasks)]
         logger.info("%s\n%s", data.summary, class_legend(tasks.class_names, sizes))
         logger.info("device %s, backbone %s", device, learner.provenance["backbone"])
+        if config.evaluate_on == "val":
+            logger.info("%s", ON_VALIDATION)
         if note := learner.precision_note():
             logger.log(*note)
         hooks.folder = log.path
@@ -293,7 +296,8 @@ class Run:
         accuracy = measured.pop("accuracy")
         if validation := measured.pop("validation"):
             measured["validation"] = {"accuracy": validation, **self.validation.summary()}
-        names = {"class_names": self.tasks.class_names}
+        names: dict[str, Any] = {"evaluate_on": "val"} if self.config.evaluate_on == "val" else {}
+        names["class_names"] = self.tasks.class_names
         return {"accuracy": accuracy, **self.matrix.summary(), **names, **measured, "run": self.clock.report()}
 
     def _measured(self) -> dict[str, Any]:
@@ -308,7 +312,7 @@ class Run:
     def _tables(self) -> str:
         """Return the accuracies on test images, and on validation images if there are any, as text."""
         if not self.validation.correct:
-            return format_table(self.matrix)
+            return f"{'on validation images' * (self.config.evaluate_on == 'val')}\n{format_table(self.matrix)}".strip()
         return f"{format_table(self.matrix)}\non validation images\n{format_table(self.validation)}"
 
     def _account_for(self, task: int) -> None:
@@ -329,7 +333,7 @@ class Run:
         save_predictions(predictions_file(self.log.path, task), predictions.labels, answers, predictions.confidence)
         if task + 1 == self.tasks.nb_tasks:
             wrong = confident_mistakes(predictions.labels, predictions.top1, predictions.confidence)
-            shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong)
+            shown = self.tasks.thumbnails(range(sum(self.learner.task_sizes)), wrong, self.config.evaluate_on)
             save_mistakes(self.log.path, [Mistake(at, *image) for at, image in zip(wrong, shown, strict=True)])
         state = {"task": task, "accuracy": accuracy, **self.learner.structure()}
         if off is not None:
@@ -377,7 +381,8 @@ class Run:
         sizes = f"adapters per block {adapters}, {counts['total'] - counts['backbone']} parameters"
         # Of five classes or fewer the true one is always among the first five.
         top5 = f"top-5 {accuracy['top5']:.2f}, " if sum(self.learner.task_sizes) > 5 else ""
-        logger.info("task %d: top-1 %.2f, %s%s", task, accuracy["top1"], top5, sizes)
+        images = "on validation images " if self.config.evaluate_on == "val" else ""
+        logger.info("task %d: %stop-1 %.2f, %s%s", task, images, accuracy["top1"], top5, sizes)
         if "validation" in state:
             logger.info("task %d: on validation images top-1 %.2f", task, state["validation"]["top1"])
         if OFF in state:
@@ -451,7 +456,7 @@ class Run:
         if not changes:
             return
         task, learned = self.learner.cur_task, len(self.per_task)
-        numbers: dict[Part, AccuracyMatrix] = {"test": self.matrix, "val": self.validation}
+        numbers: dict[Part, AccuracyMatrix] = {"val": self.validation, self.config.evaluate_on: self.matrix}
         for part, matrix in numbers.items():
             if [self.tasks.nb_images(part, done) for done in range(len(matrix.count))] != matrix.count:
                 what = "validation" if part == "val" else part

@@ -10,6 +10,7 @@ import ssl
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, cast
@@ -122,7 +123,7 @@ def sketch_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
     """
     if faults := list(arguments.problems(kwargs)):
         raise BackboneError("\n".join(faults))
-    plain = _on_meta(name, {})
+    plain = _plain(name)
     refuse_unsupported(name, plain)
     width = kwargs.get("embed_dim", plain.embed_dim)
     heads = kwargs.get("num_heads", cast(Block, plain.blocks[0]).attn.num_heads)
@@ -166,10 +167,18 @@ def sketch_vit(name: str, pretrained: bool, kwargs: dict[str, Any], most_bytes: 
     return sketch
 
 
+@lru_cache
+def _plain(name: str) -> VisionTransformer:
+    """The model with timm's own arguments on the meta device, for its shapes; it may not be a VisionTransformer."""
+    with torch.device("meta"):
+        return cast(VisionTransformer, timm.create_model(name, pretrained=False, num_classes=0))
+
+
 def _on_meta(name: str, kwargs: dict[str, Any]) -> VisionTransformer:
+    given = {"weight_init": "skip", **kwargs}  # the meta device has no values, and is slow to draw them
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers without weights, which are refused
-        return cast(VisionTransformer, timm.create_model(name, pretrained=False, num_classes=0, **kwargs))
+        return cast(VisionTransformer, timm.create_model(name, pretrained=False, num_classes=0, **given))
 
 
 def _fits(name: str, kwargs: dict[str, Any]) -> bool:
@@ -184,7 +193,8 @@ def _fits(name: str, kwargs: dict[str, Any]) -> bool:
 def _reshapes(name: str, kwargs: dict[str, Any]) -> bool:
     """Return whether arguments change names or shapes of the weights, but for those that timm resamples."""
     try:
-        shapes = [{n: v.shape for n, v in _on_meta(name, given).state_dict().items()} for given in ({}, kwargs)]
+        models = [_plain(name), _on_meta(name, kwargs)]
+        shapes = [{n: v.shape for n, v in model.state_dict().items()} for model in models]
     except Exception:  # it only fits together with others
         return True
     if kwargs.keys() <= {"img_size", "patch_size"}:

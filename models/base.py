@@ -210,7 +210,7 @@ class BaseLearner(ABC):
         if self.uses_features:
             self.feature_loader = self.plain_loader(data_manager)
         self.begin_test(data_manager)
-        if self.config.val_fraction:
+        if self.config.val_fraction and self.config.evaluate_on == "test":
             seen = range(self.total_classes)
             self.val_loader = self.loader(data_manager.get_dataset(seen, source="val", mode="test", spec=self.spec))
 
@@ -219,9 +219,9 @@ class BaseLearner(ABC):
         return self.loader(data_manager.get_dataset(self.task_classes, source="train", mode="test", spec=self.spec))
 
     def begin_test(self, data_manager: Tasks) -> None:
-        """Make a loader of the test images of all classes seen."""
-        seen = range(self.total_classes)
-        self.test_loader = self.loader(data_manager.get_dataset(seen, source="test", mode="test", spec=self.spec))
+        """Make a loader of the test images of all classes seen, or of their validation images (`evaluate_on`)."""
+        seen, source = range(self.total_classes), self.config.evaluate_on
+        self.test_loader = self.loader(data_manager.get_dataset(seen, source=source, mode="test", spec=self.spec))
 
     def end_data(self) -> None:
         """Stop the workers that loaded the task's training images, and free the images."""
@@ -254,7 +254,7 @@ class BaseLearner(ABC):
         return found[0][""], found[1]
 
     def predict(self) -> Predictions:
-        """Score the test images of all classes seen."""
+        """Score the images of `begin_test`."""
         with self.hooks.training.paused():
             return self.evaluator.predict(self.test_loader, self.cur_task, self.total_classes, self.settled_layers())
 
@@ -266,7 +266,7 @@ class BaseLearner(ABC):
             )
 
     def predict_val(self) -> Predictions | None:
-        """Score the validation images of all classes seen; None without `val_fraction`."""
+        """Score the validation images of all classes seen; None if no others are scored beside them."""
         if self.val_loader is None:
             return None
         with self.hooks.training.paused():

@@ -126,7 +126,7 @@ class Evaluator:
 
     def __init__(self, network: SEMAVitNet, config: Config, hooks: Hooks) -> None:
         self.network, self.hooks, self.batch_size = network, hooks, config.eval_batch_size
-        self.rounds = config.eval_cache_bf16
+        self.rounds, self.scored = config.eval_cache_bf16, config.evaluate_on
         self.cache = ActivationCache(config.eval_cache_gib, config.eval_cache_on)
         self.features = ActivationCache(FEATURES_GIB)  # with all adapters off
 
@@ -231,7 +231,7 @@ class Evaluator:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield number, input (B, N, D) of block `layer` and labels (B,) of the batches after the first `done`."""
         batches = loader.epoch(part, task, batch_size=self.batch_size, shuffle=False, start=done)
-        total, what = loader.batches(self.batch_size), f"task {task} {part}"
+        total, what = loader.batches(self.batch_size), f"task {task} {self.scored if part == 'test' else part}"
         for number, (_, images, labels) in enumerate(progress(batches, what, total, done=done), start=done):
             yield number, self._half(images, layer), labels
 

@@ -293,7 +293,7 @@ class Learner(BaseLearner):
             self._consolidate()
         else:
             self._close({})
-        if self.uses_features:
+        if self.config.classifier_alignment:
             self._align()
         self.position.stage = "done"
 

@@ -61,6 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     os.environ["SEMA_CACHE"] = os.devnull  # a folder that cannot be written: every test reads its own images
+    os.fsync = lambda descriptor: None  # it can matter only to a test that cuts the power, and takes most of a save
     config.stash[ACCOUNT] = Account()
     config.pluginmanager.register(config.stash[ACCOUNT])
 

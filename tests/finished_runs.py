@@ -54,6 +54,8 @@ def write_run(folder: Path, label: str, seed: int, correct: Rows, **options: Any
         images = sum(count[: task + 1])
         tasks[task]["adapters_off"] = {"correct": list(row), "changed": changed[task], "images": images}
     results = {"accuracy": matrix.to_json(), **matrix.summary(), "tasks": tasks, "run": clocks}
+    if config.evaluate_on == "val":
+        results["evaluate_on"] = "val"
     events = [
         {
             "kind": "task",

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "model_name": "see test_a_baseline_starts_as_sema_does",
     "first_session_adaptation": "acts with other learners only",
     "val_fraction": "sets images aside, and so changes what is trained on",
+    "evaluate_on": "needs val_fraction; that it changes no training is in tests/test_validation_images.py",
     "augment_on": "draws what the other choice draws, see utils/data/test_resample.py",
 }
 

@@ -6,11 +6,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
+import forked
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,8 +101,7 @@ class Copy:
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(self.path)}
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, check=False)
+        return forked.python(arguments, self.path, environment, self.path.parent)
 
     def shell(self, text: str) -> str:
         """Run the lines of a block, each of which is to succeed; what they print."""

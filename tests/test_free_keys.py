@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import Killed
-from test_trainer import configuration, images, results, run  # noqa: F401
+from test_trainer import _trained, configuration, finished, images, results  # noqa: F401
 
 import trainer
 from main import main
@@ -106,7 +106,7 @@ def test_every_free_key_is_walked() -> None:
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("group", FREE)
 def test_a_run_resumed_with_other_values_ends_as_if_nothing_had_changed(
-    run: Callable[..., Path],  # noqa: F811
+    finished: Callable[..., Path],  # noqa: F811
     begun: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -116,7 +116,7 @@ def test_a_run_resumed_with_other_values_ends_as_if_nothing_had_changed(
 ) -> None:
     first, then = ({key: values[side] for key, values in FREE[group].items()} for side in (turned, not turned))
     keys = {"nested_lora_use_consolidation": True, "eval_batch_size": 4}
-    whole = run("whole", **keys)
+    whole = finished(**keys)
     monkeypatch.chdir(tmp_path)  # where the folders of output_dir would be
     path = begun(**keys, **first)
     texts = {key: value if isinstance(value, list) else [json.dumps(value).strip('"')] for key, value in then.items()}

@@ -69,6 +69,7 @@ def start(toy: Path, *options: str) -> subprocess.Popen[str]:
         "--patience",
         "10",
         "--preload",
+        "hypothesis.core",  # pytest's option for its seed imports it in every trial otherwise
     ]
     command = [sys.executable, str(ROOT / "tests/mutants.py"), "toy", *fixed, *options]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(toy.parent / "temporary")}

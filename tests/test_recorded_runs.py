@@ -1,13 +1,13 @@
 """Finished runs of an earlier version can be read, verified, compared, reported and evaluated. None is written to."""
 
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from finished_runs import NESTED, PLAIN, RECORDED
 
@@ -93,11 +93,10 @@ def test_a_run_with_an_adapter_of_the_user_s_own_is_read_without_it(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_a_recorded_checkpoint_gives_the_accuracies_on_record(name: str) -> None:
+def test_a_recorded_checkpoint_gives_the_accuracies_on_record(name: str, tmp_path: Path) -> None:
     task = 2
     file = (RUNS[name] / "checkpoints" / f"task_{task}.safetensors").relative_to(ROOT)
-    command = [sys.executable, "main.py", "--eval", "--checkpt_path", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = forked.python(("main.py", "--eval", "--checkpt_path", str(file)), ROOT, os.environ, tmp_path)
     assert done.returncode == 0, done.stderr
     accuracy = json.loads((RUNS[name] / "results.json").read_text())["accuracy"]
     row, images = accuracy["correct"][task], accuracy["count"][: task + 1]

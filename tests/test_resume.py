@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_trainer import configuration, events, images, results, run  # noqa: F401
+from test_trainer import _trained, events, finished, images, results, run  # noqa: F401
+from test_trainer import configuration as of_keys
 
 import trainer
 from models.losses import FuncLoss, Loss, RdLoss
@@ -24,7 +26,11 @@ from utils.runs.log import RunLog
 from utils.runs.states import StateError
 from utils.stopping import StateKeeper
 
-FUNCTION: dict[str, Any] = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}
+FUNCTION: dict[str, Any] = {
+    "nested_lora_use_consolidation": True,
+    "nested_lora_consolidation_mode": "function",
+    "readouts": ["ncm"],
+}
 KINDS: dict[str, dict[str, Any]] = {
     "adaptmlp": {"ffn_adapter_type": "adaptmlp", "optimizer": "adam"},
     "skip": {"eval_every": 1, "telemetry_every": 2},
@@ -44,6 +50,11 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "simplecil": {"model_name": "simplecil"},
     "alignment": {"model_name": "linear", "classifier_alignment": True, "classifier_alignment_epochs": 1},
 }
+
+
+def configuration(images: Path, output_dir: Path, **keys: Any) -> Config:  # noqa: F811
+    """One that saves states as often as it can."""
+    return of_keys(images, output_dir, **{"checkpoint_every": 1, **keys})
 
 
 class Killed(BaseException):
@@ -85,12 +96,6 @@ def to_the_end(config: Config, attempts: int = 200) -> int:
     raise AssertionError("the run does not get on")
 
 
-@pytest.fixture
-def expected(run: Callable[..., Path]) -> Callable[..., Path]:  # noqa: F811
-    """The uninterrupted run."""
-    return lambda **keys: run("whole", **keys)
-
-
 def only_run(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
@@ -102,16 +107,16 @@ def raw_events(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", [*KINDS, *LEARNERS])
 def test_a_run_ended_again_and_again_is_the_uninterrupted_run(
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
     keys = {**KINDS, **LEARNERS}[kind]
-    whole = expected(**keys)
+    whole = finished(**keys)
     config = configuration(images, tmp_path / "cut", auto_resume=True, **keys)
-    killer = Killer(monkeypatch, every=17 if kind in KINDS else 11, saved=False)
+    killer = Killer(monkeypatch, every={"simplecil": 8}.get(kind, 17 if kind in KINDS else 11), saved=False)
     assert to_the_end(config) > (4 if kind in KINDS else 1)
     assert {"step", "last step", "epoch", "stage", "wait"} <= set(killer.points) or kind == "simplecil"
     cut = only_run(tmp_path / "cut")
@@ -129,13 +134,13 @@ def test_a_run_ended_again_and_again_is_the_uninterrupted_run(
 
 @pytest.mark.parametrize("keys", [{"checkpoint_every": 0}, {"checkpoint_every": 2}, {"num_workers": 2}])
 def test_how_often_a_state_is_saved_and_by_whom_images_are_loaded_changes_nothing(
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     keys: dict[str, Any],
 ) -> None:
-    whole = expected(**FUNCTION)
+    whole = finished(**FUNCTION)
     config = configuration(images, tmp_path / "cut", auto_resume=True, **FUNCTION, **keys)
     Killer(monkeypatch, every=71, saved=True)
     assert to_the_end(config) > 0
@@ -145,16 +150,16 @@ def test_how_often_a_state_is_saved_and_by_whom_images_are_loaded_changes_nothin
 
 @pytest.mark.usefixtures("handlers_kept")
 def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = expected(**KINDS["continual"])
+    whole = finished(**KINDS["continual"])
     steps: list[str] = []
     step = Phase.step
     monkeypatch.setattr(Phase, "step", lambda phase, loss: steps.append("") or step(phase, loss))
-    trainer.train(configuration(images, tmp_path / "counted", **KINDS["continual"]), "tiny")
+    trainer.train(of_keys(images, tmp_path / "counted", **KINDS["continual"]), "tiny")
     counted = len(steps)
     steps.clear()
     keep, calls = StateKeeper.__call__, iter(range(10**6))
@@ -197,14 +202,20 @@ def test_no_seed_is_begun_after_a_run_was_asked_to_stop(
     assert all((path / "results.json").exists() for path in (tmp_path / "cut").iterdir())
 
 
-@pytest.fixture
-def begun(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
-    """A run that was ended in the rd phase of task 1 or thereabouts."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def _begun(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("begun")
+    with pytest.MonkeyPatch.context() as patch:
         Killer(patch, every=60, saved=True)
         with pytest.raises(Killed):
-            trainer.train(configuration(images, tmp_path / "cut"), "tiny")
-    return only_run(tmp_path / "cut")
+            trainer.train(configuration(images, folder), "tiny")
+    return folder
+
+
+@pytest.fixture
+def begun(_begun: Path, tmp_path: Path) -> Path:
+    """A run that was ended in the rd phase of task 1 or thereabouts."""
+    return only_run(shutil.copytree(_begun, tmp_path / "cut"))
 
 
 def states(path: Path) -> list[Path]:
@@ -213,7 +224,7 @@ def states(path: Path) -> list[Path]:
 
 def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(
     begun: Path,
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -223,7 +234,7 @@ def test_two_states_are_kept_and_a_damaged_one_falls_back_to_the_one_before(
     newer.write_bytes(content)
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
     assert f"{newer}: cannot be read: its checksum is wrong" in (begun / "log.txt").read_text()
-    assert (results(begun), events(begun)) == (results(whole := expected()), events(whole))
+    assert (results(begun), events(begun)) == (results(whole := finished()), events(whole))
 
 
 def test_with_no_whole_state_the_run_is_neither_begun_anew_nor_lost(
@@ -243,7 +254,7 @@ def test_with_no_whole_state_the_run_is_neither_begun_anew_nor_lost(
 
 def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_state_before(
     begun: Path,
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     images: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -251,7 +262,7 @@ def test_events_that_a_state_has_seen_and_the_file_has_lost_send_it_back_to_the_
     metrics.write_bytes(metrics.read_bytes()[:-1])
     trainer.train(configuration(images, tmp_path / "cut", resume=str(begun)), "tiny")
     assert "its events are missing from the metrics; using the state before it" in (begun / "log.txt").read_text()
-    assert events(begun) == events(expected())
+    assert events(begun) == events(finished())
 
 
 def test_a_state_of_another_run_or_network_is_refused_and_nothing_changes(
@@ -302,21 +313,21 @@ def test_auto_resume_goes_on_begins_and_leaves_alone_seed_by_seed(
     tmp_path: Path,
 ) -> None:
     trainer.train(configuration(images, tmp_path / "cut", seed=7), "other-name")
-    finished = next((tmp_path / "cut").glob("other-name-*-s7"))
-    before = (finished / "results.json").read_bytes()
+    done = next((tmp_path / "cut").glob("other-name-*-s7"))
+    before = (done / "results.json").read_bytes()
     trainer.train(configuration(images, tmp_path / "cut", auto_resume=True, seed=[4, 6, 7]), "tiny")
     runs = {path.name[-2:]: json.loads((path / "results.json").read_text()) for path in (tmp_path / "cut").iterdir()}
     assert {seed: len(found["run"]["resumed"]) for seed, found in runs.items()} == {"s4": 1, "s6": 0, "s7": 0}
-    assert (finished / "results.json").read_bytes() == before
+    assert (done / "results.json").read_bytes() == before
 
 
 def test_no_draw_comes_from_a_global_generator(
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     run: Callable[..., Path],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So a state needs none of theirs: they can be in any state at any step."""
-    whole = expected(**FUNCTION)
+    whole = finished(**FUNCTION)
     keep = StateKeeper.__call__
 
     def stirred(keeper: StateKeeper, point: str) -> None:
@@ -356,10 +367,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_the_state_before_is_kept(
     poison: Callable[[int, float], None],
     images: Path,  # noqa: F811
     tmp_path: Path,
-    expected: Callable[..., Path],
+    finished: Callable[..., Path],  # noqa: F811
     value: float,
 ) -> None:
-    whole = expected()
+    whole = finished()
     poison(5, value)
     with pytest.raises(DivergenceError) as stop:
         trainer.train(configuration(images, tmp_path / "cut"), "tiny")
@@ -382,8 +393,11 @@ def test_a_batch_without_a_finite_loss_can_be_left_out(
     assert (events(path, "cadence")[0]["steps"], events(path, "cadence")[0]["observed"]) == (5, [2, 4])
 
 
-def test_skipping_changes_nothing_where_there_is_nothing_to_skip(run: Callable[..., Path]) -> None:  # noqa: F811
-    stop, skip = run("stop"), run("skip", on_nan="skip")
+def test_skipping_changes_nothing_where_there_is_nothing_to_skip(
+    finished: Callable[..., Path],  # noqa: F811
+    run: Callable[..., Path],  # noqa: F811
+) -> None:
+    stop, skip = finished(), run("skip", on_nan="skip")
     assert (results(stop), events(stop)) == (results(skip), events(skip))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,20 +50,49 @@ KEYS: dict[str, Any] = {
     "func_epoch": 2,
     "rd_epoch": 2,
     "exp_threshold": 1.0,
+    "readouts": [],  # these and the states of an epoch take a third of such a run
+    "checkpoint_every": 0,
 }
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Six classes, each of one brightness plus noise: 10 training and 4 test images a class."""
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six classes, each of one brightness plus noise: 10 training and 4 test images a class. Only to be read."""
     rng = np.random.RandomState(0)
     arrays: dict[str, np.ndarray] = {}
     for split, count in (("train", 10), ("test", 4)):
         arrays[f"y_{split}"] = np.repeat(np.arange(6), count)
         noise = rng.randint(0, 60, size=(6 * count, 20, 20, 3))
         arrays[f"x_{split}"] = (noise + 30 * arrays[f"y_{split}"][:, None, None, None]).astype(np.uint8)
-    np.savez(tmp_path / "images.npz", **arrays)
-    return tmp_path / "images.npz"
+    file = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(file, **arrays)
+    return file
+
+
+@pytest.fixture(scope="session")
+def _trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[str, Path] = {}
+
+    def train(**keys: Any) -> Path:
+        name = repr(sorted(keys.items()))
+        if name not in made:
+            folder = tmp_path_factory.mktemp("trained")
+            trainer.train(configuration(images, folder, **keys), "tiny")
+            (made[name],) = folder.iterdir()
+        return made[name]
+
+    return train
+
+
+@pytest.fixture
+def finished(_trained: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a run with these keys, which is trained once for all tests."""
+
+    def copy(**keys: Any) -> Path:
+        whole = _trained(**keys)
+        return shutil.copytree(whole, tmp_path / "finished" / whole.name)
+
+    return copy
 
 
 @pytest.fixture
@@ -92,8 +122,8 @@ def events(path: Path, kind: str = "") -> list[dict[str, Any]]:
     return [line for line in lines if kind in ("", line["kind"])]
 
 
-def test_a_run_directory_holds_everything_and_its_numbers_agree(run: Callable[..., Path]) -> None:
-    path = run()
+def test_a_run_directory_holds_everything_and_its_numbers_agree(finished: Callable[..., Path]) -> None:
+    path = finished()
     assert {entry.name for entry in path.iterdir()} == {
         ".lock", "config.json", "environment.json", "log.txt", "metrics.jsonl", "results.json", "data.json",
         "images.tsv.gz", "checkpoints", "predictions", "times.jsonl",
@@ -201,21 +231,21 @@ def test_readouts_that_are_added_later_are_left_out_with_a_word(
     assert "readouts = lda: left out, as they are not known of the tasks learned" in caplog.text
 
 
-def test_top5_of_few_classes_is_not_printed(run: Callable[..., Path]) -> None:
-    lines = [line for line in (run() / "log.txt").read_text().splitlines() if ": top-1 " in line]
+def test_top5_of_few_classes_is_not_printed(finished: Callable[..., Path]) -> None:
+    lines = [line for line in (finished() / "log.txt").read_text().splitlines() if ": top-1 " in line]
     assert ["top-5" in line for line in lines] == [False, False, True]  # of 2, 4 and 6 classes
 
 
-def test_results_and_checkpoints_name_the_classes_in_the_order_of_the_tasks(run: Callable[..., Path]) -> None:
-    path = run()
+def test_results_and_checkpoints_name_the_classes_in_the_order_of_the_tasks(finished: Callable[..., Path]) -> None:
+    path = finished()
     order = read_meta(path / "checkpoints" / "task_0.safetensors")["class_order"]
     names = [str(label) for label in order]
     assert results(path)["class_names"] == names
     assert read_meta(path / "checkpoints" / "task_2.safetensors")["class_names"] == names
 
 
-def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[..., Path]) -> None:
-    first = [event for event in events(run(max_tasks=1), "epoch") if event["phase"] == "func"]
+def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(finished: Callable[..., Path]) -> None:
+    first = [event for event in events(finished(max_tasks=1), "epoch") if event["phase"] == "func"]
     assert [event["lr"] for event in first] == [
         {"slow": 0.001, "fast": 0.01, "other": 0.005},
         pytest.approx({"slow": 0.0005, "fast": 0.005, "other": 0.0025}),  # half a cosine
@@ -228,7 +258,12 @@ def test_epochs_report_loss_accuracy_rates_and_the_steps_of_slow(run: Callable[.
     "keys",
     [
         {"ffn_adapter_type": "adaptmlp"},
-        {"nested_lora_use_consolidation": True, "adapter_lifetime": "continual", "eval_every": 1},
+        {
+            "nested_lora_use_consolidation": True,
+            "adapter_lifetime": "continual",
+            "eval_every": 1,
+            "readouts": ["ncm"],
+        },
     ],
 )
 def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Callable[..., Path], keys: dict[str, Any]) -> None:
@@ -239,8 +274,10 @@ def test_the_same_seed_gives_the_same_run_whatever_the_workers(run: Callable[...
     assert events(once) != events(other)
 
 
-def test_scoring_the_test_set_in_between_changes_nothing_else(run: Callable[..., Path]) -> None:
-    quiet, scored = run("a"), run("b", eval_every=1)
+def test_scoring_the_test_set_in_between_changes_nothing_else(
+    finished: Callable[..., Path], run: Callable[..., Path]
+) -> None:
+    quiet, scored = finished(), run("b", eval_every=1)
     assert not events(quiet, "eval")
     assert events(scored, "eval")
     assert results(quiet) == results(scored)
@@ -256,6 +293,7 @@ def test_scoring_the_test_set_in_between_changes_nothing_else(run: Callable[...,
 def test_eval_reproduces_the_trainer_s_numbers_from_a_checkpoint_alone(
     run: Callable[..., Path], images: Path, tmp_path: Path, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    keys = {**keys, "readouts": ["ncm"]}
     path = run(**keys)
     found = results(path)
     for task in range(3):
@@ -272,9 +310,9 @@ def test_eval_reproduces_the_trainer_s_numbers_from_a_checkpoint_alone(
 
 
 def test_a_checkpoint_of_another_class_order_or_adapter_is_refused(
-    run: Callable[..., Path], images: Path, tmp_path: Path
+    finished: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
-    checkpoint = run() / "checkpoints" / "task_0.safetensors"
+    checkpoint = finished() / "checkpoints" / "task_0.safetensors"
     keys = {"eval": True, "checkpt_path": str(checkpoint)}
     with pytest.raises(CheckpointError, match=r"nested_lora adapters.*adaptmlp"):
         evaluate(configuration(images, tmp_path, ffn_adapter_type="adaptmlp", **keys))
@@ -349,9 +387,10 @@ def test_the_class_order_can_have_a_seed_of_its_own(run: Callable[..., Path]) ->
 
 
 def test_equal_runs_are_bitwise_equal_and_deterministic_algorithms_change_nothing_on_the_cpu(
+    finished: Callable[..., Path],
     run: Callable[..., Path],
 ) -> None:
-    once, again = run("a"), run("b", deterministic=True)
+    once, again = finished(), run("b", deterministic=True)
     for task in range(3):
         name = f"checkpoints/task_{task}.safetensors"
         one, other = read_checkpoint(once / name)[0], read_checkpoint(again / name)[0]
@@ -359,8 +398,8 @@ def test_equal_runs_are_bitwise_equal_and_deterministic_algorithms_change_nothin
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_results_say_how_to_make_the_run_again(run: Callable[..., Path]) -> None:
-    path = run(max_tasks=1)
+def test_results_say_how_to_make_the_run_again(finished: Callable[..., Path]) -> None:
+    path = finished(max_tasks=1)
     begun = json.loads((path / "environment.json").read_text())
     line = json.loads((path / "results.json").read_text())["run"]["reproduce"]
     assert line.startswith(f"{begun['command']}  # at commit {begun['commit']}")
@@ -451,8 +490,8 @@ def test_a_task_of_too_few_images_for_a_later_expansion_is_told(tmp_path: Path, 
     assert least in "".join(told)
 
 
-def test_the_log_tells_after_each_task_how_much_is_done(run: Callable[..., Path]) -> None:
-    log = (run() / "log.txt").read_text()
+def test_the_log_tells_after_each_task_how_much_is_done(finished: Callable[..., Path]) -> None:
+    log = (finished() / "log.txt").read_text()
     assert re.findall(r"(\d+) % of the run is done, about \d+ s left", log) == ["33", "67"]
 
 

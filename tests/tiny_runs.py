@@ -41,6 +41,7 @@ KEYS: dict[str, Any] = {
     "func_epoch": 3,
     "rd_epoch": 3,
     "exp_threshold": 1.0,
+    "readouts": [],
 }
 STEPS = KEYS["increment"] * TRAIN // BATCH  # of an epoch
 CONSOLIDATES = {"nested_lora_use_consolidation": True}
@@ -49,9 +50,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "skip": {"num_workers": 2},
     "accumulate": {"nested_lora_slow_update": "accumulate", "optimizer": "adam"},
     "weights": {**CONSOLIDATES, "nested_lora_fast_reset": "reinit"},
-    "function": {**FUNCTION, "num_workers": 2},
+    "function": {**FUNCTION, "num_workers": 2, "readouts": ["ncm"]},
     "continual": {"adapter_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
-    "adaptmlp": {"ffn_adapter_type": "adaptmlp", "optimizer": "adam"},
+    "adaptmlp": {"ffn_adapter_type": "adaptmlp", "optimizer": "adam", "readouts": ["ncm"]},
 }
 EPOCH_LINE = re.compile(r"task \d+ (?:func|rd) epoch \d+: loss")
 

@@ -1,5 +1,10 @@
 """The exceptions of this project. Errors that a user can correct are told apart from faults of the program."""
 
+AFTER_DIVERGENCE = (
+    "the last saved state is kept. Start again with lower learning rates, or continue with --auto_resume and --on_nan "
+    "skip, which leaves out batches whose loss is not finite"
+)
+
 
 class UserError(Exception):
     """An error that the user can correct. The command line prints it without a traceback and exits with code 2."""

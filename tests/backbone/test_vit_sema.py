@@ -159,6 +159,7 @@ def test_refusing_builds_no_weights(monkeypatch):
         return model
 
     monkeypatch.setattr(timm, "create_model", watched)
+    vit_sema._plain.cache_clear()
     with pytest.raises(BackboneError):
         create_vit("vit_medium_patch16_gap_240", False, {"depth": 1})
     assert built == [{"meta"}]

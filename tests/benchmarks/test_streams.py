@@ -33,8 +33,8 @@ def test_both_protocols_are_of_three_seeds_and_their_tables_are_in_the_document(
         made.rename(Path(FOLDER) / planned.name)
     assert streams.main([]) == 0
     text = (tmp_path / "docs" / "streams.md").read_text()
-    assert "**Core accuracy with and without transient task 2; with and without; per cent**" in text
+    assert "**Core accuracy with and without transient task 2; with the task and without the task; per cent**" in text
     assert "| task 1 | 90.00 ± 1.00 | 90.00 ± 1.00 | +0.00 | - |" in text
     assert "| task 2, transient | 89.00 ± 1.00 | 90.00 ± 1.00 | -1.00 | - |" in text
-    assert "**Over 5 class orders (class\\_order\\_seed=1, " in text
+    assert "**quickstart over 5 class orders, each the mean of its seeds; per cent**" in text
     assert "training time" not in text

@@ -2,12 +2,12 @@
 
 import errno
 import logging
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from test_trainer import configuration, events, images, results, run  # noqa: F401
@@ -93,18 +93,25 @@ def test_a_file_on_disk_has_no_name(tmp_path, monkeypatch):
     assert torch.equal(x, X)
 
 
+LIMITED = """
+import os, resource, sys, tempfile, torch
+from models.evaluation import on_disk
+lacks, tempfile.tempdir, room = sys.argv[1:]
+lacks and delattr(os, lacks)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
+try:
+    print(on_disk(torch.arange(24.0).view(2, 3, 4)).sum().item())
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
 @pytest.mark.parametrize("lacks", ["", "posix_fallocate"])
 @pytest.mark.parametrize("room", [X.nbytes, X.nbytes - 1])
 def test_a_disk_without_room_is_an_error_with_and_without_a_way_to_reserve_it(tmp_path, lacks, room):
     """In a process of its own, whose files have a limit: at a later write it would be ended by the system."""
-    code = (
-        "import os, resource, sys, tempfile, torch; from models.evaluation import on_disk; "
-        "lacks = sys.argv[1]; lacks and delattr(os, lacks); tempfile.tempdir = sys.argv[2]; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY)); "
-        "print(on_disk(torch.arange(24.0).view(2, 3, 4)).sum().item())"
-    )
-    command = [sys.executable, "-c", code, lacks, str(tmp_path), str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = ("-c", LIMITED, lacks, str(tmp_path), str(room))
+    done = forked.python(arguments, Path(__file__).parents[2], os.environ, tmp_path)
     fits = room == X.nbytes
     assert (done.returncode, done.stdout) == ((0, "276.0\n") if fits else (1, ""))
     assert fits or "OSError: [Errno 27] File too large" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from finished_runs import NESTED
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_trainer import configuration, images, run  # noqa: F401
+from test_trainer import _trained, configuration, finished, images, run  # noqa: F401
 
 from tools.finished.checks import CHECKS
 from tools.verify import READABLE, main, verify
@@ -47,7 +47,7 @@ def test_a_run_as_it_was_written_passes_every_check(
     run: Callable[..., Path],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = run(max_tasks=2)
+    path = run(max_tasks=2, readouts=["ncm"])
     assert failed(path) == set()
     assert main([str(path)]) == 0
     assert capsys.readouterr().out.count("ok ") == len(CHECKS) + 1
@@ -65,19 +65,19 @@ EDITS_OF_THE_RECORD: list[tuple[str, str, str, set[str]]] = [
 
 @pytest.mark.parametrize(("file", "old", "new", "found"), EDITS_OF_THE_RECORD)
 def test_an_edited_record_of_the_images_is_found(
-    run: Callable[..., Path],  # noqa: F811
+    finished: Callable[..., Path],  # noqa: F811
     file: str,
     old: str,
     new: str,
     found: set[str],
 ) -> None:
-    path = run(max_tasks=1)
+    path = finished(max_tasks=1)
     edit(path / file, old, new)
     assert failed(path) == found
 
 
-def test_a_list_of_other_images_is_found(run: Callable[..., Path]) -> None:  # noqa: F811
-    path = run(max_tasks=1)
+def test_a_list_of_other_images_is_found(finished: Callable[..., Path]) -> None:  # noqa: F811
+    path = finished(max_tasks=1)
     listed = read_images(path)
     write_images(path, [*listed[:-1], listed[-1]._replace(digest="0" * 16)])
     assert failed(path) == {IMAGES, FILES}
@@ -108,7 +108,7 @@ def test_a_resumed_run_passes_too(
     from test_resume import Killer, only_run, to_the_end
 
     Killer(monkeypatch, every=25, saved=True)
-    to_the_end(configuration(images, tmp_path / "cut", auto_resume=True))
+    to_the_end(configuration(images, tmp_path / "cut", auto_resume=True, checkpoint_every=1, readouts=["ncm"]))
     assert failed(only_run(tmp_path / "cut")) == set()
 
 

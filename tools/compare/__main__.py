@@ -32,9 +32,10 @@ from utils.console import command
 from utils.files import path_argument
 
 PLOTS = (".svg", ".pdf", ".png", ".csv")
-PLOT_OF = ("accuracy", "forgetting", "old-and-new")  # see `tools.compare.plot`, which imports matplotlib
+PLOT_OF = ("accuracy", "forgetting", "learning", "old-and-new")  # see `tools.compare.plot`, which imports matplotlib
 PLOT_MEANING = (
     "accuracy: over all classes seen, after every task (default); forgetting: on each task over the stream; "
+    "learning: on new and on old classes within each task, of runs with eval_every; "
     "old-and-new: on new tasks against old ones, a point for each seed"
 )
 FORMATS: dict[str, Callable[[Comparison], str]] = {**READABLE, "csv": as_csv, "json": as_json}

@@ -1,18 +1,26 @@
 """Group runs by configuration, and compare the groups with each other and with a baseline."""
 
+import json
 import math
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tools.compare.measures import Measure, incomparable_times
-from tools.compare.names import ABSENT, configuration_names, differs
+from tools.compare.names import ABSENT, configuration_names, differs, unique
 from tools.compare.paired import Difference, Spread, difference, spread
 from tools.finished.reader import Run, RunError, foreign_path, missing_path, read_run, unfinished
 from tools.pilot.runs import read_log
 from utils.progress import progress
 from utils.text import did_you_mean, listed, shown
+
+ORDER = ("shuffle", "class_order_seed", "class_order", "tasks")  # keys of the class order
+CUT = ("init_cls", "increment")  # make the sizes of tasks, but not beside `tasks`
+TESTED = "test images"
 
 Places = dict[tuple[str, str], str]  # names of data and weights by key and hash
 
@@ -62,19 +70,83 @@ class Group:
     def spread(self, measure: Measure) -> Spread:
         return spread([measure.of(run) for run in self.runs])
 
+    @property
+    def units(self) -> Mapping[str, Mapping[int, Run]]:
+        """The runs by what a test takes for independent of each other, and by seed: every seed is one."""
+        return {str(seed): {seed: run} for seed, run in self.by_seed.items()}
+
+    def pairs(self, baseline: "Group") -> list[list[tuple[Run, Run]]]:
+        """Return the runs with those of another group of the same unit and seed, by unit."""
+        theirs = baseline.units
+        found = (
+            [(run, theirs[unit][seed]) for seed, run in ours.items() if seed in theirs[unit]]
+            for unit, ours in self.units.items()
+            if unit in theirs
+        )
+        return [pairs for pairs in found if pairs]
+
     def minus(self, baseline: "Group", measure: Measure) -> Difference:
-        """Return the paired difference to another group on the seeds that both have."""
-        seeds = sorted(self.by_seed.keys() & baseline.by_seed.keys())
-        ours, theirs = ([measure.of(group.by_seed[seed]) for seed in seeds] for group in (self, baseline))
+        """Return the difference to another group, paired by unit; the value of a unit is the mean over its seeds."""
+        units = self.pairs(baseline)
+        ours, theirs = ([fmean(measure.of(pair[side]) for pair in pairs) for pairs in units] for side in (0, 1))
         found = difference(ours, theirs)
         # Other work on the machine moves all times together, which no test of these values can see.
         return replace(found, low=math.nan, high=math.nan, p=math.nan) if measure.unit == "s" else found
 
     def ratio(self, baseline: "Group", measure: Measure) -> float:
-        """Return the mean as a multiple of that of another group, on the seeds that both have."""
-        seeds = self.by_seed.keys() & baseline.by_seed.keys()
-        ours, theirs = (sum(measure.of(group.by_seed[seed]) for seed in seeds) for group in (self, baseline))
+        """Return the mean as a multiple of that of another group, on the units and seeds that both have."""
+        pairs = [pair for unit in self.pairs(baseline) for pair in unit]
+        ours, theirs = (sum(measure.of(pair[side]) for pair in pairs) for side in (0, 1))
         return ours / theirs if theirs > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class Family(Group):
+    """Configurations that differ in nothing but the class order, with all their runs."""
+
+    members: list[Group]
+
+    @property
+    def units(self) -> Mapping[str, Mapping[int, Run]]:
+        """The runs by class order and seed: runs of one order are not independent of each other."""
+        return {_order(member): member.by_seed for member in self.members}
+
+    def own(self, member: Group) -> str:
+        """Return what the name of a member has beside that of all."""
+        return ", ".join(part for part in _parts(member) if part not in _shared(self.members)) or member.name
+
+
+def _order(group: Group) -> str:
+    return json.dumps([group.identity.get(key) for key in ORDER])
+
+
+def _parts(group: Group) -> list[str]:
+    return re.split(", |: ", group.name)
+
+
+def _shared(groups: Sequence[Group]) -> list[str]:
+    return [part for part in _parts(groups[0]) if all(part in _parts(group) for group in groups)]
+
+
+def families(groups: Sequence[Group]) -> list[Family]:
+    """Return the families of two or more: each has one class order, of the same classes in tasks of the same sizes."""
+    by_rest: dict[str, list[Group]] = {}
+    for group in groups:
+        if not group.is_log and group.one_class_order:
+            rest = {key: value for key, value in group.identity.items() if key not in (*ORDER, *CUT)}
+            names = [] if group.identity.get("max_tasks") else group.runs[0].results.get("class_names") or []
+            key = json.dumps([rest, group.runs[0].matrix.task_sizes, sorted(map(str, names))], sort_keys=True)
+            by_rest.setdefault(key, []).append(group)
+    found = [members for members in by_rest.values() if len(members) > 1]
+    titles = [", ".join(_shared(members)) or members[0].runs[0].label for members in found]
+    names = [*unique([*(group.name for group in groups), *titles])][len(groups) :]
+    runs = [[run for member in members for run in member.runs] for members in found]
+    return list(map(Family, names, runs, found))
+
+
+def leaves_out(group: Group) -> bool:
+    """Return whether transient tasks are left out, so that averages are over other rows of the accuracy matrix."""
+    return bool(group.identity.get("leave_out_transient"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +157,8 @@ class Comparison:
     baseline: Group | None  # one of the groups
     left_out: list[str]  # runs and folders, each with the reason
     untimed: str = ""  # why the training times are left out
+    chosen: Sequence[str] = ()  # how a sweep chose values
+    searched: Sequence[list[str]] = ()  # what it chose from: rows of the table `SEARCHED` in tables.py
     failed: Sequence[list[str]] = ()  # runs of a sweep without results: rows of the table `FAILED` in tables.py
 
     @property
@@ -92,10 +166,43 @@ class Comparison:
         """All runs, each with its group."""
         return [(group, run) for group in self.groups for run in group.runs]
 
+    @cached_property
+    def families(self) -> list[Family]:
+        return families(self.groups)
+
+    @property
+    def sides(self) -> list[Group]:
+        """The families, and the groups that belong to none."""
+        within = {member.name for family in self.families for member in family.members}
+        return [*self.families, *(group for group in self.groups if group.name not in within)]
+
+    @cached_property
+    def compared(self) -> list[tuple[Group, Group]]:
+        """What is compared, and with what; nothing without a baseline.
+
+        These are the other groups with the baseline. If it belongs to a family, other families of its class orders are
+        compared with its family as a whole. A run that leaves out transient tasks is compared with others that do.
+        """
+        base = self.baseline
+        if base is None:
+            return []
+        own = next((family for family in self.families if base in family.members), None)
+        like = [f for f in self.families if own and f is not own and len(f.units.keys() & own.units.keys()) > 1]
+        within = {base.name, *(member.name for f in (own, *like) if f for member in f.members)}
+        pairs = [(group, base) for group in self.groups if group.name not in within]
+        pairs += [(family, own) for family in like if own]
+        return [(group, other) for group, other in pairs if leaves_out(group) == leaves_out(other)]
+
+    @property
+    def images(self) -> str:
+        """What the accuracies are of: test images, or validation images (`evaluate_on`)."""
+        parts = {run.on_validation for _, run in self.runs}
+        return "validation images" if parts == {True} else "test or validation images" if True in parts else TESTED
+
     @property
     def others(self) -> list[Group]:
-        """The groups that are compared with the baseline; none without one."""
-        return [group for group in self.groups if group is not self.baseline] if self.baseline else []
+        """What is compared with the baseline or its family."""
+        return [group for group, _ in self.compared]
 
     @property
     def differing(self) -> dict[str, list[Any]]:

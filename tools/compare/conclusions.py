@@ -12,14 +12,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import stdev
 
-from tools.compare.comparison import Comparison, Group
-from tools.compare.measures import MEASURES, Measure
-from tools.compare.paired import CONFIDENCE, MOST_SEEDS, POWER, ROUNDING, Difference, detectable, holm, pairs_needed
+from tools.compare.comparison import Comparison, Family, Group, families
+from tools.compare.measures import MAIN, MEASURES, Measure
+from tools.compare.paired import (
+    CONFIDENCE,
+    LEVEL,
+    MOST_SEEDS,
+    POWER,
+    ROUNDING,
+    Difference,
+    detectable,
+    holm,
+    p_text,
+    pairs_needed,
+)
+from tools.compare.streams import order_sentences, transient_pairs, transient_sentences
 
-LEVEL = 1 - CONFIDENCE
 CORRECTION = "Holm's method (Holm 1979)"
 WANTED = (0.01, 0.005, 0.002, 0.001)  # differences for which the seeds needed are said
-MAIN = ("last_acc", "avg_inc_acc")  # measures said first
 SAME, UNKNOWN = "the same on every seed", "cannot tell"
 LEGEND = (
     f"interval: {100 * CONFIDENCE:.0f} % by Student's t, of the paired differences on equal seeds; it is for a single "
@@ -43,6 +53,7 @@ class Conclusion:
         corrected: p, corrected for the number of tests; NaN if there was no test.
         level: The level at which tests that are not decided were made.
         off: The mean of the same differences with all adapters off; NaN where it is not known.
+        units: What was paired.
     """
 
     measure: Measure
@@ -50,6 +61,7 @@ class Conclusion:
     corrected: float = math.nan
     level: float = math.nan
     off: float = math.nan
+    units: str = "seeds"
 
     @property
     def verdict(self) -> str | None:
@@ -91,10 +103,11 @@ class Conclusion:
             case verdict if verdict == SAME:
                 return f"{title}: {SAME}."
             case verdict if verdict == UNKNOWN and gap.constant:
-                return f"{title}: {UNKNOWN}; {shown} on each of {gap.count} seeds, which says nothing of the spread."
+                every = f"{shown} on each of {gap.count} {self.units}"
+                return f"{title}: {UNKNOWN}; {every}, which says nothing of the spread."
             case verdict if verdict == UNKNOWN:
                 chance = f"{shown} can be chance (corrected p {p_text(self.corrected)})"
-                return f"{title}: {UNKNOWN} with {gap.count} seeds; {chance}. {self._power}."
+                return f"{title}: {UNKNOWN} with {gap.count} {self.units}; {chance}. {self._power}."
             case verdict:
                 off = "" if math.isnan(self.off) else f"; with all adapters off {100 * self.off:+.2f} points"
                 return f"{title}: {verdict} ({shown}, corrected p {p_text(self.corrected)}{off})."
@@ -107,7 +120,8 @@ class Conclusion:
         if math.isnan(self.wanted):
             return seen
         needed = f"about {self.seeds}" if self.seeds else f"more than {MOST_SEEDS}"
-        return f"{seen}; for {100 * self.wanted:g} point{'s' * (self.wanted != 0.01)} you need {needed} seeds in all"
+        points = f"{100 * self.wanted:g} point{'s' * (self.wanted != 0.01)}"
+        return f"{seen}; for {points} you need {needed} {self.units} in all"
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class Conclusions:
 
     Attributes:
         title: The heading of the sentences.
-        by_group: For every configuration but the baseline, by name, a conclusion for each measure.
+        by_group: For all that is compared with the baseline, by name, a conclusion for each measure.
         tests: The number of tests for which p was corrected.
         level: The level at which tests that are not decided were made; NaN if there are none.
         sentences: The conclusions in words, one for each configuration, and what holds for all.
@@ -134,21 +148,28 @@ class Conclusions:
 
 
 def conclude(comparison: Comparison) -> Conclusions:
-    """Test the differences of all configurations to the baseline."""
+    """Test the differences to the baseline, and say what transient tasks and class orders did."""
     title, baseline = "What can be concluded", comparison.baseline
+    streams = [*transient_sentences(comparison.groups), *order_sentences(comparison.families)]
     if baseline is None:
-        return Conclusions(title, {}, 0, math.nan, list(_without_baseline(comparison.groups)))
-    gaps = {group.name: [(m, group.minus(baseline, m)) for m in MEASURES] for group in comparison.others}
+        return Conclusions(title, {}, 0, math.nan, [*_without_baseline(comparison), *streams])
+    gaps = {group.name: [(m, group.minus(other, m)) for m in MEASURES] for group, other in comparison.compared}
     ps = {_test(gap): gap.p for pairs in gaps.values() for m, gap in pairs if m.better and not math.isnan(gap.p)}
     corrected = dict(zip(ps, holm(list(ps.values())), strict=True))
     undecided = sum(p > LEVEL for p in corrected.values())
     level = LEVEL / undecided if undecided else math.nan
     found: dict[str, list[Conclusion]] = {}
-    for name, of in gaps.items():
+    for (group, _), (name, of) in zip(comparison.compared, gaps.items(), strict=True):
+        units = "class orders" if isinstance(group, Family) else "seeds"
         off = {m.key.removesuffix("_off"): gap.mean for m, gap in of if m.key.endswith("_off")}
         found[name] = [
             Conclusion(
-                m, gap, corrected.get(_test(gap), math.nan) if m.better else math.nan, level, off.get(m.key, math.nan)
+                m,
+                gap,
+                corrected.get(_test(gap), math.nan) if m.better else math.nan,
+                level,
+                off.get(m.key, math.nan),
+                units,
             )
             for m, gap in of
         ]
@@ -158,7 +179,9 @@ def conclude(comparison: Comparison) -> Conclusions:
         sentences.append(f"p is corrected for {len(ps)} comparison{'s' * (len(ps) > 1)} by {CORRECTION}{once}.")
     if sentences and any(group.one_class_order for group in comparison.groups):
         sentences.extend(class_order(comparison.groups))
-    return Conclusions(f"{title}: differences to {baseline.name}", found, len(ps), level, sentences)
+    names = dict.fromkeys(other.name for _, other in comparison.compared)
+    title += f": differences to {' and '.join(names)}" if names else ""
+    return Conclusions(title, found, len(ps), level, [*sentences, *streams])
 
 
 def _test(gap: Difference) -> tuple[float, ...]:
@@ -167,11 +190,11 @@ def _test(gap: Difference) -> tuple[float, ...]:
     return max(tuple(rounded), tuple(-value for value in rounded))
 
 
-def _without_baseline(groups: Sequence[Group]) -> Iterator[str]:
-    if len(groups) > 1:
+def _without_baseline(comparison: Comparison) -> Iterator[str]:
+    if len(comparison.sides) - len(transient_pairs(comparison.sides)) > 1:
         yield (
             "Nothing is tested without a baseline, so differences between the configurations may be chance. To "
-            f"compare all others with one of them: --baseline {shlex.quote(groups[0].name)}"
+            f"compare all others with one of them: --baseline {shlex.quote(comparison.groups[0].name)}"
         )
 
 
@@ -179,6 +202,7 @@ def _of_group(found: Sequence[Conclusion]) -> Iterator[str]:
     """Yield the sentences on a configuration: its differences as a whole, the main measures, the others."""
     known = [one for one in found if one.measure.better and not math.isnan(one.difference.mean)]
     verdicts = {one.verdict for one in known}
+    units = found[0].units
     if not known:
         yield "nothing can be concluded, as it has no seed in common with the baseline."
     elif verdicts == {None}:
@@ -187,9 +211,9 @@ def _of_group(found: Sequence[Conclusion]) -> Iterator[str]:
         yield "the same accuracies as the baseline on every seed."
         return
     elif verdicts & {"better", "worse"}:
-        yield "a difference that chance between seeds does not explain."
+        yield f"a difference that chance between {units} does not explain."
     else:
-        yield "cannot tell whether it really differs; what was measured can be chance between seeds."
+        yield f"cannot tell whether it really differs; what was measured can be chance between {units}."
     yield from (one.sentence for one in known if one.measure.key in MAIN)
     others = [one for one in known if one.measure.key not in MAIN and one.verdict]
     if others:
@@ -208,9 +232,9 @@ def _by_verdict(found: Sequence[Conclusion]) -> Iterator[str]:
 
 
 def one_class_order(groups: Sequence[Group]) -> bool:
-    """Return whether there are several seeds, and each configuration has one class order for all of them."""
+    """Return whether there are several seeds, and one class order for all of them and all configurations."""
     several = [group for group in groups if len(group.runs) > 1]
-    return bool(several) and all(group.one_class_order for group in several)
+    return bool(several) and all(group.one_class_order for group in several) and not families(several)
 
 
 def class_order(groups: Sequence[Group]) -> Iterator[str]:
@@ -218,12 +242,9 @@ def class_order(groups: Sequence[Group]) -> Iterator[str]:
     several = [group for group in groups if len(group.runs) > 1 and group.one_class_order is not None]
     one = [group.name for group in several if group.one_class_order]
     whose = "" if len(one) == len(several) else f" of {'; '.join(one)}"
-    if one:
+    if one and families(several):
+        yield f"The seeds of each configuration{whose} share one class order: the spread is that within this order."
+    elif one:
         yield f"All seeds{whose} share one class order: the spread over seeds holds for this order only."
     elif several:
         yield "The class order differs by seed, so that the spread over seeds includes it."
-
-
-def p_text(p: float) -> str:
-    """Return p with its relation sign."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -28,6 +28,10 @@ def as_json(comparison: Comparison) -> str:
     values = {
         "baseline": comparison.baseline.name if comparison.baseline else None,
         "groups": [_group(group, found) for group in comparison.groups],
+        "families": [
+            {"name": family.name, "groups": [group.name for group in family.members], **_differences(family, found)}
+            for family in comparison.families
+        ],
         "differing": {
             key: {name: value for name, value in zip(names, values, strict=True) if value is not ABSENT}
             for key, values in comparison.differing.items()
@@ -54,8 +58,12 @@ def _group(group: Group, found: Conclusions) -> dict[str, Any]:
         "runs": [_run(run) for run in group.runs],
         "measures": {measure.key: asdict(group.spread(measure)) for measure in MEASURES},
     }
+    return described | _differences(group, found)
+
+
+def _differences(group: Group, found: Conclusions) -> dict[str, Any]:
     differences = {one.measure.key: _difference(one) for one in found.of(group)}
-    return described | ({"difference": differences} if differences else {})
+    return {"difference": differences} if differences else {}
 
 
 def _run(run: Run) -> dict[str, Any]:

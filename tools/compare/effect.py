@@ -22,10 +22,10 @@ def effect_of_adapters(comparison: Comparison) -> list[str]:
             equal.append(group.name)
         elif not math.isnan(share):
             some.append(
-                f"The adapters of {group.name} change {100 * share:.2f} % of the answers on the test images after the "
-                f"last task (mean over seeds){_consequence(group, share)}"
+                f"The adapters of {group.name} change {100 * share:.2f} % of the answers on the {comparison.images} "
+                f"after the last task (mean over seeds){_consequence(group, share)}"
             )
-    every = "on the test images, after any task and with any seed"
+    every = f"on the {comparison.images}, after any task and with any seed"
     found = (
         [f"The adapters of {listed(none)} change no answer {every}: the accuracies are those {FROZEN}."] if none else []
     )

@@ -5,7 +5,7 @@ from functools import partial
 from itertools import combinations, groupby
 from typing import Any
 
-from tools.compare.comparison import Comparison, Group
+from tools.compare.comparison import Comparison, Family, Group, leaves_out
 from tools.compare.measures import TIME
 from tools.compare.names import ABSENT, differs
 from tools.finished.reader import Run, digest
@@ -19,6 +19,17 @@ NAMED = 4  # configurations or runs with the same warning
 def warnings(comparison: Comparison) -> list[str]:
     """Return all warnings, one sentence each."""
     return [*comparison.left_out, *(text for check in CHECKS for text in check(comparison))]
+
+
+def _on_validation(comparison: Comparison) -> Iterator[str]:
+    groups = comparison.groups
+    on = [group.name for group in groups if group.runs[0].on_validation]
+    others = [group.name for group in groups if group.name not in on]
+    if on and others:
+        kept = f"those of {_listed(others)} are of test images, so that they cannot be compared"
+        yield f"{_listed(on)}: accuracies of validation images (evaluate_on), {kept}"
+    elif on:
+        yield "all accuracies are of validation images (evaluate_on); no test image was scored"
 
 
 def _untimed(comparison: Comparison) -> Iterator[str]:
@@ -50,9 +61,13 @@ def _few_seeds(comparison: Comparison) -> Iterator[str]:
 
 
 def _unpaired(comparison: Comparison) -> Iterator[str]:
-    baseline = comparison.baseline
-    for group in comparison.others:
-        assert baseline is not None
+    for group, baseline in comparison.compared:
+        if isinstance(group, Family):
+            pairs = sum(map(len, group.pairs(baseline)))
+            if pairs < max(len(group.runs), len(baseline.runs)):
+                over = f"over the {pairs} pairs of equal class order and seed"
+                yield f"{group.name}: its difference to {baseline.name} is {over}"
+            continue
         common = group.by_seed.keys() & baseline.by_seed.keys()
         alone = [text for text in (_alone(group, common), _alone(baseline, common)) if text]
         if not common:
@@ -75,10 +90,11 @@ def _unequal(comparison: Comparison) -> Iterator[str]:
         yield from _disagreement(what, ((value_of(run), group.name) for group, run in comparison.runs))
     for what, value_in in OF_A_PROCESS.items():
         yield from _disagreement(what, ((value_in(run.environment), group.name) for group, run in comparison.runs))
-    for what, value_of in OF_A_SEED.items():
-        for seed in sorted({run.seed for _, run in comparison.runs if run.seed is not None}):
-            of_seed = ((value_of(run), group.name) for group, run in comparison.runs if run.seed == seed)
-            yield from _disagreement(f"{what} of seed {seed}", of_seed)
+    for seed in sorted({run.seed for _, run in comparison.runs if run.seed is not None}):
+        weights = ((_weights(run), group.name) for group, run in comparison.runs if run.seed == seed)
+        yield from _disagreement(f"backbone weights of seed {seed}", weights)
+        orders = ((_class_orders(side, seed), side.name) for side in comparison.sides)
+        yield from _disagreement(f"class orders of seed {seed}", orders)
 
 
 def _resumed(comparison: Comparison) -> Iterator[str]:
@@ -133,14 +149,9 @@ def _disagreement(what: str, values: Iterable[tuple[object, str]]) -> Iterator[s
 
 def _task_sizes(run: Run) -> str | None:
     """Return the tasks as `2 x 10 + 1 x 5` (number x classes); None if unknown, or if some are left out."""
-    sizes = [] if _leaves_out(run) else run.matrix.task_sizes
+    sizes = [] if run.config.get("leave_out_transient") else run.matrix.task_sizes
     runs = [f"{len(list(equal))} x {size}" for size, equal in groupby(sizes)]
     return " + ".join(runs) if sizes and all(sizes) else None
-
-
-def _leaves_out(run: Run) -> bool:
-    """Return whether transient tasks are left out of a run, which is made to be compared with one that has them."""
-    return bool(run.config.get("leave_out_transient"))
 
 
 def _value(key: str, run: Run) -> object:
@@ -160,12 +171,19 @@ def _version(package: str, environment: Mapping[str, Any]) -> object:
     return _entry(environment.get("versions"), package)
 
 
-def _class_order(run: Run) -> str | None:
-    """Return the first classes of a run, and a hash of the whole order; None if it is not on record."""
-    names = run.results.get("class_names")
-    if not isinstance(names, list) or _leaves_out(run):
+def _weights(run: Run) -> str | None:
+    return _short(run.environment.get("backbone"), "sha256")
+
+
+def _class_orders(side: Group, seed: int) -> str | None:
+    """Return the first classes with a hash of the whole order, or how many orders a family has; None if unknown."""
+    known = [] if leaves_out(side) else [run.results.get("class_names") for run in side.runs if run.seed == seed]
+    orders = [names for names in known if isinstance(names, list)]
+    if len(orders) < max(1, len(known)):
         return None
-    return f"{', '.join(map(str, names[:NAMED]))}, ... ({digest({'names': names})})"
+    several = isinstance(side, Family)
+    first = f"{len(orders)} orders" if several else f"{', '.join(map(str, orders[0][:NAMED]))}, ..."
+    return f"{first} ({digest({'names': sorted(orders) if several else orders[0]})})"
 
 
 # Keys that change how much or from where a network learns: what differs in them too may explain a difference.
@@ -181,7 +199,10 @@ CONDITIONS: dict[str, Callable[[Run], object]] = {
     "training images": lambda run: _short(run.data.get("train"), "sha256"),
     "test images": lambda run: _short(run.data.get("test"), "sha256"),
     "tasks (number x classes)": _task_sizes,
-    "numbers of test images": lambda run: None if run.is_log or _leaves_out(run) else sum(run.matrix.count),
+    "numbers of test images": lambda run: (
+        None if run.is_log or run.config.get("leave_out_transient") else sum(run.matrix.count)
+    ),
+    "transient tasks": lambda run: None if run.is_log else str(run.config.get("transient") or "none").strip("[]"),
     **{what: partial(_value, key) for key, what in TRAINING.items()},
 }
 OF_A_PROCESS: dict[str, Callable[[Mapping[str, Any]], object]] = {  # from its environment; a run may have several
@@ -194,8 +215,14 @@ OF_A_PROCESS: dict[str, Callable[[Mapping[str, Any]], object]] = {  # from its e
     "numbers of threads": lambda environment: environment.get("threads"),
     "use of deterministic algorithms": lambda environment: environment.get("deterministic"),
 }
-OF_A_SEED: dict[str, Callable[[Run], object]] = {  # random ones differ from seed to seed
-    "backbone weights": lambda run: _short(run.environment.get("backbone"), "sha256"),
-    "class orders": _class_order,
-}
-CHECKS = (_unequal, _resumed, _untimed, _few_seeds, _unpaired, _uncommitted, _equal_accuracies, _odd_runs)
+CHECKS = (
+    _on_validation,
+    _unequal,
+    _resumed,
+    _untimed,
+    _few_seeds,
+    _unpaired,
+    _uncommitted,
+    _equal_accuracies,
+    _odd_runs,
+)

@@ -139,6 +139,7 @@ def read(label: str, measure: str, run: Run) -> float:
     return float(getattr(run.readouts[label], measure)) if label in run.readouts else math.nan
 
 
+MAIN = ("last_acc", "avg_inc_acc")  # measures said first
 MEASURES = (
     Measure("last_acc", "last accuracy", "%", "A_T", lambda run: run.curve[-1], better="higher"),
     Measure("avg_inc_acc", "average incremental accuracy", "%", AVERAGE, lambda run: fmean(run.curve), better="higher"),

@@ -41,7 +41,7 @@ def configuration_names(runs: Sequence[Run]) -> list[str]:
         before = f"{label}: " if len(by_label) > 1 else ""
         for number, text in zip(alike, texts, strict=True):
             names[number] = f"{before}{text}" if text else label
-    return list(_unique(names))
+    return list(unique(names))
 
 
 def _differences(identities: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -73,7 +73,7 @@ def _part(key: str, identity: Mapping[str, Any]) -> str:
     return f"{word} {text if len(text) <= LONGEST_VALUE else f'{text[: LONGEST_VALUE - 1]}…'}".strip()
 
 
-def _unique(names: Iterable[str]) -> Iterable[str]:
+def unique(names: Iterable[str]) -> Iterable[str]:
     """Number the names that occur more than once."""
     seen: Counter[str] = Counter()
     for name in names:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
+LEVEL = 1 - CONFIDENCE
 POWER = 0.8
 MOST_SEEDS = 1000
 ROUNDING = 1e-12  # relative to the values; smaller variations of a difference are rounding errors
@@ -73,6 +74,11 @@ def holm(ps: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
         corrected[place] = largest
     return corrected
+
+
+def p_text(p: float) -> str:
+    """Return p with its relation sign."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def detectable(std: float, count: int, level: float) -> float:

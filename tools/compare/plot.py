@@ -1,21 +1,26 @@
-"""Accuracy curves, forgetting curves, and old against new tasks: for a page and for a paper."""
+"""Accuracy, forgetting and learning curves, and old against new tasks: for a page and for a paper."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
 from tools.compare.comparison import Group
 from tools.compare.measures import old_accuracy, plasticity
 from tools.plots.charts import Line, line_chart, line_numbers
-from tools.plots.drawing import Drawing, Numbers
+from tools.plots.drawing import SERIES, Drawing, Numbers
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import number_with
+from utils.runs import events
 
 ACCURACY, AFTER = "accuracy (%)", "after learning task"
+WITHIN = "task, from its first step to its last"
 BAND = "the band is one standard deviation to either side"
 
 
@@ -28,10 +33,14 @@ def accuracy_curves(groups: Sequence[Group]) -> Drawing:
 
 
 def _curve(group: Group, style: int) -> Line:
-    """Return A_t; where transient tasks are left out, the others keep their places."""
-    line, config = band_line(group.name, [run.curve for run in group.runs], style), group.runs[0].config
-    left_out = config.get("transient", []) if config.get("leave_out_transient") else []
-    return replace(line, x=[number_with(left_out, int(task)) for task in line.x])
+    line = band_line(group.name, [run.curve for run in group.runs], style)
+    return replace(line, x=[_number(group, int(task)) for task in line.x])
+
+
+def _number(group: Group, task: int) -> int:
+    """Return the number of a task; where transient tasks are left out, the others keep theirs."""
+    config = group.runs[0].config
+    return number_with(config.get("transient", []) if config.get("leave_out_transient") else [], task)
 
 
 def band_line(label: str, curves: Sequence[Sequence[float]], style: int) -> Line:
@@ -48,21 +57,94 @@ def last(lines: Sequence[Line]) -> str:
 
 
 def forgetting_curves(groups: Sequence[Group]) -> Drawing:
-    """Draw the accuracy on each task from the moment it was learned, mean over seeds."""
-    lines = []
-    for group in groups:
-        matrices = [run.matrix for run in group.runs]
+    """Draw the accuracy on each task from the moment it was learned, mean over seeds.
+
+    The tasks of one configuration differ in colour. Of several configurations, each has one colour.
+    """
+    lines, several = [], len(groups) > 1
+    for number, group in enumerate(groups):
+        matrices, named = [run.matrix for run in group.runs], group.name
         values = 100 * np.mean([m.matrix[: _tasks(group), : _tasks(group)] for m in matrices], axis=0)
-        for task in range(len(values)):
-            whose = f"{group.name}: " if len(groups) > 1 else ""
-            name = f"{whose}task {task}{', transient' if task in matrices[0].transient else ''}"
+        places = [_number(group, task) for task in range(len(values))]
+        for task, place in enumerate(places):
+            name = f"task {place}{', transient' if task in matrices[0].transient else ''}"
             y = values[task:, task].tolist()
             if not np.isnan(y).all():  # the task has test images
-                lines.append(Line(name, range(task, len(values)), y, task))
+                label, style = (f"{group.name}: {name}", number) if several else (name, task)
+                lines.append(Line(label, places[task:], y, style, legend=named if several else None))
+                named = ""
     mean = "Mean over seeds; " if any(len(group.runs) > 1 for group in groups) else ""
     draw, numbers = partial(line_chart, lines, AFTER, "accuracy on the task (%)"), line_numbers(lines, AFTER)
     text = f"{mean}each line begins when its task was learned. {last(lines)}"
     return Drawing("forgetting", "Accuracy on each task over the stream", text, draw, numbers)
+
+
+def learning_curves(groups: Sequence[Group]) -> Drawing:
+    """Draw the accuracy on the classes of each new task, and on those before it, while it is learned.
+
+    Raises:
+        UserError: No run was evaluated in the middle of a task.
+    """
+    lines, rows = [], []
+    for style, group in enumerate(groups):
+        found = evaluations(group)
+        if found:
+            ends = [number for number, row in enumerate(found) if number and row.task != found[number - 1].task]
+            x = np.insert([row.at for row in found], ends, [found[number].task for number in ends])
+            for which, name in enumerate(("new", "old")):
+                y = np.insert([row.accuracy[which] for row in found], ends, math.nan).tolist()
+                legend, thin = (group.name, which > 0) if len(groups) > 1 else (f"{name} classes", False)
+                look = style + which * len(SERIES)  # of the same colour, dashed
+                lines.append(Line(f"{group.name}, {name}", x.tolist(), y, look, thin=thin, legend=legend))
+        rows += [
+            [group.name, *map(str, row[:3]), *("" if math.isnan(v) else f"{v:.6g}" for v in row.accuracy)]
+            for row in found
+        ]
+    if not lines:
+        raise UserError("no run was evaluated in the middle of a task, as runs with eval_every are")
+    mean = "Mean over seeds. " if any(len(group.runs) > 1 for group in groups) else ""
+    text = f"{mean}New: the classes of the task that is learned; old: all classes before them, dashed."
+    numbers = Numbers(["configuration", "task", "cycle", "epoch", "accuracy on new (%)", "accuracy on old (%)"], rows)
+    draw = partial(line_chart, lines, WITHIN, "accuracy (%) on new classes; dashed: on old")
+    return Drawing("learning", "Learning each new task", text, draw, numbers)
+
+
+class Evaluated(NamedTuple):
+    """An evaluation in the middle of a task, with the means over seeds."""
+
+    task: int
+    cycle: int
+    epoch: int
+    at: float  # task, and the share of its epochs until then
+    accuracy: tuple[float, float]  # per cent on new and on old classes
+
+
+def evaluations(group: Group) -> list[Evaluated]:
+    """Return the evaluations that all runs of a configuration have, in order."""
+    each = [
+        {
+            (event.task, event.cycle, event.epoch): grouped
+            for event in run.events(events.Evaluation)
+            if isinstance(grouped := event.accuracy.get("grouped"), dict)
+        }
+        for run in group.runs
+    ]
+    shared = [place for place in each[0] if all(place in other for other in each)]
+    if not shared:
+        return []
+    trained = [(e.task, e.cycle, e.epoch) for e in group.runs[0].events(events.Epoch) if e.phase == "func"]
+    found = []
+    for place in shared:
+        task, cycle, epoch = place
+        of_task = [other <= place for other in trained if other[0] == task] or [True]
+        new, old = (fmean(_known(found[place].get(key)) for found in each) for key in ("new", "old"))
+        number = _number(group, task)
+        found.append(Evaluated(number, cycle, epoch, number + fmean(of_task), (new, old if task else math.nan)))
+    return found
+
+
+def _known(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _tasks(group: Group) -> int:
@@ -100,6 +182,7 @@ def old_and_new(groups: Sequence[Group]) -> Drawing:
 PLOTS: dict[str, Callable[[Sequence[Group]], Drawing]] = {
     "accuracy": accuracy_curves,
     "forgetting": forgetting_curves,
+    "learning": learning_curves,
     "old-and-new": old_and_new,
 }
 

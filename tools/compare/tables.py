@@ -5,15 +5,19 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tools.compare.comparison import Comparison, Group, value_text
-from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order, p_text
+from tools.compare.comparison import Comparison, Family, Group, value_text
+from tools.compare.conclusions import LEGEND, Conclusion, Conclusions, class_order, conclude, one_class_order
 from tools.compare.effect import TITLE, effect_of_adapters
 from tools.compare.fairness import warnings
 from tools.compare.measures import MEASURES, SYMBOLS, Measure
-from tools.compare.paired import Spread
+from tools.compare.paired import Spread, p_text
 from tools.compare.streams import NOTE, order_tables, transient_tables
 from tools.generated import markdown_table
 
+ON_ORDERS = "equal class orders and seeds: mean over orders, each the mean of its seeds"
+CHOSEN = "How the values were chosen"
+TRIED = "Values that were tried: accuracy on validation images, per cent"
+SEARCHED = ["configuration", "values", "rung", "by seed", "mean", "what followed"]
 FAILED = ["configuration", "seed", "ended with", "last line of its output", "whole output"]
 
 
@@ -40,7 +44,7 @@ def page(comparison: Comparison) -> Page:
     found = conclude(comparison)
     legend = list(_legend(comparison)) if comparison.groups else []
     lists = {"Legend": legend, "Warnings": warnings(comparison)}  # what comes last is seen first
-    opening = {TITLE: effect_of_adapters(comparison), found.title: found.sentences}
+    opening = {CHOSEN: list(comparison.chosen), TITLE: effect_of_adapters(comparison), found.title: found.sentences}
     both = ({title: lines for title, lines in part.items() if lines} for part in (lists, opening))
     return Page(list(_tables(comparison, found)), *both)
 
@@ -48,12 +52,14 @@ def page(comparison: Comparison) -> Page:
 def _tables(comparison: Comparison, found: Conclusions) -> Iterator[Table]:
     if comparison.failed:
         yield Table("Failed runs", FAILED, list(comparison.failed))
+    if comparison.searched:
+        yield Table(TRIED, SEARCHED, list(comparison.searched))
     if comparison.groups:
         yield from _tables_of_groups(comparison, found)
 
 
 def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Table]:
-    groups, others, baseline = comparison.groups, comparison.others, comparison.baseline
+    groups = comparison.groups
     names = [group.name for group in groups]
     yield Table("Runs", ["configuration", "seeds"], [[group.name, ", ".join(group.seeds)] for group in groups])
     if len(names) > 1:
@@ -66,14 +72,17 @@ def _tables_of_groups(comparison: Comparison, found: Conclusions) -> Iterator[Ta
     seeds = "seeds, all with one class order" if one_class_order(groups) else "seeds"
     title = f"Mean ± standard deviation over {seeds}" if several else "Measures of one seed"
     yield Table(f"{title}; accuracies in per cent", ["measure", *names], rows)
-    if baseline and others:
-        columns = [[_compared_cell(one, group, baseline) for one in found.of(group)] for group in others]
-        rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True) if m in shown]
-        title = f"Difference to {baseline.name} on equal seeds: mean [95 % interval], p (corrected p), what follows; "
-        title += "accuracies in points"
-        yield Table(title, ["measure", *(group.name for group in others)], rows)
-
-    yield from (Table(*found) for found in (*transient_tables(groups), *order_tables(groups)))
+    for kind, which in (
+        (Group, "equal seeds: mean [95 % interval]"),
+        (Family, f"{ON_ORDERS} [95 % interval over orders]"),
+    ):
+        pairs = [pair for pair in comparison.compared if type(pair[0]) is kind]
+        if pairs:
+            columns = [[_compared_cell(one, *pair) for one in found.of(pair[0])] for pair in pairs]
+            rows = [[m.title, *cells] for m, *cells in zip(MEASURES, *columns, strict=True) if m in shown]
+            title = f"Difference to {pairs[0][1].name} on {which}, p (corrected p), what follows; accuracies in points"
+            yield Table(title, ["measure", *(group.name for group, _ in pairs)], rows)
+    yield from (Table(*found) for found in (*transient_tables(groups), *order_tables(comparison.families)))
 
 
 def _shown(comparison: Comparison) -> list[Measure]:

@@ -88,6 +88,8 @@ def close(a: object, b: object) -> bool:
 
 
 def _measures(run: Run) -> Faults:
+    stated = run.results.get("evaluate_on", "test")
+    yield from unequal(run.path / RESULTS, "evaluate_on", stated, "val" if run.on_validation else "test", CONFIG)
     for key, derived in plain(run.matrix.summary()).items():
         if key in run.results:
             yield from unequal(run.path / RESULTS, key, run.results[key], derived, "accuracy.correct")
@@ -260,7 +262,8 @@ def _images(run: Run) -> Faults:
         yield f"{run.path / IMAGES}: {len(both)} validation images are test images, such as {'/'.join(both[0].key)}"
     names = run.results["class_names"]
     yield from unequal(place, "class_names", sorted(run.data["class_names"]), sorted(names), RESULTS)
-    for part, what, matrix in (("test", "test", run.matrix), (VAL, "validation", run.validation)):
+    scored = [(VAL, "validation", run.matrix if run.on_validation else run.validation)]
+    for part, what, matrix in scored if run.on_validation else [("test", "test", run.matrix), *scored]:
         found, learned = Counter(image.class_name for image in images if image.part == part), iter(names)
         counts = [sum(found[next(learned)] for _ in range(size)) for size in run.matrix.task_sizes]
         right = matrix.count or [0] * len(counts)

@@ -22,6 +22,7 @@ from tools.finished.run import RUN_NAME
 from tools.finished.run import Run as Run
 from tools.finished.run import digest as digest
 from utils.config.identity import counted
+from utils.config.schema import renamed
 from utils.errors import RunError as RunError
 from utils.json_file import faults, read_object
 from utils.metrics import AccuracyMatrix
@@ -124,6 +125,7 @@ def parse_run(path: Path) -> Run:
     """
     require_files(path)
     config, environment, results = (_read(path / name) for name in (CONFIG, ENVIRONMENT, RESULTS))
+    config = renamed(config)
     found = _checked(path / RESULTS, results, _Results)
     training = found.run.training_seconds_per_task
     name = RUN_NAME.fullmatch(path.resolve().name)

@@ -29,7 +29,7 @@ class Run:
         matrix: Counts. A log has only percentages, which become hits in 10,000 images.
         curve: A_t, fractions.
         branches: Accuracy matrix with only some of the adapters' branches, by their names joined with `+`.
-        validation: Accuracy matrix of the validation images; empty if there were none.
+        validation: Accuracy matrix of the validation images; empty if none were scored beside the others.
         readouts: Accuracy matrix of each readout, by label, see `utils.readouts`; empty if they are not known.
         off: Accuracy matrix with all adapters off; rows that are not on record are None. Empty for a log.
         seconds: Wall-clock time; NaN if unknown.
@@ -62,6 +62,11 @@ class Run:
     def is_log(self) -> bool:
         """Return whether the run was read from a log file."""
         return not self.results
+
+    @property
+    def on_validation(self) -> bool:
+        """Return whether all accuracies are of validation images (`evaluate_on`)."""
+        return bool(self.config.get("evaluate_on") == "val")
 
     @property
     def key(self) -> str:

@@ -29,7 +29,12 @@ class Line:
     style: int = 0  # lines of one number look alike
     band: tuple[Sequence[float], Sequence[float]] | None = None  # lower and upper edge
     thin: bool = False  # whether it is thin and not in the legend
+    legend: str | None = None  # its name there, if that is not the label; empty: it is not in the legend
     joined: bool = True  # False: points alone
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.label if self.legend is None else self.legend).split())
 
 
 def line_numbers(lines: Sequence[Line], x_label: str) -> Numbers:
@@ -59,9 +64,8 @@ def line_chart(
     """Draw lines over whole numbers (tasks, batches), dashed lines across at `levels`, and stars at `marks`."""
     with styled():
         figure, axes = _canvas(width, 2.4 + width / 14)
-        longest = int(10.5 * width)  # characters of a label, so that it fits
-        for line in lines:
-            _draw(axes, line, longest)
+        for line, name in zip(lines, _short([line.name for line in lines], int(10.5 * width)), strict=True):
+            _draw(axes, line, name)
         for level in levels:
             axes.axhline(level, color=INK, linewidth=1, linestyle=(0, (5, 3)))
         if marks:
@@ -82,11 +86,24 @@ def line_chart(
         return figure
 
 
-def _draw(axes: Axes, line: Line, longest: int) -> None:
+def _short(names: Sequence[str], longest: int) -> list[str]:
+    """Return names of so many characters at most: without their middle, or without their equal beginning and their end.
+
+    Names that differ in the middle would look alike without it.
+    """
+    half = longest // 2
+    short = [name if len(name) <= longest else f"{name[: half - 1]}…{name[-half:]}" for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    letters = zip(*(name for name in names if len(name) > longest), strict=False)
+    equal = next((at for at, found in enumerate(letters) if len(set(found)) > 1), 0)
+    ends = [name if len(name) <= longest else f"…{name[max(0, equal - half) :]}" for name in names]
+    return [name if len(name) <= longest else f"{name[: longest - 1]}…" for name in ends]
+
+
+def _draw(axes: Axes, line: Line, name: str) -> None:
     """Draw one line. Matplotlib leaves labels that begin with an underscore out of the legend."""
-    text, half = " ".join(line.label.split()), longest // 2
-    short = text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
-    label = "_" if line.thin else f"\u200b{short}" if short.startswith("_") else short
+    label = "_" if line.thin or not name else f"\u200b{name}" if name.startswith("_") else name
     color, dashes = SERIES[line.style % len(SERIES)], LINES[line.style // len(SERIES) % len(LINES)]
     marker = MARKERS[line.style % len(MARKERS)] if len(line.y) <= MANY else None
     weight = 0.9 if line.thin else 1.6

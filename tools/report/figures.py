@@ -10,15 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tools.compare.comparison import Group
-from tools.compare.plot import ACCURACY, AFTER, band_line, last
+from tools.compare.plot import ACCURACY, AFTER, WITHIN, band_line, last
 from tools.finished.reader import Run
 from tools.plots.charts import Line, heat_map, line_chart, line_numbers
 from tools.plots.drawing import Drawing, Numbers
 from tools.report import data
 from tools.report.data import Quantity, Reading, Scan
 from utils.timescales.scales import NEITHER
-
-WITHIN = "task, from its first step to its last"
 
 
 def of_group(group: str, title: str, text: str, draw: Callable[..., Figure], numbers: Numbers) -> Drawing:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tools.compare.comparison import Comparison, Group
 from tools.compare.conclusions import class_order
 from tools.compare.measures import old_accuracy
-from tools.compare.plot import BAND, accuracy_curves, forgetting_curves, old_and_new
-from tools.compare.tables import Table
+from tools.compare.plot import BAND, accuracy_curves, evaluations, forgetting_curves, learning_curves, old_and_new
+from tools.compare.tables import CHOSEN, TRIED, Table
 from tools.compare.tables import page as tables_and_lists
 from tools.finished.reader import Run
 from tools.plots.drawing import Drawing
@@ -46,21 +46,24 @@ def summary(comparison: Comparison) -> Section:
     """Return what opens the comparison, and the tables of `tools.compare` without the configurations and the legend."""
     whole = tables_and_lists(comparison)
     alarms = whole.lists.get("Warnings", [])
-    parts = [Part(title, lines) for title, lines in whole.opening.items()]
+    tried = [table for table in whole.tables if table.title == TRIED]
+    parts = [Part(title, lines, tried if title == CHOSEN else ()) for title, lines in whole.opening.items()]
     parts += [Part("Warnings", alarms, alarming=True)] if alarms else []
-    parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key"]))
+    parts.append(Part(tables=[table for table in whole.tables if table.header[0] != "key" and table not in tried]))
     return Section("summary", "Summary", "Measures over seeds; the legend is at the end.", parts)
 
 
 def accuracy(comparison: Comparison) -> Section:
     """Return the accuracy curves of all configurations."""
     several = any(len(group.runs) > 1 for group in comparison.groups)
-    intro = "Accuracy on the test images of all classes seen, after every task"
+    intro = f"Accuracy on the {comparison.images} of all classes seen, after every task"
     intro += f": mean over seeds; where there are several, {BAND}." if several else "."
     intro = " ".join([intro, *class_order(comparison.groups)])
     parts = _drawn("", [accuracy_curves(comparison.groups)])
     if any(not math.isnan(old_accuracy(run)) for _, run in comparison.runs):
         parts += _drawn("New and old tasks", [old_and_new(comparison.groups)])
+    if any(map(evaluations, comparison.groups)):
+        parts += _drawn("Learning each new task", [learning_curves(comparison.groups)])
     for number, group in enumerate(comparison.groups):
         curves = forgetting_curves([group])
         drawing = figures.of_group(group.name, "accuracy on each task", curves.text, curves.draw, curves.numbers)
@@ -72,14 +75,14 @@ def classes(comparison: Comparison) -> Section:
     """Return accuracy by class, confusions and the most confident mistakes."""
     found = [(group, summed) for group in comparison.groups if (summed := classes_of(group))]
     parts = [Part(of[0].name, parts=list(_of_classes(*of)), folded=number > 0) for number, of in enumerate(found)]
-    intro = "What the networks answer on the test images of each class after the last task. Click on a column's name "
-    intro += "to sort a table."
+    intro = f"What the networks answer on the {comparison.images} of each class after the last task. "
+    intro += "Click on a column's name to sort a table."
     return Section("classes", "Classes", intro if parts else "No run has predictions.", parts)
 
 
 def _of_classes(group: Group, found: Classes) -> Iterator[Part]:
     seeds = ", ".join("unknown" if run.seed is None else str(run.seed) for run in found.runs)
-    line = f"Test images of seeds {seeds}, added up." if len(found.runs) > 1 else f"Seed {seeds}."
+    line = f"Images of seeds {seeds}, added up." if len(found.runs) > 1 else f"Seed {seeds}."
     if len(found.runs) < len(group.runs):
         line += " Of the other runs the predictions or the names of the classes are not known."
     if found.tasks is None:
@@ -104,7 +107,7 @@ def matrices(comparison: Comparison) -> Section:
     for group in comparison.groups:
         parts += _drawn(f"Matrices of the branches of {group.name}", figures.branches(group), folded=True)
         parts += _drawn(f"Readouts of {group.name}", _readouts(group), folded=True)
-    intro = "Row: after learning that task; column: accuracy on that task's test images in per cent"
+    intro = f"Row: after learning that task; column: accuracy on that task's {comparison.images} in per cent"
     several = any(len(group.runs) > 1 for group in comparison.groups)
     intro += ", mean over seeds. " if several else ". "
     intro += "Equal matrices are shown once."

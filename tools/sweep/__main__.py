@@ -2,11 +2,13 @@
 
     python -m tools.sweep exps/sweeps/quickstart_interval.json              # run what is missing, then compare
     python -m tools.sweep exps/sweeps/interval.json --dry-run               # list the runs
+    python -m tools.sweep exps/sweeps/quickstart_search.json --select val   # choose values, then run what is missing
     python -m tools.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
-See docs/compare.md for the format of sweep files. Finished runs in the output folder are kept, whether a sweep or
-main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while the others go on; the next
-call of the same command tries it again. New seeds or members in the file run alone, and the tables are made anew.
+See docs/compare.md for the format of sweep files, and docs/search.md for --select. Finished runs in the output folder
+are kept, whether a sweep or main.py made them. Unfinished runs are resumed. A run that fails is tried once more, while
+the others go on; the next call of the same command tries it again. New seeds or members in the file run alone, and the
+tables are made anew.
 
 The comparison uses the first member of the file as baseline. It is printed, and written to OUTPUT_DIR/NAME/table.md
 and, with figures, to OUTPUT_DIR/NAME/report.html. Both name the runs that failed. The output of the runs is in
@@ -35,8 +37,10 @@ from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
 from tools.sweep.failures import Failure, read_failures, write_failures
 from tools.sweep.launch import CLUSTER_DEFAULTS, Start, local, share_of_cores, slurm, visible_gpus
+from tools.sweep.outcome import read_outcome, write_outcome
 from tools.sweep.plan import PlannedRun, ignored, misplaced, read_plan
 from tools.sweep.run import Execution
+from tools.sweep.search import choose, read_search
 from utils.choices import load_plugin
 from utils.console import command
 from utils.errors import ConfigError, UserError
@@ -47,6 +51,9 @@ from utils.text import shown
 
 FOLDER = "logs/sweeps"
 TABLE, PAGE, LOGS, FAILED = "table.md", "report.html", "logs", "failed.json"
+SEARCH, CHOSEN = "search", "chosen.json"
+UNDECIDED = "the runs that follow are known when these have finished"
+INCOMPLETE = "nothing is chosen yet, as runs of the search failed; the next call of this command tries them again"
 THREADS_FILE = "threads.json"
 AFTER_A_FAILED_FILE = "the finished runs are kept; correct this, then go on with the same command"
 MOST_ON_CPU = 4  # processes at a time without a GPU, unless the user asks for more
@@ -70,17 +77,56 @@ def run(options: argparse.Namespace) -> int:
     """Plan the runs, execute those that are missing, and compare all."""
     for plugin in options.plugin:
         load_plugin(plugin)
+    folder = options.output_dir / options.sweep.stem
+    if options.select:
+        return _select(folder, options)
     plan = read_plan(options.sweep, str(options.output_dir), options.seed)
+    status, failures = _execute(plan, folder, options)
+    if not options.dry_run:
+        of_file = read_plan(options.sweep, str(options.output_dir)) if options.seed else []
+        _conclude([*of_file, *plan], folder, failures)
+    return status
+
+
+def _select(folder: Path, options: argparse.Namespace) -> int:
+    """Choose the values of every member by runs on validation images; then do as `run` with the chosen values."""
+    search = read_search(options.sweep, str(folder / SEARCH), str(options.output_dir), options.seed)
+    print("\n".join(search.announcement()), file=sys.stderr)
+    states: list[int] = []
+
+    def execute(number: int, runs: Sequence[PlannedRun]) -> Mapping[str, Failure]:
+        print(f"search, rung {number} of {len(search.spec.rungs)}", file=sys.stderr)
+        status, failures = _execute(runs, folder / SEARCH, options)
+        states.append(status)
+        return failures
+
+    outcome = read_outcome(folder / CHOSEN, search.key)
+    if options.dry_run:
+        outcome = choose(search, execute) or outcome
+    elif outcome is None and (outcome := choose(search, execute)) and can_write(folder):
+        write_outcome(folder / CHOSEN, search.record, outcome)
+    if outcome is None:
+        print(UNDECIDED if options.dry_run else INCOMPLETE, file=sys.stderr)
+        return max(states) if options.dry_run else 1
+    plan = search.judged(outcome, options.seed)
+    status, failures = _execute(plan, folder, options)
+    if not options.dry_run:
+        of_file = search.judged(outcome) if options.seed else []
+        _conclude([*of_file, *plan], folder, failures, (search.sentences(outcome), outcome.rows()))
+    return max([status, *states]) if options.dry_run else status
+
+
+def _execute(plan: Sequence[PlannedRun], folder: Path, options: argparse.Namespace) -> tuple[int, dict[str, Failure]]:
+    """Execute the runs that are missing, or list all; return the exit code, and the failures on record."""
     missing = [planned for planned in plan if not planned.finished()]
     if elsewhere := misplaced(missing):
         raise ConfigError("\n".join(elsewhere))
-    folder = options.output_dir / options.sweep.stem
     failures, kept = read_failures(folder / FAILED), len(plan) - len(missing)
     again = sum(planned.name in failures for planned in missing)
     said = [f"{len(plan)} runs, {kept} finished already", *([f"{again} failed before: tried again"] if again else [])]
     print("\n".join([*ignored(plan), ", ".join(said)]), file=sys.stderr)
     if options.dry_run:
-        return _dry_run(plan, failures, options)
+        return _dry_run(plan, failures, options), failures
     failed: dict[str, Failure] = {}
     if missing:
         with _locked(folder.parent), _signals_like_ctrl_c():
@@ -91,9 +137,7 @@ def run(options: argparse.Namespace) -> int:
                 failed = execution.failed
                 if failures or failed:
                     write_failures(folder / FAILED, {**failures, **failed})
-    of_file = read_plan(options.sweep, str(options.output_dir)) if options.seed else []
-    _conclude([*of_file, *plan], folder, {**failures, **failed})
-    return 1 if failed else 0
+    return 1 if failed else 0, {**failures, **failed}
 
 
 def _dry_run(plan: Sequence[PlannedRun], failures: Mapping[str, Failure], options: argparse.Namespace) -> int:
@@ -175,8 +219,15 @@ def _signals_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _conclude(plan: Sequence[PlannedRun], folder: Path, failures: Mapping[str, Failure]) -> None:
+def _conclude(
+    plan: Sequence[PlannedRun],
+    folder: Path,
+    failures: Mapping[str, Failure],
+    chosen: tuple[Sequence[str], Sequence[list[str]]] = ((), ()),
+) -> None:
     """Compare the finished runs, and name those that failed: on the terminal, in a Markdown file and on a page.
+
+    `chosen` are sentences on how a search chose values, and the rows of the table of what it tried.
 
     Who may read the folder, but not write it, gets the tables on the terminal.
     """
@@ -187,7 +238,7 @@ def _conclude(plan: Sequence[PlannedRun], folder: Path, failures: Mapping[str, F
     if not finished and not rows:
         return
     comparison = comparison_of(finished, plan[0].member.name) if finished else Comparison([], None, [])
-    comparison = replace(comparison, failed=rows)
+    comparison = replace(comparison, failed=rows, chosen=chosen[0], searched=chosen[1])
     sys.stdout.write(terminal(comparison))
     sys.stdout.flush()
     written = [folder / TABLE, *([folder / PAGE] if finished else [])]
@@ -235,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="list the runs, and check them as main.py does before it trains")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
+    val = "val: choose the values of the file's search by validation images, then run the chosen ones"
+    add("--select", choices=("val",), help=val)
     where = f"folder of the run directories; default: {FOLDER}"
     add("--output_dir", type=path_argument, default=FOLDER, metavar="DIR", help=where)
     add("--plugin", type=path_argument, action="append", default=[], metavar="FILE", help="see main.py --help")

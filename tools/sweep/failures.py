@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import AFTER_DIVERGENCE, UserError
 from utils.files import write_json
 from utils.json_file import read_object
 
@@ -19,6 +19,13 @@ class Failure:
     ended: str
     error: str
     log: str
+
+    @property
+    def diverged(self) -> bool:
+        """Return whether its loss or a parameter was not finite, by the end of its output."""
+        with suppress(OSError):
+            return AFTER_DIVERGENCE in Path(self.log).read_text(errors="replace")
+        return False
 
 
 def read_failures(file: Path) -> dict[str, Failure]:

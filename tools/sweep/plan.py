@@ -5,10 +5,12 @@
         "seeds": [1993, 1994, 1995],
         "changes": {"func_epoch": 2},                              for all members; optional
         "grid": {"nested_lora_update_interval_slow": [1, 5, 10]}   a member for each combination of values; or
-        "list": [{"name": "a", "base": "../other.json", "changes": {"ffn_num": 8}}, ...]
+        "list": [{"name": "a", "base": "../other.json", "changes": {"ffn_num": 8}}, ...],
+        "search": {...}                                            see `tools.sweep.search`; optional
     }
 
-The first member is the baseline of the comparison. Changes act like flags of main.py: they override the base.
+With both, there is a member for each of the list at each point of the grid, such as `a, update_interval_slow=1`. The
+first member is the baseline of the comparison. Changes act like flags of main.py: they override the base.
 """
 
 import itertools
@@ -21,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -52,6 +54,27 @@ REFUSED_IN_A_BASE = ("eval", "resume", "dry_run")
 MOST_MEMBERS = 1000
 
 Changes = dict[str, JsonValue]
+Grid = Annotated[dict[str, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)]
+
+
+class OwnSearch(BaseModel):
+    """What a member searches instead of the grid of the file's search."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    grid: Grid
+
+
+class SearchFile(BaseModel):
+    """The search of a sweep file; `tools.sweep.search` says what it means."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    seeds: JsonValue
+    changes: Changes = {}
+    grid: Grid | None = None
+    points: Annotated[int, Field(ge=1)] | None = None
+    measure: Literal["avg_inc_acc", "last_acc"] = "avg_inc_acc"
+    rungs: Annotated[list[Changes], Field(min_length=1)] = [{}]
+    keep: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
 
 
 class Entry(BaseModel):
@@ -61,6 +84,7 @@ class Entry(BaseModel):
     name: Text
     base: PathText | None = None
     changes: Changes = {}
+    search: OwnSearch | None = None
 
 
 class SweepFile(BaseModel):
@@ -70,19 +94,31 @@ class SweepFile(BaseModel):
     base: PathText
     seeds: JsonValue
     changes: Changes = {}
-    grid: Annotated[dict[str, Annotated[list[JsonValue], Field(min_length=1)]], Field(min_length=1)] | None = None
+    grid: Grid | None = None
     entries: Annotated[list[Entry], Field(min_length=1)] | None = Field(None, alias="list")
+    search: SearchFile | None = None
 
     def members(self) -> list[Entry]:
-        """Return the listed members, or one for each combination of values in the grid."""
+        """Return the listed members, each of them at each combination of values in the grid, or these alone."""
         if self.grid is None:
             return self.entries or []
+        listed: Sequence[Entry | None] = self.entries or [None]
         members = []
-        for values in itertools.product(*self.grid.values()):
-            changes = dict(zip(self.grid, values, strict=True))
-            named = {key.removeprefix("nested_lora_"): _flag_text(value) for key, value in changes.items()}
-            members.append(Entry(name=", ".join(map("=".join, named.items())), changes=changes))
+        for entry, changes in itertools.product(listed, combinations(self.grid)):
+            name = ", ".join([*([entry.name] if entry else []), named(changes)])
+            base, own, search = (entry.base, entry.changes, entry.search) if entry else (None, {}, None)
+            members.append(Entry(name=name, base=base, changes={**own, **changes}, search=search))
         return members
+
+
+def combinations(grid: Grid) -> list[Changes]:
+    """Return every combination of the values of a grid; the last key changes first."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def named(changes: Changes) -> str:
+    """Return keys with their values as a name: `rank=8, lr_fast=0.01`."""
+    return ", ".join(f"{key.removeprefix('nested_lora_')}={_flag_text(value)}" for key, value in changes.items())
 
 
 @dataclass(frozen=True)
@@ -162,11 +198,20 @@ def read_plan(path: Path, output_dir: str, seeds: Sequence[int] | None = None) -
     Raises:
         ConfigError: With every problem of the file and its members, one line each.
     """
-    sweep = _read_file(path)
-    common = {"output_dir": output_dir, "seed": list(seeds) if seeds else sweep.seeds}
+    sweep = read_sweep(path)
+    if sweep.search or any(entry.search for entry in sweep.members()):
+        raise ConfigError(f"{path}: it has a search; add --select val, which chooses its values before it trains")
+    return plan_of(path, sweep, sweep.members(), output_dir, list(seeds) if seeds else sweep.seeds)
+
+
+def plan_of(
+    path: Path, sweep: SweepFile, entries: Sequence[Entry], output_dir: str, seeds: JsonValue
+) -> list[PlannedRun]:
+    """Return the runs of some members of a sweep file, as `read_plan` does."""
+    common = {"output_dir": output_dir, "seed": seeds}
     members: list[Member] = []
     problems: list[tuple[str, str]] = []
-    for entry in sweep.members():
+    for entry in entries:
         base = Path(os.path.normpath(path.parent / (entry.base or sweep.base)))
         changes = sweep.changes | entry.changes
         lines = [f"{key}: a sweep cannot change it: {RESERVED[key]}" for key in changes if key in RESERVED]
@@ -234,7 +279,8 @@ def _repeated(members: Sequence[Member]) -> list[str]:
     return lines
 
 
-def _read_file(path: Path) -> SweepFile:
+def read_sweep(path: Path) -> SweepFile:
+    """Read a sweep file; raise ConfigError with every problem of the file, but not of its configurations."""
     values, repeated = read_object(path)
     if "dataset" in values and not values.keys() & {"base", "grid", "list"}:
         how = f"to train it: python main.py --config {shlex.quote(str(path))}"
@@ -244,10 +290,17 @@ def _read_file(path: Path) -> SweepFile:
     problems = [f"{path}: {key}: given twice; keep one" for key in repeated]
     try:
         sweep = SweepFile.model_validate(values)
-        if (sweep.grid is None) == (sweep.entries is None):
-            problems.append(f'{path}: expected either "grid" or "list"')
-        if (count := math.prod(map(len, (sweep.grid or {}).values()))) > MOST_MEMBERS:
-            problems.append(f"{path}: grid: {count} combinations of values; expected at most {MOST_MEMBERS}")
+        if sweep.grid is None and sweep.entries is None:
+            problems.append(f'{path}: expected "grid" or "list", or both')
+        searched = [entry.search.grid for entry in sweep.entries or () if entry.search]
+        times = len(sweep.entries or [None])
+        grids = [(sweep.grid, times), (sweep.search and sweep.search.grid, 1), *((grid, 1) for grid in searched)]
+        for grid, members in grids:
+            if (count := members * math.prod(map(len, (grid or {}).values()))) > MOST_MEMBERS:
+                problems.append(f"{path}: grid: {count} combinations of values; expected at most {MOST_MEMBERS}")
+        for number, entry in enumerate(sweep.entries or []):
+            both = entry.changes.keys() & (sweep.grid or {}).keys()
+            problems += [f"{path}: list[{number}].changes.{key}: also in the grid; keep one" for key in sorted(both)]
     except ValidationError as error:
         problems += [f"{path}: {_problem(item)}" for item in error.errors()]
     if problems:
@@ -261,7 +314,10 @@ def _problem(item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{place}: missing"
     if item["type"] == "extra_forbidden":
-        model = Entry if len(item["loc"]) > 1 else SweepFile
+        models: dict[tuple[str, ...], type[BaseModel]] = {
+            (): SweepFile, ("list",): Entry, ("list", "search"): OwnSearch, ("search",): SearchFile
+        }  # fmt: skip
+        model = models[tuple(part for part in item["loc"][:-1] if isinstance(part, str))]
         keys = [field.alias or name for name, field in model.model_fields.items()]
         key, otherwise = item["loc"][-1], f"; expected one of {', '.join(keys)}"
         if key in Config.model_fields:

@@ -171,6 +171,11 @@ class Config(BaseModel):
         ge=0,
         lt=1,
     )
+    evaluate_on: Literal["test", "val"] = _data(
+        "test",
+        "images that all accuracies of the run are of; val: the validation images, and no test image is scored, so "
+        "that values can be chosen by them; needs val_fraction",
+    )
     on_bad_image: Literal["error", "skip"] = _data(
         "error", "unreadable images; error: stop and name them; skip: decode all images first and leave these out"
     )
@@ -446,6 +451,11 @@ CHECKS = (
         ("class_order", "tasks"),
         lambda order, tasks: order is None or tasks is None,
         "give only one of them; the order of tasks is the class order",
+    ),
+    Check(
+        ("evaluate_on", "val_fraction"),
+        lambda part, fraction: part == "test" or fraction > 0,
+        "there are no validation images to evaluate on; expected val_fraction above 0, such as 0.2",
     ),
     *(Check(("min_lr", rate), lambda floor, lr: floor <= lr, TOO_HIGH(rate)) for rate in ("init_lr", "rd_lr")),
     *(  # used only by adapters with branches

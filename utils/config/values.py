@@ -26,6 +26,7 @@ SOME_READOUTS = f"a list of some of {', '.join(READOUTS)}, or an empty list"
 SEEDS = "an integer from 0 to 4294967295, or a list of different ones"
 LARGEST = 2**31 - 1  # of any integer; torch accepts no larger ones in some places
 WIDEST = 8192  # inner width of an adapter or a descriptor; more than any ViT has
+JSON_BEGINS = ("[", "{")
 NOT_FOR_TIMM = {  # arguments that would load other weights than those named, or write outside the run directory
     "pretrained": "the key pretrained of the configuration",
     **dict.fromkeys(
@@ -57,10 +58,12 @@ def _as_list(value: object) -> object:
 
 def _content(value: object) -> object:
     """Return what a flag gives as JSON, or the content of the file that a text names; another value as it is."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         return value
-    text = value if value.lstrip().startswith("[") else _read(Path(expanded(value)))
-    if not text.lstrip().startswith("["):
+    text = value if value.lstrip().startswith(JSON_BEGINS) else _read(Path(expanded(value)))
+    if not text.strip():
+        raise ValueError("the file is empty; expected classes in it")
+    if not text.lstrip().startswith(JSON_BEGINS):
         return [line for part in text.splitlines() if (line := part.strip())]
     try:
         return parse(text)
@@ -75,6 +78,8 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         raise ValueError(f"no such file{seen_from(path)}{did_you_mean(path.name, sorted(names))}") from None
+    except IsADirectoryError:
+        raise ValueError("a folder; expected a file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"the file cannot be read: {error}") from None
 

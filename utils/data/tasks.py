@@ -80,7 +80,8 @@ class DataManager:
         else:
             self.class_order = list(range(self.nb_classes))
         if transient and transient[-1] >= self.nb_tasks:
-            tasks_there = f"there are {self.nb_tasks} tasks, counted from 0"
+            one = self.nb_tasks == 1
+            tasks_there = f"there {'is one task' if one else f'are {self.nb_tasks} tasks'}, counted from 0"
             raise ConfigError(f"transient = {transient[-1]}: {tasks_there}; expected one of them that is not the first")
         self.transient = [] if leave_out else list(transient)
         self.head_rows = list(range(self.nb_classes))
@@ -158,15 +159,17 @@ class DataManager:
         }
         return TaskImages(images, rows, labels, Compose(steps[mode]))
 
-    def thumbnails(self, indices: Iterable[int], positions: Iterable[int]) -> list[tuple[str, bytes]]:
-        """Return the names and thumbnails of some of the test images that `get_dataset` returns for these classes.
+    def thumbnails(
+        self, indices: Iterable[int], positions: Iterable[int], part: Part = "test"
+    ) -> list[tuple[str, bytes]]:
+        """Return the names and thumbnails of some of the images of a part that `get_dataset` returns for these classes.
 
-        The name of a file has its folder, that of an image in an array its row among the stored test images. The
+        The name of a file has its folder, that of an image in an array its row among the stored images of its half. The
         thumbnail is a JPEG file; it is empty, with a warning, if the image can no longer be read.
         """
-        split = self._data.test
+        split, half = self._data.part(part), "test" if part == "test" else "training"
         rows = np.concatenate(self._rows(split, indices))
-        return [thumbnail(split.images[row], f"test image {row}") for row in rows[list(positions)].tolist()]
+        return [thumbnail(split.images[row], f"{half} image {row}") for row in rows[list(positions)].tolist()]
 
     def _rows(self, split: Split, indices: Iterable[int]) -> list[np.ndarray]:
         """Return the rows of each class in a half of the data set."""

@@ -1,6 +1,7 @@
 """The figure for a paper: its curves, its size, its fonts."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from finished_runs import write_run
 
 from tools.compare.__main__ import main
 from tools.compare.comparison import compare
-from tools.compare.plot import accuracy_curves, forgetting_curves, old_and_new
+from tools.compare.plot import accuracy_curves, forgetting_curves, learning_curves, old_and_new
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -104,6 +105,56 @@ def test_each_task_has_a_line_from_the_moment_it_was_learned(tmp_path):
     header, *rows = csv.reader(forgetting_curves(compare(runs).groups).file("csv").decode().splitlines())
     assert header == ["after learning task", "task 0", "task 1, transient", "task 2"]
     assert rows == [["0", "85", "", ""], ["1", "65", "85", ""], ["2", "40", "50", "60"]]
+
+
+def test_of_several_configurations_each_has_one_colour_and_one_name_in_the_legend(tmp_path):
+    runs = [write_run(tmp_path, name, 0, ROWS[0], rd_dim=dim) for dim, name in ((8, "a"), (9, "b"))]
+    left_out = write_run(tmp_path, "c", 0, ROWS[0], transient=[1], leave_out_transient=True)
+    drawing = forgetting_curves(compare([*runs, left_out]).groups)
+    figure = drawing.draw(width=4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    colours = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert [colours.count(colour) for colour in dict.fromkeys(colours)] == [3, 3, 3]
+    numbers = [name.split(": ")[1] for name in drawing.numbers.header[1:]]
+    assert numbers == ["task 0", "task 1", "task 2"] * 2 + ["task 0", "task 2", "task 3"]
+
+
+def evaluated(folder, seed, places, **keys) -> Path:
+    """A run of two tasks with func epochs and evaluations: (task, cycle, epoch): (new, old)."""
+    run = write_run(folder, "a", seed, ROWS[0][:2], adapters=[1], **keys)
+    lines = []
+    for task, cycle, epoch in sorted({*places, (0, 0, 0), (1, 0, 1)}):
+        place = {"task": task, "cycle": cycle, "phase": "func", "epoch": epoch}
+        lines.append({"kind": "epoch", **place, "loss": 1.0, "lr": {}})
+        if (task, cycle, epoch) in places:
+            new, old = places[task, cycle, epoch]
+            lines.append({"kind": "eval", **place, "accuracy": {"grouped": {"total": 1.0, "new": new, "old": old}}})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return run
+
+
+def test_learning_curves_are_means_over_seeds_of_new_and_old_classes(tmp_path):
+    first = {(0, 0, 1): (50.0, 0.0), (1, 0, 0): (20.0, 60.0), (1, 0, 2): (40.0, 50.0), (1, 1, 0): (70.0, 30.0)}
+    second = {(0, 0, 1): (60.0, 0.0), (1, 0, 0): (30.0, 62.0), (1, 0, 2): (44.0, 40.0)}
+    groups = compare([evaluated(tmp_path, seed, places) for seed, places in enumerate((first, second))]).groups
+    drawing = learning_curves(groups)
+    means = [["a", "0", "0", "1", "55", ""], ["a", "1", "0", "0", "25", "61"], ["a", "1", "0", "2", "42", "45"]]
+    assert drawing.numbers.rows == means
+    new, old = drawing.draw(width=4).axes[0].get_lines()
+    # Task 0 has two epochs, task 1 of the first run four: after the second, the first, and the third of them.
+    assert new.get_xdata().tolist() == pytest.approx([1, 1, 1.25, 1.75])
+    assert new.get_ydata()[[0, 2, 3]].tolist() == [55, 25, 42]
+    assert old.get_ydata()[2:].tolist() == [61, 45]
+    assert (new.get_color(), new.get_linestyle()) != (old.get_color(), old.get_linestyle())
+    assert new.get_color() == old.get_color()
+
+
+def test_learning_curves_need_evaluations_in_the_middle_of_a_task(runs, tmp_path, capsys):
+    assert main([*map(str, runs), "--plot", str(tmp_path / "x.csv"), "--plot-of", "learning"]) == 2
+    assert "no run was evaluated in the middle of a task, as runs with eval_every are" in capsys.readouterr().err
+    some = [*runs, evaluated(tmp_path, 1, {(0, 0, 1): (50.0, 0.0)}, rd_dim=9)]
+    assert len(learning_curves(compare(some).groups).numbers.rows) == 1
 
 
 def test_old_and_new_tasks_are_a_point_for_each_seed(tmp_path):

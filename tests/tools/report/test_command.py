@@ -18,6 +18,7 @@ from finished_runs import PilotRun, answer, write_run
 from recorded_events import cadence, record
 
 from tools.compare.comparison import compare
+from tools.plots.drawing import Drawing
 from tools.report.__main__ import main
 from tools.report.build import SCRIPT
 from tools.report.sections import SECTIONS, progression
@@ -87,6 +88,12 @@ def page(runs) -> str:
     return write_page(runs, "--baseline", "plain")
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """For tests of what stands beside the charts, which take nearly all of the time."""
+    monkeypatch.setattr(Drawing, "svg", lambda self, prefix, width, style: f'<svg class="{style}"></svg>')
+
+
 def headings(page: str, level: int) -> list[str]:
     return re.findall(rf"<h{level}>(.*?)</h{level}>", page)
 
@@ -128,6 +135,7 @@ def test_the_summary_opens_with_what_can_be_concluded(page):
     assert "nested: the same accuracies as the baseline on every seed." in summary
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_curves_of_one_class_order_say_so(tmp_path):
     page = write_page([write_run(tmp_path, "a", seed, ROWS[0], shuffle=False) for seed in (1, 2)])
     assert "All seeds share one class order: the spread over seeds" in section(page, "accuracy")
@@ -145,6 +153,7 @@ def test_numbers_are_those_of_the_runs(page):
     assert "Dashed: the threshold, 1.5. 8 batches were scanned; 1 of them" in section(page, "expansion")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("weights", "shown"),
     [
@@ -167,6 +176,7 @@ def test_a_page_of_one_seed_speaks_of_no_mean(tmp_path):
     assert "mean over seeds 1, 2" in write_page([run, *run.parent.glob("nested-*-s2")])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failed_cadence_says_so(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
     free = write_run(tmp_path, "free", 1, ROWS[0], **NESTED, nested_lora_slow_update="zero_grad")
@@ -185,6 +195,7 @@ def test_a_failed_cadence_says_so(tmp_path):
     assert "metrics.jsonl: the cadence audit failed in task 0 cycle 0" in section(page, "summary")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_updates_without_a_gradient_are_said(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
     with (run / "metrics.jsonl").open("a") as file:
@@ -194,6 +205,7 @@ def test_updates_without_a_gradient_are_said(tmp_path):
     assert "<td>5, 10</td><td>5</td><td>yes</td>" in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
     run = write_run(tmp_path, "nested", 1, ROWS[0], **NESTED)
     record(run, tasks=3)
@@ -207,6 +219,7 @@ def test_a_receipt_of_a_version_without_z_is_shown_without(tmp_path):
     assert "mean of z" not in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sections_without_events_say_so_in_a_sentence(tmp_path):
     page = write_page(plain_runs(tmp_path))
     assert headings(page, 2) == HEADINGS
@@ -222,6 +235,7 @@ def test_sections_without_events_say_so_in_a_sentence(tmp_path):
         assert sentence in section(page, key)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_log_file_takes_part(tmp_path):
     log = tmp_path / "other_1.log"
     log.write_text(PilotRun([[400], [350, 380]], [5, 5], dataset="cub", seed=[1]).text())
@@ -237,6 +251,7 @@ def test_a_learner_without_adapters_has_no_figure_of_them(tmp_path):
     assert "<td>10</td>" in section(page, "summary")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_is_no_run_is_left_out_and_said(tmp_path):
     (tmp_path / "sweeps").mkdir()
     page = write_page([*plain_runs(tmp_path), tmp_path / "sweeps"])

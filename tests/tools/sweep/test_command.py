@@ -1,18 +1,21 @@
 """The command `python -m tools.sweep`: with a stand-in for main.py, and once with real runs."""
 
 import argparse
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tools.sweep import __main__ as sweep
+from tools.sweep import plan as sweep_plan
 from tools.sweep.launch import local
 from tools.sweep.plan import read_plan
 
@@ -81,12 +84,23 @@ def command(folder: Path, *options: str) -> list[str]:
     return [*program, "--output_dir", str(folder / "runs"), "--jobs", "2", *options]
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run_alone(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """As `run_alone`, without a process of its own, which would import everything."""
+    arguments, out, err = command(folder, *options)[4:], io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(ROOT)
+        patch.setattr(sweep_plan, "PROJECT", folder)
+        patch.setattr(sweep, "write_page", lambda comparison, target: None)
+        code = sweep.main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def test_what_is_missing_runs_and_the_comparison_has_the_members_names(folder):
-    done = run(folder)
+    done = run_alone(folder)
     assert done.returncode == 0, done.stderr
     assert "4 runs, 0 finished already" in done.stderr
     assert done.stderr.count("finished: batch_size=") == 4
@@ -243,7 +257,7 @@ def test_ctrl_c_ends_the_runs_and_the_folder_is_free_again(folder, sent, jobs):
         while len(list(logs.glob("*/*.log"))) < jobs:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        beside = run(folder)
+        beside = run_alone(folder)
         assert (beside.returncode, beside.stdout) == (2, "")
         assert "another sweep runs in" in beside.stderr
         process.send_signal(sent)

@@ -17,10 +17,10 @@ from utils.runs.environment import PROJECT
 
 EXPS = Path(__file__).parents[3] / "exps"
 INTERVAL = "nested_lora_update_interval_slow"
-SWITCH, MODE, ALPHA, RESET, LIFETIME = (
-    f"nested_lora_{key}"
-    for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset", "lifetime")
+SWITCH, MODE, ALPHA, RESET = (
+    f"nested_lora_{key}" for key in ("use_consolidation", "consolidation_mode", "consolidation_alpha", "fast_reset")
 )
+LIFETIME = "adapter_lifetime"
 SEEDS = [1993, 1994, 1995]
 FIVE = [*SEEDS, 1996, 1997]  # of the sweeps whose tables are in the documents
 
@@ -35,7 +35,7 @@ OFF_AND_ON = {"off": {SWITCH: False, LIFETIME: "continual"}} | {
 ON_ONE_BASE = {
     "interval": {f"update_interval_slow={k}": {INTERVAL: k} for k in (1, 5, 10)},
     "consolidation": OFF_AND_ON,
-    "lifetime": {f"lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
+    "lifetime": {f"adapter_lifetime={kind}": {LIFETIME: kind} for kind in ("expansion", "continual")},
     "slow_update": {
         f"slow_update={kind}": {"nested_lora_slow_update": kind} for kind in ("skip", "accumulate", "zero_grad")
     },
@@ -84,7 +84,9 @@ def problems(plan, **keys) -> list[str]:
 
 def test_a_grid_is_every_combination_and_a_seed_of_all_comes_before_the_next(plan):
     runs = plan(grid={INTERVAL: [1, 5], "adapter_lifetime": ["expansion", "continual"]})
-    names = [f"update_interval_slow={k}, lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")]
+    names = [
+        f"update_interval_slow={k}, adapter_lifetime={kind}" for k in (1, 5) for kind in ("expansion", "continual")
+    ]
     assert [(run.member.name, run.seed) for run in runs] == [(name, seed) for seed in (1, 2) for name in names]
     assert runs[3].member.config.nested_lora_update_interval_slow == 5
     assert runs[3].member.config.adapter_lifetime == "continual"
@@ -100,6 +102,21 @@ def test_members_of_a_list_may_have_another_base_and_override_the_common_changes
     assert (first.name.split("-")[0], second.name.split("-")[0]) == ("flat", "base")
     assert [(run.member.config.func_epoch, run.member.config.rd_epoch) for run in (first, second)] == [(2, 3), (2, 4)]
     assert first.seed == second.seed == 7
+
+
+def test_a_list_with_a_grid_is_each_member_at_each_point(plan):
+    runs = plan(
+        seeds=[7],
+        changes={"rd_epoch": 3},
+        grid={"class_order_seed": [1, 2]},
+        list=[{"name": "nested"}, {"name": "flat", "base": "flat.json", "changes": {"rd_dim": 4}}],
+    )
+    configs = [(run.member.name, run.member.config) for run in runs]
+    assert [(name, c.ffn_adapter_type, c.class_order_seed, c.rd_dim, c.rd_epoch) for name, c in configs] == [
+        (f"{name}, class_order_seed={seed}", kind, seed, rd_dim, 3)
+        for name, kind, rd_dim in (("nested", "nested_lora", configs[0][1].rd_dim), ("flat", "adaptmlp", 4))
+        for seed in (1, 2)
+    ]
 
 
 def test_keys_without_effect_in_a_member_are_said_once(plan):
@@ -231,8 +248,12 @@ def test_every_problem_of_every_member_is_listed_once_with_the_nearest_key(plan)
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({}, 'expected either "grid" or "list"'),
-        ({"grid": {"ffn_num": [1]}, "list": [{"name": "a"}]}, 'expected either "grid" or "list"'),
+        ({}, 'expected "grid" or "list", or both'),
+        (
+            {"grid": {"ffn_num": [1]}, "list": [{"name": "a"}, {"name": "b", "changes": {"ffn_num": 2}}]},
+            "list[1].changes.ffn_num: also in the grid; keep one",
+        ),
+        ({"grid": {"rd_dim": [*range(99)]}, "list": [{"name": f"{n}"} for n in range(99)]}, "9801 combinations"),
         ({"gird": {"ffn_num": [1]}}, "gird: unknown key; did you mean grid?"),
         ({"list": [{"nmae": "a"}]}, "list[0].nmae: unknown key; did you mean name?"),
         ({"list": [{"name": "a", "set": {}}]}, "list[0].set: unknown key; expected one of name, base, changes"),
@@ -308,6 +329,7 @@ def shipped(name: str) -> list[PlannedRun]:
 
 def test_every_shipped_file_is_tested_below():
     elsewhere = {"quickstart_speed", "quickstart_transient", "quickstart_order"}  # in tests/benchmarks
+    elsewhere |= {"quickstart_search"}  # in test_search.py
     assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | GROUPS.keys() | elsewhere
 
 

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -96,6 +97,11 @@ def test_what_does_not_fit_is_for_the_configuration_to_word(argv, line):
         load(None, {"dataset": "cub", **flags(*argv)})
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['["ncm", "lda"]', "[]"])
+def test_a_list_as_json_is_the_values_of_a_flag_that_takes_several(text):
+    assert load(None, {"dataset": "cub", **flags(f"--readouts={text}")}).readouts == json.loads(text)
 
 
 def test_an_argument_without_a_flag_is_an_error():

@@ -457,7 +457,7 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
-    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True,
+    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True, "evaluate_on": "val",
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -477,6 +477,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     "leave_out_transient": {"transient": [2]},
     **{key: {"classifier_alignment": True} for key in OF_ALIGNMENT},
     "first_session_adaptation": {"model_name": "ranpac"},
+    "evaluate_on": {"val_fraction": 0.2},
 }
 UNUSED = ["leave_out_transient", "first_session_adaptation", *OF_ALIGNMENT]  # by default
 NOT_READ = {  # some of the keys that a learner does not use
@@ -672,6 +673,8 @@ def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, mon
     write("b\n\n 0 \na c\n", "order.txt")
     write(json.dumps(order), "order.json")
     write(json.dumps(tasks), "tasks.json")
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfb\r\n0\r\na c\r\n")
+    assert load(None, {"dataset": "cub", "class_order": "$LISTS/windows.txt"}).class_order == ["b", "0", "a c"]
     beside = {"dataset": "cub"}
     listed = [load(None, {**beside, "class_order": given}) for given in (order, json.dumps(order), "$LISTS/order.json")]
     assert {result_hash(config) for config in listed} == {result_hash(listed[0])}
@@ -689,7 +692,12 @@ def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, mon
     [
         ("class_order", "order.jsn", "no such file"),
         ("class_order", "order.jsn", "did you mean order.json?"),
-        ("class_order", ".", "the file cannot be read"),
+        ("class_order", ".", "a folder; expected a file"),
+        ("class_order", " ", "expected a list of labels or class names, or a file"),
+        ("class_order", "empty.txt", "the file is empty; expected classes in it"),
+        ("class_order", "latin.txt", "the file cannot be read: its text is not UTF-8"),
+        ("class_order", "object.json", "expected a list of labels or class names, or a file"),
+        ("tasks", '{"a": [1]}', "expected a list of tasks, each a list of labels"),
         ("class_order", "[1, 2", "not a JSON list: line 1, column 6: expecting"),
         ("tasks", '["a", "b"]', "expected a list of tasks, each a list of labels or class names; or a JSON file"),
         ("tasks", "order.json", "expected a list of tasks"),
@@ -704,7 +712,9 @@ def test_listed_classes_count_by_content_wherever_they_are_written(tmp_path, mon
 )
 def test_lists_that_cannot_be_read_are_named_with_the_reason(key, text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "order.json").write_text("[1, 2]")
+    for name, written in (("order.json", b"[1, 2]"), ("object.json", b'{"order": [1, 2]}'), ("empty.txt", b"\r\n")):
+        (tmp_path / name).write_bytes(written)
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     line = the_problem(dataset="cub", **{key: text})
     assert line.startswith(f"{key} = ")
     assert words in line

@@ -131,6 +131,8 @@ def test_tasks_that_are_left_out_have_the_last_labels_and_the_rows_of_the_head_g
     assert (cut.nb_tasks, cut.class_order) == (1, [0, 1, 2, 3, 4, 5, 6])
     with pytest.raises(ConfigError, match="transient = 4: there are 4 tasks"):
         manager(data, transient=[4])
+    with pytest.raises(ConfigError, match="transient = 1: there is one task, counted from 0"):
+        manager(data, transient=[1], max_tasks=1)
 
 
 def test_a_task_after_the_last_is_an_error():

@@ -26,6 +26,7 @@ EVERYTHING: dict[str, Any] = {
     "exp_threshold": 0.0,
     "eval_every": 1,
     "max_tasks": 2,
+    "readouts": ["ncm"],
 }
 Curves = dict[str, list[tuple[int, float]]]
 
