@@ -106,7 +106,6 @@ _alignment = partial(
     idle_if={"classifier_alignment": [False]},
 )
 _speed = partial(_key, "Speed")
-_views = partial(_speed, idle_if={"views": [0]})
 _run = partial(_key, "Run", changes_results=False)
 _command = partial(_key, COMMANDS, changes_results=False)
 _trained = partial(_key, "Trained models", changes_results=False)
@@ -305,11 +304,13 @@ class Config(BaseModel):
         ge=0,
         unread_by=(*STATISTICS, *WITH_ADAPTER, "finetune", "joint"),
     )
-    views_gib: float = _views(4.0, "GiB of memory for these activations", ge=0, changes_results=False)
-    views_disk_gib: float = _views(
+    views_gib: float = _speed(4.0, "GiB of memory for these activations", ge=0, changes_results=False)
+    views_disk_gib: float = _speed(
         0.0, "GiB of the disk of the run directory, used if views_gib is too little", ge=0, changes_results=False
     )
-    views_bf16: bool = _views(False, "round these activations to bfloat16: half the size, other last digits")
+    views_bf16: bool = _speed(
+        False, "round these activations to bfloat16: half the size, other last digits", idle_if={"views": [0]}
+    )
     rd_views: int = _speed(
         0,
         "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
