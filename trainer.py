@@ -154,15 +154,21 @@ def warn_of_few_images(config: Config, tasks: DataManager) -> None:
             return
 
 
+def images_of_tasks(tasks: DataManager) -> list[int]:
+    """Return the number of training images of every task."""
+    return [tasks.nb_images("train", task) for task in range(tasks.nb_tasks)]
+
+
 def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
     """Make the learner of a run, which checks the backbone and its weights, and print what would be done.
 
     With `precision` bf16 this says also what that gains or costs.
     """
-    learner = get_model(Setup(config, config.seed[0], device, make_tasks(config, data).nb_classes))
-    if note := learner.precision_note():
-        print(note[1])
-    warn_of_few_images(config, make_tasks(config, data))
+    tasks = make_tasks(config, data)
+    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes))
+    notes = [note[1] if (note := learner.precision_note()) else "", learner.plan_views(images_of_tasks(tasks))]
+    print("".join(f"{note}\n" for note in notes if note), end="")
+    warn_of_few_images(config, tasks)
     print(f"would {'resume' if plan.resumes else 'start'}: {plan.path}")
 
 
@@ -179,6 +185,9 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
             logger.info("%s", ON_VALIDATION)
         if note := learner.precision_note():
             logger.log(*note)
+        hooks.folder = log.path
+        if views := learner.plan_views(images_of_tasks(tasks)):
+            logger.info("%s", views)
         warn_of_few_images(config, tasks)
         run = Run(config, tasks, fingerprints(data), learner, log, request)
         if not run.resume(data):
@@ -438,10 +447,8 @@ class Run:
 
     def forecast(self) -> Forecast:
         """Return an estimate of the time left that begins at the tasks that are done."""
-        images = [self.tasks.nb_images("train", task) for task in range(self.tasks.nb_tasks)]
-        return Forecast(
-            self.learner.images_of(images), self.learner.epochs, lambda: self.clock.seconds, len(self.per_task)
-        )
+        seen, epochs = self.learner.images_of(images_of_tasks(self.tasks)), self.learner.epochs
+        return Forecast(seen, epochs, lambda: self.clock.seconds, len(self.per_task))
 
     def _accept_changes(self, data: ImageData) -> None:
         """Take other images than those on record; the configuration allows it, or there are none."""

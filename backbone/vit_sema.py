@@ -288,10 +288,9 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> 
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
 
-def slot_inputs(vit: VisionTransformer, images: Tensor, last: int) -> Iterator[Tensor]:
-    """Yield every slot's input `h` (B, N, D) from block 0 to `last`, and compute nothing beyond."""
-    x = embed(vit, images)
-    for layer, block in enumerate(sema_blocks(vit)[: last + 1]):
+def slot_inputs(vit: VisionTransformer, x: Tensor, first: int, last: int) -> Iterator[Tensor]:
+    """Yield every slot's input `h` (B, N, D) from block `first`, whose input is `x`, to `last`, and compute no more."""
+    for layer, block in enumerate(sema_blocks(vit)[first : last + 1], start=first):
         h = block.attend(x)
         yield h
         if layer < last:

@@ -18,6 +18,7 @@ from models.evaluation import Evaluator, accuracy
 from models.protocol import Hooks, Predictions, Report, Tasks
 from models.readouts import ReadoutSet
 from models.reports import structure
+from models.views import Source
 from utils.config.schema import Config, defaults, renamed
 from utils.data.loader import READY, StreamLoader, Way
 from utils.data.resample import resampling
@@ -134,6 +135,17 @@ class BaseLearner(ABC):
         """Epochs of each kind of phase."""
         return {"func": self.config.func_epoch, "rd": self.config.rd_epoch if self.network.expandable else 0}
 
+    def plan_views(self, counts: Sequence[int]) -> str:
+        """Return what is kept of training images, as a line for the log; see `models.views`.
+
+        Args:
+            counts: Number of training images of every task.
+
+        Raises:
+            ConfigError: It does not fit.
+        """
+        return ""
+
     def images_of(self, counts: Sequence[int]) -> list[int]:
         """Return on how many images each task trains, given the number of training images of every task."""
         return list(counts)
@@ -191,7 +203,8 @@ class BaseLearner(ABC):
         )
         way = resampling(self.spec, self.device) if on_device else READY
         # A scan is interrupted by training and then goes on, so it reads through a loader of its own.
-        self.train_loader, self.scan_loader = self.loader(images, way), self.loader(images, way)
+        self.train_loader: Source = self.loader(images, way)
+        self.scan_loader: Source = self.loader(images, way)
         if self.config.readouts:
             self.readout_loader = self.plain_loader(data_manager)
         if self.uses_features:

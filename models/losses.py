@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from utils.data.loader import Batch, Stream, StreamLoader
+from models.views import Source
+from utils.data.loader import Batch, Stream
 from utils.inc_net import SEMAVitNet
 
 
@@ -29,7 +30,7 @@ class Loss(ABC):
 
     trains_network: bool
 
-    def __init__(self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int) -> None:
+    def __init__(self, network: SEMAVitNet, loader: Source, stream: Stream, batch_size: int) -> None:
         self.network, self.loader, self.stream, self.batch_size = network, loader, stream, batch_size
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -46,9 +47,7 @@ class FuncLoss(Loss):
 
     trains_network = True
 
-    def __init__(
-        self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, classes: range
-    ) -> None:
+    def __init__(self, network: SEMAVitNet, loader: Source, stream: Stream, batch_size: int, classes: range) -> None:
         super().__init__(network, loader, stream, batch_size)
         self.classes = classes
 
@@ -68,7 +67,7 @@ class RdLoss(Loss):
 
     trains_network = False
 
-    def __init__(self, network: SEMAVitNet, loader: StreamLoader, stream: Stream, batch_size: int, views: int) -> None:
+    def __init__(self, network: SEMAVitNet, loader: Source, stream: Stream, batch_size: int, views: int) -> None:
         super().__init__(network, loader, stream, batch_size)
         self.views = views
         self.slots = [slot for slot in network.expandable if slot.describing]

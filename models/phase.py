@@ -14,8 +14,9 @@ from torch import Tensor, nn, optim
 from backbone.sema_components import Records
 from models.losses import Loss
 from models.protocol import Hooks
+from models.views import Source
 from utils.config.schema import Config
-from utils.data.loader import Batch, StreamLoader
+from utils.data.loader import Batch
 from utils.errors import DivergenceError
 from utils.inc_net import SEMAVitNet
 from utils.progress import progress
@@ -203,7 +204,7 @@ class PhaseTrainer:
     phase: Phase
     loss: Loss
     network: SEMAVitNet
-    loader: StreamLoader
+    loader: Source
     config: Config
     hooks: Hooks
 

@@ -68,6 +68,7 @@ ELSEWHERE = {
     "first_session_adaptation": "acts with other learners only",
     "val_fraction": "sets images aside, and so changes what is trained on",
     "evaluate_on": "needs val_fraction; that it changes no training is in tests/test_validation_images.py",
+    "views": "other random streams for the order of scans and the augmentation, see models/test_kept_views.py",
     "augment_on": "draws what the other choice draws, see utils/data/test_resample.py",
 }
 

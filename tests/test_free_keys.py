@@ -24,6 +24,8 @@ FREE: dict[str, dict[str, tuple[Any, Any]]] = {  # two values of each key
     "evaluation": {
         "eval_every": (0, 1),
         "telemetry_every": (0, 2),
+        "views_gib": (4.0, 1.0),
+        "views_disk_gib": (0.0, 1.0),
         "eval_cache_gib": (4.0, 0.0),
         "eval_cache_on": ("memory", "disk"),
         "grad_checkpointing": (False, True),

@@ -117,6 +117,7 @@ class SEMAVitNet(nn.Module):
         with substream("head"):
             self.fc: nn.Linear | ProjectedHead = drawn_linear(self.backbone.embed_dim, nb_classes)
         refuse_nonzero_birth(self.slots[0].functional[0], self.backbone.embed_dim)
+        self.kept_layer = 0  # block whose input stands for an image where views are kept, see `models.views`
         self.reduced = config.precision == "bf16"
         for block in sema_blocks(self.backbone):
             if config.compile:
@@ -124,9 +125,19 @@ class SEMAVitNet(nn.Module):
             if config.grad_checkpointing:
                 block.recompute_frozen()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:  # (B, 3, S, S) -> (B, D), (B, C)
-        """Return `features`, the final-norm class token, and `logits`."""
-        return self.forward_from(self.forward_to(images, 0), 0)
+    def forward(self, x: Tensor) -> dict[str, Tensor]:  # -> (B, D), (B, C)
+        """Return `features`, the final-norm class token, and `logits`.
+
+        Args:
+            x: Images (B, 3, S, S), or the input (B, N, D) of block `kept_layer`, or features (B, D).
+        """
+        if x.dim() == 2:
+            return {"features": x, "logits": self.fc(x)}
+        return self.forward_from(*self._start(x))
+
+    def _start(self, x: Tensor) -> tuple[Tensor, int]:
+        """Return the input of a block, and the number of the block, of what `forward` takes."""
+        return (x, self.kept_layer) if x.dim() == 3 else (self.forward_to(x, 0), 0)
 
     def forward_to(self, images: Tensor, layer: int) -> Tensor:  # (B, 3, S, S) -> (B, N, D)
         """Return the input of block `layer`, the first half of a forward pass."""
@@ -218,7 +229,7 @@ class SEMAVitNet(nn.Module):
 
     @torch.no_grad()
     def token_means(self, images: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
-        """Return the mean over tokens of the slots' inputs, (B, D) for each of `layers`."""
+        """Return the mean over tokens of the slots' inputs, (B, D) for each of `layers`; see `forward` for `images`."""
         return {layer: h.mean(dim=1) for layer, h in self.slot_inputs(images, layers).items()}
 
     @torch.no_grad()
@@ -228,8 +239,9 @@ class SEMAVitNet(nn.Module):
         if not wanted:
             return {}
         with self._at_precision():
-            inputs = vit_sema.slot_inputs(self.backbone, images, max(wanted))
-            return {layer: h for layer, h in enumerate(inputs) if layer in wanted}
+            x, first = self._start(images)
+            inputs = vit_sema.slot_inputs(self.backbone, x, first, max(wanted))
+            return {layer: h for layer, h in enumerate(inputs, start=first) if layer in wanted}
 
     def learned_state(self) -> dict[str, Tensor]:
         """Return what a run changes, under its public names: adapters, routers, descriptors, records, head."""

@@ -469,7 +469,7 @@ def test_slot_inputs_are_what_timm_feeds_to_norm2(vit, with_slots, images, kwarg
         model(images)
     for handle in handles:
         handle.remove()
-    inputs = list(slot_inputs(with_slots(model), images, last=3))
+    inputs = list(slot_inputs(with_slots(model), embed(model, images), 0, last=3))
     assert len(inputs) == len(seen) == 4
     for ours, timms_own in zip(inputs, seen, strict=True):
         assert torch.equal(ours, timms_own)
@@ -477,9 +477,9 @@ def test_slot_inputs_are_what_timm_feeds_to_norm2(vit, with_slots, images, kwarg
 
 def test_slot_inputs_feel_the_adapters_before_them(vit, with_slots, randomize, images):
     model = with_slots(vit())
-    before = list(slot_inputs(model, images, last=3))
+    before = list(slot_inputs(model, embed(model, images), 0, last=3))
     randomize(sema_blocks(model)[1].adapter_module)
-    after = list(slot_inputs(model, images, last=3))
+    after = list(slot_inputs(model, embed(model, images), 0, last=3))
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, True, False, False]
 
 
@@ -490,7 +490,7 @@ def test_slot_inputs_stop_at_the_last_that_is_wanted(vit, with_slots, images, la
         for name, module in block.named_children():
             module.register_forward_hook(lambda *_, place=(layer, name): called.append(place))
     model.norm.register_forward_hook(lambda *_: called.append("norm"))
-    assert len(list(slot_inputs(model, images, last))) == last + 1
+    assert len(list(slot_inputs(model, embed(model, images), 0, last))) == last + 1
     at_last = {name for place in called for layer, name in [place] if layer == last}
     assert {layer for layer, _ in called} == set(range(last + 1))
     assert {"norm1", "attn"} <= at_last

@@ -49,7 +49,7 @@ def idle_keys(values: Mapping[str, Any]) -> dict[str, str]:
                 if full[other] in without:
                     found[key] = f"{other} is {shown(full[other])}"
             for other in schema.get("idle_beside", ()):
-                if full[other] is not None:
+                if full[other]:
                     found[key] = f"{other} is given"
     return found
 

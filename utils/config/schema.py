@@ -299,12 +299,27 @@ class Config(BaseModel):
         "descriptors and head stay in float32",
         first=True,
     )
+    views: int = _speed(
+        0,
+        "after the first task, augmented views of each training image: epoch e uses view e mod views, and what the "
+        "frozen blocks make of a view is computed once a task and kept; 0: a new view in every epoch, as in SEMA",
+        ge=0,
+        unread_by=(*STATISTICS, *WITH_ADAPTER, "finetune", "joint"),
+    )
+    views_gib: float = _speed(4.0, "GiB of memory for these activations", ge=0, changes_results=False)
+    views_disk_gib: float = _speed(
+        0.0, "GiB of the disk of the run directory, used if views_gib is too little", ge=0, changes_results=False
+    )
+    views_bf16: bool = _speed(
+        False, "round these activations to bfloat16: half the size, other last digits", idle_if={"views": [0]}
+    )
     rd_views: int = _speed(
         0,
         "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
         "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
         idle_if={"rd_epoch": [0]},
+        idle_beside=["views"],
         unread_by=NO_EXPANSION,
     )
     compile: bool = _speed(

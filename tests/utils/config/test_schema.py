@@ -36,6 +36,7 @@ NO_INFLUENCE = {
     "seed", "device", "num_workers", "output_dir", "overwrite", "data_root", "prefix", "checkpt_path", "eval",
     "predict", "top_k", "predict_format", "export", "export_form",
     "eval_every", "branch_eval", "readouts", "telemetry_every", "num_threads", "deterministic",
+    "views_gib", "views_disk_gib",
     "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "checkpoint_every",
     "on_nan", "image_cache_gib", "accept_changed_data",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
@@ -457,7 +458,8 @@ OTHER_VALUES = {
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
     "class_order_seed": 3, "class_order": ["b", 0], "tasks": [["b"], [0]], "transient": [1],
-    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True, "evaluate_on": "val",
+    "leave_out_transient": True, "val_fraction": 0.1, "classifier_alignment": True,
+    "views_bf16": True, "evaluate_on": "val",
     "fixed_memory": True, "branch_eval": False, "accept_changed_data": True,
     "max_tasks": 3, "seed": [7],
     "tensorboard": True, "wandb": "a project",
@@ -475,14 +477,20 @@ ACTS_WITH = {  # by the keys that act only together with others
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
     "leave_out_transient": {"transient": [2]},
+    "views_bf16": {"views": 2},
     **{key: {"classifier_alignment": True} for key in OF_ALIGNMENT},
     "first_session_adaptation": {"model_name": "ranpac"},
     "evaluate_on": {"val_fraction": 0.2},
 }
-UNUSED = ["leave_out_transient", "first_session_adaptation", *OF_ALIGNMENT]  # by default
+UNUSED = [
+    "leave_out_transient",
+    "first_session_adaptation",
+    *OF_ALIGNMENT,
+    "views_bf16",
+]  # by default
 NOT_READ = {  # some of the keys that a learner does not use
     "linear": ["ffn_num", "exp_threshold", "adapter_lifetime", "adapt_end_layer", "rd_epoch", "rd_views"],
-    "finetune": ["exp_threshold", "adapter_lifetime", "rd_lr", "first_session_adaptation"],
+    "finetune": ["views", "exp_threshold", "adapter_lifetime", "rd_lr", "first_session_adaptation"],
     "joint": ["classifier_alignment", "buffer_size", "adapt_start_layer", "rd_dim"],
     "simplecil": ["init_lr", "func_epoch", "optimizer", "ffn_num", "augment_on"],
     "ranpac": ["batch_size", "weight_decay", "adapter_lifetime"],
@@ -498,6 +506,7 @@ IDLE = [  # keys without effect, and beside what
     *((key, {"tasks": [["b"], [0]]}) for key in ("shuffle", "class_order_seed", "init_cls", "increment")),
     *((key, {}) for key in UNUSED),
     *((key, {"rd_epoch": 0}) for key in ("rd_lr", "rd_views")),
+    ("rd_views", {"views": 2}),
     *((key, {"model_name": name}) for name, keys in NOT_READ.items() for key in keys),
     ("exp_threshold", {"model_name": "ranpac", "first_session_adaptation": True}),
     *((f"nested_lora_lr_{name}", {**NESTED, "nested_lora_train": [other]}) for name, other in (SF, SF[::-1])),

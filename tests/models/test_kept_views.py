@@ -1,0 +1,185 @@
+"""Kept views: a run with them is, bit by bit, a run that computes the same views anew each time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TinyTasks
+from learners import NESTED, SMALL, learn, values
+from torch import Tensor
+
+from models import Setup, get_model, views
+from models.protocol import Hooks
+from models.sema import Learner
+from models.views import KeptViews, place
+from utils.data.loader import StreamLoader
+from utils.errors import ConfigError, UserError
+from utils.memory import GIB
+
+SIZES = [2, 2, 2]
+GROWS = {"exp_threshold": 0.5}  # layers expand in later tasks
+STAYS = {"exp_threshold": 1e9}  # only the head learns in later tasks
+
+
+@pytest.fixture
+def make(config, events) -> Callable[..., Learner]:
+    return lambda **keys: get_model(Setup.of(config(**{**SMALL, "views": 2, "func_epoch": 3, **keys})), Hooks(events))
+
+
+class Anew(KeptViews):
+    """Forgets a view as soon as a batch of it was taken."""
+
+    def _view(self, view: int) -> Tensor:
+        self._known.clear()
+        self._store = None
+        return super()._view(view).clone()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {**GROWS, "func_epoch": 5},
+        {**GROWS, **NESTED, "nested_lora_use_consolidation": True},
+        {**GROWS, "views_bf16": True},
+        {**GROWS, "precision": "bf16"},
+        {**GROWS, "views_gib": 0.0, "views_disk_gib": 1.0},
+        STAYS,
+        {"model_name": "linear"},
+    ],
+)
+def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch, tmp_path, keys) -> None:
+    monkeypatch.setattr(views, "HEADROOM", 0)
+    kept, data = make(**keys), TinyTasks(SIZES)
+    kept.hooks.folder = tmp_path
+    learn(kept, data, 3)
+    monkeypatch.setattr("models.sema.KeptViews", Anew)
+    anew = make(**keys)
+    anew.hooks.folder = tmp_path
+    learn(anew, data, 3)
+    expected = values(anew.network)
+    assert all(torch.equal(value, expected[name]) for name, value in values(kept.network).items())
+    grown = sum(slot.num_adapters for slot in kept.network.slots) > len(kept.network.slots)
+    assert grown == ("exp_threshold" in keys and keys != STAYS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_has_so_many_views_in_a_task_whatever_the_epochs(make, monkeypatch) -> None:
+    """Every pass over the images after the first task is one of the views."""
+    passes, epoch = [], StreamLoader.epoch
+
+    def watched(loader: StreamLoader, *stream: Any, **how: Any) -> Any:
+        passes.append(stream)
+        return epoch(loader, *stream, **how)
+
+    monkeypatch.setattr(StreamLoader, "epoch", watched)
+    learner, data = make(**GROWS, func_epoch=5, rd_epoch=4), TinyTasks(SIZES)
+    learn(learner, data)
+    first = len(passes)
+    learn(learner, data, 2)
+    assert {stream[0] for stream in passes[:first]} == {"func", "rd"}
+    assert sorted(passes[first:]) == [("view", task, view) for task in (1, 2) for view in (0, 1)]
+
+
+def test_where_only_the_head_learns_the_features_of_a_view_are_computed_once(make, monkeypatch) -> None:
+    learner, data, computed = make(**STAYS, func_epoch=6), TinyTasks(SIZES), []
+    learn(learner, data)
+    forward = learner.network.forward_from
+    monkeypatch.setattr(learner.network, "forward_from", lambda *x: computed.append(len(x[0])) or forward(*x))
+    learn(learner, data)
+    assert sum(computed) == 2 * 12  # two views of twelve images, for six epochs
+
+
+def test_epochs_take_the_views_in_turn(make) -> None:
+    learner, data = make(**GROWS), TinyTasks(SIZES)
+    learn(learner, data)
+    learner.begin_data(data)
+    source = learner.train_loader
+    assert isinstance(source, KeptViews)
+
+    def content(*stream: Any) -> dict[int, Tensor]:
+        batches = source.epoch(*stream, batch_size=5, shuffle=True)
+        return {int(i): x for indices, xs, _ in batches for i, x in zip(indices, xs, strict=True)}
+
+    found = [content("func", 1, 0, epoch) for epoch in range(4)]
+    assert all(torch.equal(found[0][i], found[2][i]) and torch.equal(found[1][i], found[3][i]) for i in range(12))
+    assert learner.network.kept_layer == 1
+    labels = torch.cat([y for _, _, y in source.epoch("func", 0, batch_size=5, shuffle=False)])
+    assert labels.tolist() == [2] * 6 + [3] * 6
+    half = [i.tolist() for i, _, _ in source.epoch("func", 0, batch_size=5, shuffle=True, start=1)]
+    whole = [i.tolist() for i, _, _ in source.epoch("func", 0, batch_size=5, shuffle=True)]
+    assert half == whole[1:]
+
+
+@pytest.mark.parametrize("keys", [{**NESTED, "adapter_lifetime": "continual"}, {"views": 0}])
+def test_no_views_are_kept_where_lower_layers_learn_or_none_are_asked_for(make, keys) -> None:
+    learner, data = make(**GROWS, **keys), TinyTasks(SIZES)
+    learn(learner, data)
+    learner.begin_data(data)
+    assert isinstance(learner.train_loader, StreamLoader)
+    assert ("none are kept" in learner.plan_views([12, 12, 12])) == ("adapter_lifetime" in keys)
+
+
+def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make) -> None:
+    class Stop(Exception):
+        pass
+
+    data, states = TinyTasks(SIZES), []
+    whole, cut, resumed = make(**GROWS), make(**GROWS), make(**GROWS)
+    learn(whole, data, 3)
+    learn(cut, data, 2)
+
+    def keep(point: str) -> None:
+        if point == "step" and cut.phase is not None and cut.phase.name == "func" and cut.phase.epoch == 1:
+            states.append(cut.state())
+            raise Stop
+
+    cut.hooks.keep = keep
+    with pytest.raises(Stop):
+        cut.incremental_train(data)
+    assert not any("view" in name for name in states[0])
+    resumed.restore(states[0])
+    resumed.continue_training(data)
+    expected = values(whole.network)
+    assert all(torch.equal(value, expected[name]) for name, value in values(resumed.network).items())
+
+
+# ---- room
+
+
+def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(views, "HEADROOM", 0)
+    assert place(GIB, 1.0, 0.0, tmp_path) is None
+    assert place(GIB, 0.5, 1.0, tmp_path) == tmp_path
+    with pytest.raises(ConfigError, match=r"keeps 1.00 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
+        place(GIB, 0.5, 0.25, tmp_path)
+    monkeypatch.setattr(views, "HEADROOM", 2**60)
+    with pytest.raises(ConfigError, match=r"which has .* GiB free"):
+        place(GIB, 0.5, 1.0, tmp_path)
+    monkeypatch.setattr(views, "memory", lambda: GIB // 2)
+    with pytest.raises(ConfigError, match=r"this machine has 0\.50 GiB of memory"):
+        place(GIB, 4.0, 0.0, tmp_path)
+
+
+def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(views, "allocate", full)
+    with pytest.raises(UserError, match=r"views: 0.00 GiB do not fit into .*: .*No space left on device"):
+        views.on_disk((2, 3), torch.float32, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_says_what_the_largest_task_takes(make) -> None:
+    learner = make(**GROWS, views=3)
+    tokens, width = 4 * 4 + 1, 32
+    size = 3 * 50 * tokens * width * 4
+    assert learner._bytes(50) == size
+    assert (
+        learner.plan_views([900, 20, 50]) == f"views: from task 1 on, at most {size / GIB:.2f} GiB are kept in memory"
+    )
+    assert make(**GROWS, views=3, views_bf16=True)._bytes(50) == size // 2
+    with pytest.raises(ConfigError, match="views_gib"):
+        make(**GROWS, views_gib=0.0).plan_views([900, 20, 50])
