@@ -1,4 +1,4 @@
-"""Put the baselines and controls on the quickstart into docs/baselines.md.
+"""Put the baselines, the controls and the aligned head on the quickstart into docs/baselines.md.
 
     python -m benchmarks.baselines [--output_dir logs/sweeps]
 
@@ -17,13 +17,13 @@ from benchmarks.command import run_command, write_parts
 from benchmarks.sweeps import after_sweeps, finished, legend, sweep_folder, tables
 
 DOCUMENT = Path("docs/baselines.md")
-BASELINES, CONTROLS = (Path(f"exps/sweeps/quickstart_{name}.json") for name in ("baselines", "controls"))
+SWEEPS = {name: Path(f"exps/sweeps/quickstart_{name}.json") for name in ("baselines", "controls", "alignment")}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run what is missing and write the document; the exit code."""
     folder = sweep_folder("baselines", __doc__, arguments)
-    return after_sweeps([BASELINES, CONTROLS], folder, lambda: write(folder))
+    return after_sweeps(list(SWEEPS.values()), folder, lambda: write(folder))
 
 
 def write(folder: str) -> None:
@@ -32,9 +32,9 @@ def write(folder: str) -> None:
     Raises:
         UserError: A run is damaged.
     """
-    baselines, controls = (finished(path, folder) for path in (BASELINES, CONTROLS))
-    parts = {"baselines": tables(baselines), "controls": tables(controls), "legend": legend(controls)}
-    write_parts(DOCUMENT, parts)
+    found = {name: finished(path, folder) for name, path in SWEEPS.items()}
+    parts = {name: tables(comparison) for name, comparison in found.items()}
+    write_parts(DOCUMENT, {**parts, "legend": legend(found["controls"])})
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def test_both_sweeps_are_of_three_seeds_and_their_tables_are_in_the_document(
     shutil.copy(ROOT / "docs" / "baselines.md", tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
     Path(FOLDER).mkdir(parents=True)
-    plan = [planned for path in (baselines.BASELINES, baselines.CONTROLS) for planned in read_plan(path, FOLDER)]
-    assert len(plan) == 3 * (8 + 8)
+    plan = [planned for path in baselines.SWEEPS.values() for planned in read_plan(path, FOLDER)]
+    assert len(plan) == 3 * (8 + 8 + 3)
     for number, planned in enumerate(plan):
         config = {**planned.member.config.model_dump(mode="json"), "seed": [planned.seed]}
         rows = [[80 + planned.seed % 3 + number % 8 - task] * (task + 1) for task in range(3)]
@@ -46,7 +46,7 @@ def test_both_sweeps_are_of_three_seeds_and_their_tables_are_in_the_document(
     asked: list[list[str]] = []
     monkeypatch.setattr("tools.sweep.__main__.main", lambda arguments: asked.append(arguments) or 0)
     assert baselines.main([]) == 0
-    assert asked == [[str(path), "--output_dir", FOLDER] for path in (baselines.BASELINES, baselines.CONTROLS)]
+    assert asked == [[str(path), "--output_dir", FOLDER] for path in baselines.SWEEPS.values()]
     document = tmp_path / "docs" / "baselines.md"
     last = [
         table

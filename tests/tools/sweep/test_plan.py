@@ -329,7 +329,11 @@ def shipped(name: str) -> list[PlannedRun]:
 
 def test_every_shipped_file_is_tested_below():
     elsewhere = {"quickstart_speed", "quickstart_transient", "quickstart_order"}  # in tests/benchmarks
-    elsewhere |= {"quickstart_baselines", "quickstart_controls"}  # there, too, and in test_exps.py
+    elsewhere |= {
+        "quickstart_baselines",
+        "quickstart_controls",
+        "quickstart_alignment",
+    }  # there, too, and in test_exps.py
     elsewhere |= {"quickstart_search"}  # in test_search.py
     assert {path.stem for path in (EXPS / "sweeps").glob("*.json")} == SHIPPED.keys() | GROUPS.keys() | elsewhere
 
