@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools.sweep.plan import ignored, read_plan
+from tools.sweep.plan import ignored, plan_of, read_sweep
 from utils.config.load import load
 from utils.inc_net import SEMAVitNet
 
@@ -155,7 +155,9 @@ def test_every_file_is_a_valid_configuration_without_a_key_that_is_ignored(name)
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (EXPS / "sweeps").glob("*.json")))
 def test_no_sweep_sets_a_key_that_is_ignored(name):
-    assert ignored(read_plan(EXPS / "sweeps" / f"{name}.json", "logs/sweeps")) == []
+    path = EXPS / "sweeps" / f"{name}.json"
+    sweep = read_sweep(path)
+    assert ignored(plan_of(path, sweep, sweep.members(), "logs/sweeps", sweep.seeds)) == []
 
 
 @pytest.mark.parametrize("name", SEMA_ROWS)
