@@ -177,6 +177,8 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
     tasks = checked_tasks(config, data)
     hooks = Hooks()
     learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes, tasks.head_rows), hooks)
+    hooks.folder = plan.path
+    views = learner.plan_views(images_of_tasks(tasks))
     with RunLog.opened(plan) as log, stop_requests() as request:
         sizes = [tasks.get_task_size(task) for task in range(tasks.nb_tasks)]
         logger.info("%s\n%s", data.summary, class_legend(tasks.class_names, sizes))
@@ -185,8 +187,7 @@ def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.dev
             logger.info("%s", ON_VALIDATION)
         if note := learner.precision_note():
             logger.log(*note)
-        hooks.folder = log.path
-        if views := learner.plan_views(images_of_tasks(tasks)):
+        if views:
             logger.info("%s", views)
         warn_of_few_images(config, tasks)
         run = Run(config, tasks, fingerprints(data), learner, log, request)

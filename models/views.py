@@ -152,7 +152,7 @@ def place(size: int, in_memory: float, on_disk: float, folder: Path | None) -> P
         size: Bytes.
         in_memory: The key views_gib.
         on_disk: The key views_disk_gib.
-        folder: Of the run; None: the temporary folder.
+        folder: Of the run, which may not exist yet; None: the temporary folder.
 
     Raises:
         ConfigError: Neither limit, nor the machine, holds it.
@@ -168,6 +168,7 @@ def place(size: int, in_memory: float, on_disk: float, folder: Path | None) -> P
             f"views: a task keeps {wanted}, more than views_gib ({in_memory:g}, in memory) and views_disk_gib "
             f"({on_disk:g}, in a file of the run directory); raise one of them, lower views, or set views_bf16"
         )
-    if size + HEADROOM > (free := shutil.disk_usage(folder).free):
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    if size + HEADROOM > (free := shutil.disk_usage(there).free):
         raise ConfigError(f"views: a task keeps {wanted} on the disk of {folder}, which has {free / GIB:.2f} GiB free")
     return folder

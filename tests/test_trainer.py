@@ -542,3 +542,19 @@ def test_the_other_seeds_are_trained_when_one_diverges(
     with pytest.raises(DivergenceError, match="seed 1 diverged"):
         run("logs", seed=[1, 2], max_tasks=1)
     assert results(run("logs", seed=[2], max_tasks=1, auto_resume=True))["last_acc"] > 0
+
+
+def test_views_that_do_not_fit_are_refused_before_a_run_begins(images: Path, tmp_path: Path) -> None:
+    config = configuration(images, tmp_path / "logs", views=2, views_gib=0.0)
+    with pytest.raises(ConfigError, match=r"views: a task keeps .* GiB, more than views_gib \(0, in memory\)"):
+        trainer.train(config, "tiny")
+    assert not list(tmp_path.glob("logs/*"))
+
+
+def test_a_run_says_what_its_views_take_and_frees_them(
+    run: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        path = run("views", views=2, views_gib=0.0, views_disk_gib=4.0)
+    assert f"views: from task 1 on, at most 0.00 GiB are kept in {path}" in caplog.text
+    assert not list(path.glob("views-*"))

@@ -152,6 +152,7 @@ def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monk
     monkeypatch.setattr(views, "HEADROOM", 0)
     assert place(GIB, 1.0, 0.0, tmp_path) is None
     assert place(GIB, 0.5, 1.0, tmp_path) == tmp_path
+    assert place(GIB, 0.5, 1.0, tmp_path / "a" / "run") == tmp_path / "a" / "run"  # not made yet
     with pytest.raises(ConfigError, match=r"keeps 1.00 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
         place(GIB, 0.5, 0.25, tmp_path)
     monkeypatch.setattr(views, "HEADROOM", 2**60)
