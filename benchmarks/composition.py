@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from benchmarks.workloads import KEPT
+from benchmarks.workloads import FEATURES, KEPT, VIEW
 
 Counts = Counter[str]  # images by phase
 GIB = 2**30
@@ -64,7 +64,7 @@ def our_counts(run: Run, kept: int, batch: int, views: int = 0) -> Counts:
         run: Its shape.
         kept: The most test images there is room for, `room_for`.
         batch: Test images in a batch; whole ones are kept.
-        views: The key `rd_views`.
+        views: The key `views`.
     """
     scored = sum(run.test_images * (1 + task) for task in run.tasks)
     again = sum(min(run.test_images * task // batch * batch, kept) for task in run.tasks)
@@ -85,16 +85,22 @@ def _of_task(run: Run, task: int, views: int) -> Counts:
     func = run.func_epochs * run.train_images
     if task == 0:
         return Counter({"func step": func}) + _rd(run, "rd step", views)
-    if not run.adds(task):
-        return Counter({"scan": run.train_images, "func step, no expansion": func})
-    counted = Counter({"scan": 2 * run.train_images, "func step, one expansion": func})
-    return counted + _rd(run, "rd step, one expansion", views)
+    adds, ending = run.adds(task), VIEW if views else ""
+    scans = Counter({f"scan{ending}": (1 + adds) * run.train_images})
+    made = Counter({"view": min(views, max(run.func_epochs, adds * run.rd_epochs)) * run.train_images})
+    if adds:
+        steps = Counter({f"func step, one expansion{ending}": func})
+        return made + scans + steps + _rd(run, "rd step, one expansion", views, ending)
+    if not views:
+        return scans + Counter({"func step, no expansion": func})
+    read = Counter({"features": min(views, run.func_epochs) * run.train_images})
+    return made + scans + read + Counter({f"func step, no expansion{FEATURES}": func})
 
 
-def _rd(run: Run, phase: str, views: int) -> Counts:
+def _rd(run: Run, phase: str, views: int, ending: str = "") -> Counts:
     computed = min(views, run.rd_epochs) if views else run.rd_epochs
     kept = run.rd_epochs - computed
-    return Counter({phase: computed * run.train_images, f"{phase}{KEPT}": kept * run.train_images})
+    return Counter({f"{phase}{ending}": computed * run.train_images, f"{phase}{KEPT}": kept * run.train_images})
 
 
 def total(counts: Counts, of_an_image: Mapping[str, float]) -> float:

@@ -24,7 +24,7 @@ from benchmarks.command import run_command
 from benchmarks.measure import Timer, Work, best_of, multiply_adds, products
 from benchmarks.run_tables import tables
 from benchmarks.timing import origin, publish, timing_parser
-from benchmarks.workloads import KEPT, TIMM, Setting, Subject, Workshop
+from benchmarks.workloads import FEATURES, KEPT, TIMM, VIEW, Setting, Subject, Workshop
 
 PLAIN = (
     "evaluation",
@@ -35,7 +35,18 @@ PLAIN = (
     "rd step, one expansion",
     "func step, no expansion",
 )
-OURS = (*PLAIN, "evaluation, seen before", f"rd step{KEPT}", f"rd step, one expansion{KEPT}")
+OURS = (
+    *PLAIN,
+    "evaluation, seen before",
+    f"rd step{KEPT}",
+    f"rd step, one expansion{KEPT}",
+    "view",
+    "features",
+    f"scan{VIEW}",
+    f"func step, one expansion{VIEW}",
+    f"rd step, one expansion{VIEW}",
+    f"func step, no expansion{FEATURES}",
+)
 SUBJECTS: list[Subject] = [
     (phase, variant)
     for phase in OURS

@@ -17,7 +17,7 @@ class Mode:
         title: The keys that differ from the default.
         variant: Whose times of the phases.
         targets: By kind of device, the least ratio to the plain run.
-        views: The key `rd_views`.
+        views: The key `views`.
     """
 
     title: str
@@ -29,9 +29,11 @@ class Mode:
 PLAIN = Mode("reference", "reference", {})
 # Only the network's work is timed here; what makes the images ready, such as augmentation on the device, comes on top.
 MODES = (
-    Mode("exact", "exact", {"cpu": 2.2, "cuda": 3}),
-    Mode("bf16", "bf16", {"cpu": 6, "cuda": 8}),
-    Mode("bf16, rd_views 5", "bf16", {"cpu": 15, "cuda": 20}, views=5),
+    Mode("exact", "exact", {"cpu": 2.6, "cuda": 3}),
+    Mode("bf16", "bf16", {"cpu": 4.8, "cuda": 8}),
+    Mode("fp32, views 5", "exact", {"cpu": 6, "cuda": 10}, views=5),
+    Mode("bf16, views 5", "bf16", {"cpu": 11, "cuda": 30}, views=5),
+    Mode("bf16, views 2", "bf16", {"cpu": 15, "cuda": 40}, views=2),
 )
 FORMATS = {"bf16": "bfloat16"}  # of matrix products; float32 in all other variants
 

@@ -31,6 +31,8 @@ CLASSES = 10  # of a task
 MANY = 16  # adapters at each expandable layer
 TIMM = ("forward", "timm")
 KEPT = ", means kept"  # ends the name of a phase that reads token means instead of images
+VIEW = ", view kept"  # of one that reads the input of the first block that can still change
+FEATURES = ", features kept"
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,37 @@ def rd_step_again(learner: Learner, batch: Batch) -> Work:
     return step(phase, loss, batch, epoch=1)
 
 
+def view(learner: Learner, batch: Batch) -> Work:
+    """One batch of a view that is to be kept (the key `views`)."""
+    network, layer = learner.network.eval(), learner.settled_layers()
+    return torch.no_grad()(lambda: network.forward_to(batch[1], layer))
+
+
+def features(learner: Learner, batch: Batch) -> Work:
+    """The features of one batch."""
+    network = learner.network.eval()
+    return torch.no_grad()(lambda: network(batch[1])["features"])
+
+
+def from_view(preparation: Preparation) -> Preparation:
+    """The same work on a batch of which a view is kept."""
+
+    def prepared(learner: Learner, batch: Batch) -> Work:
+        learner.network.kept_layer = learner.settled_layers()
+        return preparation(learner, _with(batch, view(learner, batch)()))
+
+    return prepared
+
+
+def from_features(preparation: Preparation) -> Preparation:
+    """The same work on a batch of which the features are kept."""
+    return lambda learner, batch: preparation(learner, _with(batch, features(learner, batch)()))
+
+
+def _with(batch: Batch, x: Any) -> Batch:
+    return batch[0], x, batch[2]
+
+
 def begun(learner: Learner, name: PhaseName) -> tuple[Phase, Loss]:
     """A phase of the learner's task that has begun, and what it minimises."""
     phase, loss = learner.update_optimizer_and_scheduler(name), learner.loss(name)
@@ -243,6 +276,12 @@ PHASES: dict[str, tuple[Place, Preparation]] = {
     "func step, no expansion": (at_later_task, func_step),
     f"rd step{KEPT}": (at_first_task, rd_step_again),
     f"rd step, one expansion{KEPT}": (at_expansion, rd_step_again),
+    "view": (at_later_task, view),
+    "features": (at_later_task, from_view(features)),
+    f"scan{VIEW}": (at_later_task, from_view(scan)),
+    f"func step, one expansion{VIEW}": (at_expansion, from_view(func_step)),
+    f"rd step, one expansion{VIEW}": (at_expansion, from_view(rd_step)),
+    f"func step, no expansion{FEATURES}": (at_later_task, from_features(func_step)),
     "func step, 1 adapter a layer": (with_adapters(1), func_step),
     f"func step, {MANY} adapters a layer": (with_adapters(MANY), func_step),
 }

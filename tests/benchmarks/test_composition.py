@@ -36,10 +36,22 @@ def test_ours_scores_once_a_task_and_again_what_it_kept():
 @pytest.mark.parametrize(("views", "computed"), [(0, 3), (2, 2), (3, 3), (9, 3)])
 def test_views_replace_the_images_of_later_epochs(views, computed):
     counted = our_counts(SMALL, kept=0, batch=3, views=views)
-    for phase in ("rd step", "rd step, one expansion"):
-        assert counted[phase] == 10 * computed
+    for phase, ending in (("rd step", ""), ("rd step, one expansion", ", view kept" if views else "")):
+        assert counted[f"{phase}{ending}"] == 10 * computed
         assert counted[f"{phase}, means kept"] == 10 * (3 - computed)
     assert counted["evaluation, seen before"] == 0
+
+
+@pytest.mark.parametrize(("views", "expanding", "reading"), [(1, 1, 1), (2, 2, 2), (3, 3, 2), (9, 3, 2)])
+def test_with_views_later_tasks_compute_the_lower_blocks_once_a_view(views, expanding, reading):
+    counted = our_counts(SMALL, kept=0, batch=3, views=views)
+    assert counted["view"] == 10 * (expanding + reading)  # task 1 has 2 and 3 epochs, task 2 has 2
+    assert counted["scan, view kept"] == 2 * 10 + 10
+    assert counted["func step, one expansion, view kept"] == 2 * 10
+    assert counted["features"] == 10 * reading
+    assert counted["func step, no expansion, features kept"] == 2 * 10
+    assert not {"scan", "func step, one expansion", "func step, no expansion"} & (+counted).keys()
+    assert counted["func step"] == 2 * 10
 
 
 def test_the_default_is_the_published_run_and_its_order_the_mean_of_all():

@@ -61,7 +61,7 @@ def test_kept_test_images_are_the_size_of_the_residual_stream(whole):
 
 def test_ratios_are_those_of_times_by_counts(fixed):
     small = Run(expands=(True,), train_images=10, test_images=4, func_epochs=1, rd_epochs=2)
-    exact, bf16, views = MODES
+    exact, bf16, *_, views = MODES
     assert sum(plain_counts(small).values()) == 80 + 4 * 4 + 4 * 8
     assert seconds(fixed, PLAIN, small) == 128 * 8.0 / 2
     fixed["cache"] = {"gib": 1.0, "image_bytes": 1, "batch": 4}
@@ -69,24 +69,22 @@ def test_ratios_are_those_of_times_by_counts(fixed):
     assert ratio(fixed, bf16, small) == pytest.approx(128 * 8.0 / 92)
     assert bound(fixed, exact, small) == pytest.approx(512 / (92 * 10 / 2 / 10.0))
     assert bound(fixed, bf16, small) == pytest.approx(512 / (92 * 10 / 2 / 20.0))
-    for phase in views_kept(fixed):
-        fixed["seconds"]["bf16"][phase] = 0.0
+    for phase in fixed["multiply_adds"]:
+        if phase.endswith("kept"):
+            fixed["seconds"]["bf16"][phase] = 0.0
     one_view = type(views)(views.title, "bf16", views.targets, views=1)
-    assert seconds(fixed, one_view, small) == (80 - 20 + 8 + 4) * 1.0 / 2
-
-
-def views_kept(report: dict[str, Any]) -> list[str]:
-    return [phase for phase in report["multiply_adds"] if phase.endswith("means kept")]
+    # In task 0 one func and one of two rd epochs; in task 1 one view is made, and everything else reads it.
+    assert seconds(fixed, one_view, small) == (10 + 10 + 10 + 8 + 4) * 1.0 / 2
 
 
 def test_the_table_says_which_targets_are_kept(fixed):
     ours, bf16 = (
         line for line in tables(fixed).splitlines() if line.startswith(("| exact | ", "| bf16 | ")) and ">=" in line
     )
-    assert "| >= 2.2 | yes |" in ours
-    assert "| >= 6 | yes |" in bf16
+    assert "| >= 2.6 | yes |" in ours
+    assert "| >= 4.8 | yes |" in bf16
     fixed["seconds"]["exact"] = dict.fromkeys(fixed["seconds"]["exact"], 8.0)
-    assert "| >= 2.2 | no |" in tables(fixed)
+    assert "| >= 2.6 | no |" in tables(fixed)
 
 
 def test_the_document_gets_the_tables_of_its_device_and_nothing_else(whole):
@@ -103,7 +101,7 @@ def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monk
     monkeypatch.setattr(run, "report", None)  # to call it would fail
     run.main(["--from", str(figures), "--write"])
     assert "on a Some GPU, 1 thread(s)" in document.read_text()
-    assert "| >= 20 |" in document.read_text()
+    assert "| >= 30 |" in document.read_text()
 
 
 # ---- by operator
