@@ -5,6 +5,7 @@ that every module is born with, and the order of the images in every pass.
 """
 
 import functools
+import json
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -22,6 +23,7 @@ from backbone.adapter import Adapter, FunctionalAdapter
 from backbone.nested_lora import NestedLoRAAdapter
 from backbone.sema_block import SEMAModules
 from models.sema import Learner
+from utils.config.identity import expands
 from utils.config.load import load
 from utils.config.schema import defaults, schemas
 from utils.data.loader import StreamLoader
@@ -57,6 +59,7 @@ SMALLER = [  # keys that a shipped configuration takes from the tiny one
     *("backbone_type", "backbone_kwargs", "backbone_checkpoint", "pretrained", "adapt_start_layer", "adapt_end_layer"),
     *("device", "seed", "num_workers", "batch_size", "func_epoch", "rd_epoch", "nested_lora_update_interval_slow"),
 ]
+UNLIKE = [*SMALLER, "dataset", "data_root", "prefix", "init_cls", "increment", "class_order_seed", "max_tasks"]
 ELSEWHERE = {
     "seed": "every value is another draw",
     "device": "needs a device; the generator of the CPU draws on all of them",
@@ -166,10 +169,26 @@ def test_a_key_leaves_the_start_of_everything_that_it_does_not_own(kind: str, ke
 
 
 def test_shipped_configurations_start_alike() -> None:
-    found = [of_file(path) for path in FILES]
-    assert len(found) > 20
-    for first, second in combinations(found, 2):
+    expanding = [path for path in FILES if expands(load(path))]
+    assert len(expanding) > 20
+    starts = [of_file(path) for path in distinct(expanding)]
+    assert len(starts) > 10
+    for first, second in combinations(starts, 2):
         assert_paired(first, second)
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear", "joint", "simplecil", "ranpac"])
+def test_a_baseline_starts_as_sema_does(name: str) -> None:
+    ours, common = start(model_name=name).born, plain().born
+    assert {"head.weight", "0.1.0.functional.down_proj.weight"} <= ours.keys() & common.keys()
+    for place in ours.keys() & common.keys():
+        assert torch.equal(ours[place], common[place]), place
+
+
+def distinct(files: list[Path]) -> list[Path]:
+    """One file of those that differ in nothing that the tiny learner of `of_file` has."""
+    found = {json.dumps({**load(path).model_dump(mode="json"), **dict.fromkeys(UNLIKE)}): path for path in files}
+    return list(found.values())
 
 
 def born(kind: type[FunctionalAdapter], **keys: Any) -> dict[str, Tensor]:

@@ -108,10 +108,10 @@ finally:
 
 @pytest.mark.parametrize("lacks", ["", "posix_fallocate"])
 @pytest.mark.parametrize("room", [X.nbytes, X.nbytes - 1])
-def test_a_disk_without_room_is_an_error_with_and_without_a_way_to_reserve_it(tmp_path, lacks, room):
+def test_a_disk_without_room_is_an_error_with_and_without_a_way_to_reserve_it(tmp_path, tmp_path_factory, lacks, room):
     """In a process of its own, whose files have a limit: at a later write it would be ended by the system."""
     arguments = ("-c", LIMITED, lacks, str(tmp_path), str(room))
-    done = forked.python(arguments, Path(__file__).parents[2], os.environ, tmp_path)
+    done = forked.python(arguments, Path(__file__).parents[2], os.environ, tmp_path_factory.mktemp("consoles"))
     fits = room == X.nbytes
     assert (done.returncode, done.stdout) == ((0, "276.0\n") if fits else (1, ""))
     assert fits or "OSError: [Errno 27] File too large" in done.stderr

@@ -258,6 +258,7 @@ def test_training_images_are_augmented_on_the_device_in_every_pass_and_test_imag
     monkeypatch.setattr(StreamLoader, "epoch", noted)
     consolidating = {"nested_lora_use_consolidation": True, "nested_lora_consolidation_mode": "function"}
     keys = {**consolidating, "max_tasks": 2, "rd_epoch": 1, "exp_threshold": 0.5, "branch_eval": False}
+    keys["readouts"] = ["ncm"]
     host, device = run("host", **keys), run("device", **keys, augment_on="device")
     in_training = dict.fromkeys(["func", "rd", "scan", "refill", "probe"], True)
     assert seen == {**in_training, "readouts": False, "test": False}
