@@ -438,8 +438,8 @@ class Run:
         self.branches = {name: AccuracyMatrix.from_json(values) for name, values in state["branches"].items()}
         self.validation = AccuracyMatrix.from_json(state["validation"]) if state.get("validation") else self._no_rows()
         self.per_task = state["tasks"]
-        self._resume_readouts(state.get("readouts", {}))
         self._resume_statistics()
+        self._resume_readouts(state.get("readouts", {}))
         self.clock, self.learner.hooks.training.seconds = RunClock.restore(state["clock"])
         self._accept_changes(data)
         self.log.forget_events_after(state["events"])

@@ -86,6 +86,8 @@ class Learner(BaseLearner):
         while self.position.stage != "done":
             stages[self.position.stage]()
             self.hooks.keep("stage")
+        if self.config.classifier_alignment:  # after the last state of the task: states have no Gaussians
+            self._align()
 
     def settled_layers(self) -> int:
         """After task 0 nothing below the first expandable layer learns, unless adapters learn in every task."""
@@ -293,8 +295,6 @@ class Learner(BaseLearner):
             self._consolidate()
         else:
             self._close({})
-        if self.config.classifier_alignment:
-            self._align()
         self.position.stage = "done"
 
     @property

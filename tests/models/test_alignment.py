@@ -1,11 +1,12 @@
 """Classifier alignment: the Gaussians against numpy, the training of the head against a loop by hand, and a learner."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from learners import NESTED, SMALL, learn, moved, values
+from learners import NESTED, SMALL, assert_equal_states, learn, moved, values
 from torch import nn
 
 from models import Setup, get_model
@@ -138,6 +139,25 @@ def test_a_resumed_learner_takes_the_gaussians_of_a_checkpoint(make, tasks, tmp_
     resumed.load_statistics(file)
     learn(resumed, data)
     assert all(torch.equal(value, values(resumed.network)[name]) for name, value in values(whole.network).items())
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_a_learner_resumed_from_the_last_state_within_a_task_ends_as_the_whole_one(make, tasks, tmp_path, task):
+    data, file = tasks(SIZES), tmp_path / f"task_{task}.safetensors"
+    whole, cut, resumed, states = make(), make(), make(), []
+    learn(cut, data, task)
+    cut.save_checkpoint(file, {})
+    cut.hooks.keep = lambda point: states.append(copy.deepcopy(cut.state())) if point == "stage" else None
+    learn(cut, data)
+    learn(whole, data, 3)
+    resumed.restore(states[-1])
+    if task:
+        resumed.load_statistics(file)
+    resumed.continue_training(data)
+    resumed.after_task()
+    learn(resumed, data, 2 - task)
+    assert torch.equal(resumed.gaussians.means, whole.gaussians.means)
+    assert_equal_states(whole, resumed)
 
 
 def json_free(state):

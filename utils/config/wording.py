@@ -44,6 +44,6 @@ def effect(schema: Mapping[str, Any]) -> str:
 def _bounds(schema: Mapping[str, Any]) -> str:
     if "minimum" in schema and "maximum" in schema:
         return f" from {schema['minimum']:.10g} to {schema['maximum']:.10g}"
-    if "minimum" in schema:
-        return f" >= {schema['minimum']:g}"
-    return f" > {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else ""
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[bound]:.10g}" for bound, sign in signs.items() if bound in schema]
+    return f" {' and '.join(bounds)}" if bounds else ""

@@ -81,6 +81,7 @@ def test_flag_values_that_fit_pass_the_configuration():
         (["--batch_size", "-1"], "batch_size = -1 (flag --batch_size): expected an integer >= 1"),
         (["--batch_size", "1.5"], 'batch_size = "1.5" (flag --batch_size): expected an integer >= 1'),
         (["--init_lr", "nan"], "init_lr = NaN (flag --init_lr): expected a finite number > 0"),
+        (["--val_fraction", "1"], "val_fraction = 1.0 (flag --val_fraction): expected a finite number >= 0 and < 1"),
         (["--shuffle", "no"], 'shuffle = "no" (flag --shuffle): expected true or false'),
         (["--batch_sise", "3"], 'batch_sise = "3" (flag --batch_sise): unknown key; did you mean batch_size?'),
         (["--batch-sise=3"], 'batch_sise = "3" (flag --batch_sise): unknown key; did you mean batch_size?'),
