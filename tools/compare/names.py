@@ -14,7 +14,9 @@ WORDS = {  # for keys that are not well said by their own words; "": the value a
     **dict.fromkeys(("dataset", "model_name", "backbone_type", "ffn_adapter_type"), ""),
     "ffn_num": "bottleneck",
     "nested_lora_update_interval_slow": "interval",
+    "nested_lora_train": "trained branches",
 }
+NULLS = {"nested_lora_train": "all branches trained"}  # null in words, where it does not mean that there is none
 
 ABSENT: Any = object()  # stands for the value of a key that a configuration does not have
 
@@ -68,7 +70,7 @@ def _part(key: str, identity: Mapping[str, Any]) -> str:
         return ""
     value, word = identity[key], WORDS.get(key, key.removeprefix("nested_lora_").removeprefix("use_").replace("_", " "))
     if value is None or isinstance(value, bool):
-        return word if value else f"no {word}"
+        return word if value else NULLS.get(key, f"no {word}")
     text = value if isinstance(value, str) else shown(value)
     return f"{word} {text if len(text) <= LONGEST_VALUE else f'{text[: LONGEST_VALUE - 1]}…'}".strip()
 

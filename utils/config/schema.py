@@ -383,7 +383,9 @@ class Config(BaseModel):
     telemetry_every: int = _run(
         0, "with nested_lora: measure the branches every this many steps of a func phase; 0: once per epoch", ge=0
     )
-    eval_every: int = _run(0, "evaluate the test set every this many epochs of training; 0: never", ge=0)
+    eval_every: int = _run(
+        0, "evaluate every this many epochs of training, on the images of evaluate_on; 0: never", ge=0
+    )
     checkpoint_every: int = _run(
         1, "save the run's state every this many epochs, and between phases; 0: only after each task", ge=0
     )

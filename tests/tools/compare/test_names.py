@@ -35,6 +35,10 @@ RANK, INTERVAL = "nested_lora_rank", "nested_lora_update_interval_slow"
         ),
         ([{"max_tasks": 2}, {}], ["max tasks 2", "no max tasks"]),
         (
+            [NESTED, {**NESTED, "nested_lora_train": ["fast"]}],
+            ["all branches trained", 'trained branches ["fast"]'],
+        ),
+        (
             [{"backbone_kwargs": {"img_size": 48}}, {"backbone_kwargs": {"a" * 80: 1}}],
             ['backbone kwargs {"img_size": 48}', f'backbone kwargs {{"{"a" * 37}…'],
         ),
