@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,11 @@ def test_a_layer_of_the_backbone_is_timed_with_the_tokens_of_a_batch(monkeypatch
 # torch 2.12's inductor imports what torch itself has deprecated (2026-11)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
-def test_compiled_blocks_share_two_functions_give_the_same_numbers_and_stay_as_they_are_in_an_expansion(network, x):
+def test_compiled_blocks_share_two_functions_give_the_same_numbers_and_stay_as_they_are_in_an_expansion(
+    network, x, monkeypatch
+):
+    # Torch's own backend would spend 40 s in the C++ compiler on what is the same graphs.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
     counters.clear()
     plain, compiled = network(), network(compile=True)
