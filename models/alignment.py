@@ -48,12 +48,12 @@ class ClassGaussians:
 
     def observe(self, features: Tensor, labels: Tensor, classes: range) -> None:
         """Take all training images of new classes: features (n, D), labels (n,)."""
-        for label in classes:
-            x = features[labels == label].to(torch.float64)
-            centred = x - x.mean(dim=0)
-            covariance = centred.T @ centred / max(1, len(x) - 1)
-            self.means = torch.cat([self.means, x.mean(dim=0).float()[None]])
-            self.covariances = torch.cat([self.covariances, triangle(covariance).float()[None]])
+        groups = [features[labels == label].to(torch.float64) for label in classes]
+        means = [x.mean(dim=0) for x in groups]
+        centred = [x - mean for x, mean in zip(groups, means, strict=True)]
+        covariances = [triangle(x.T @ x / max(1, len(x) - 1)) for x in centred]
+        self.means = torch.cat([self.means, torch.stack(means).float()])
+        self.covariances = torch.cat([self.covariances, torch.stack(covariances).float()])
 
     def factors(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield label, mean (D,) and the Cholesky factor (D, D) of the covariance of every class with images."""

@@ -5,6 +5,7 @@ Shapes: D embedding width, M width of the random projection, C classes of the wh
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -70,11 +71,10 @@ class FromStatistics(Learner):
 
     readout: ClassVar[type[Readout]]
 
-    def __init__(
-        self, args: Setup | Mapping[str, Any], network: SEMAVitNet | None = None, hooks: Hooks | None = None
-    ) -> None:
-        super().__init__(args, network, hooks)
-        self.statistics = self.readout(self.seed, self.network.backbone.embed_dim)
+    @cached_property
+    def statistics(self) -> Readout:
+        """The sums over all training images so far."""
+        return self.readout(self.seed, self.network.backbone.embed_dim)
 
     @abstractmethod
     def set_head(self) -> None:

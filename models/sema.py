@@ -10,7 +10,7 @@ Shapes: B batch, S image side, N tokens, D embedding width, A adapters at a laye
 import copy
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +27,10 @@ from models.losses import FuncLoss, Loss, RdLoss
 from models.phase import Phase, PhaseName, PhaseTrainer
 from models.protocol import Hooks, Predictions, Report, Tasks
 from models.reports import mean_weights, router_weights
-from models.views import KeptViews, Source, place
+from models.views import Source, ViewKeeper
 from utils.choices import LEARNERS
 from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
-from utils.memory import GIB
 from utils.metrics import count_hits
 from utils.progress import progress
 from utils.runs import events
@@ -67,6 +66,7 @@ class Learner(BaseLearner):
         self.position = Position("done")
         self.phase: Phase | None = None
         self.batches: Iterator[Batch] | None = None  # of the scan
+        self.views = ViewKeeper(self.network, self.config, self.hooks)
         self.gaussians = ClassGaussians(self.network.backbone.embed_dim)  # of the classes, for `_align`
 
     def begin_task(self) -> None:
@@ -97,53 +97,21 @@ class Learner(BaseLearner):
     # ---- kept views, see `models.views`
 
     def plan_views(self, counts: Sequence[int]) -> str:
-        if not (self.config.views and len(counts) > 1):
-            return ""
-        if self.network.continual and self.network.expandable:
-            return "views: none are kept, as adapters of all layers learn in every task (adapter_lifetime)"
-        size = self._bytes(max(counts[1:]))
-        where = place(size, self.config.views_gib, self.config.views_disk_gib, self.hooks.folder)
-        return f"views: from task 1 on, at most {size / GIB:.2f} GiB are kept in {where or 'memory'}"
-
-    def _bytes(self, images: int) -> int:
-        """Return how much the views of a task of so many images take."""
-        vit = self.network.backbone
-        tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens if self.network.expandable else 1
-        return self.config.views * images * tokens * vit.embed_dim * self._kept_as.itemsize
-
-    @property
-    def _kept_as(self) -> torch.dtype:
-        return torch.bfloat16 if self.config.views_bf16 else torch.float32
+        return self.views.plan(counts)
 
     def open_data(self, data_manager: Tasks) -> None:
         super().open_data(data_manager)
         layer = self.settled_layers() if self.config.views and self.cur_task else 0
         if 0 < layer < len(self.network.slots):
-            self.network.kept_layer = layer
-            limits = self.config.views_gib, self.config.views_disk_gib
-            where = place(self._bytes(len(self.train_loader)), *limits, self.hooks.folder)
-            kept = self._kept(self.train_loader, lambda images: self.network.forward_to(images, layer), where)
             self.scan_loader.close()
-            self.train_loader = self.scan_loader = kept
-
-    def _kept(self, source: Source, compute: Callable[[Tensor], Tensor], folder: Path | None = None) -> KeptViews:
-        return KeptViews(
-            source,
-            compute,
-            views=self.config.views,
-            task=self.task_number,
-            batch_size=self.config.eval_batch_size,
-            folder=folder,
-            dtype=self._kept_as,
-            wait=lambda: self.hooks.keep("wait"),
-        )
+            self.train_loader = self.scan_loader = self.views.inputs(self.train_loader, layer, self.task_number)
 
     def _source(self) -> Source:
         """Return what a func phase trains on: where the head alone learns, kept features, if views are kept."""
         learns = {role for role, parameter in self.network.roles() if parameter.requires_grad}
         if not (self.config.views and self.cur_task and self.settled_layers() and learns <= {"head"}):
             return self.train_loader
-        return self._kept(self.train_loader, lambda x: self.network(x)["features"])
+        return self.views.features(self.train_loader, self.task_number)
 
     # ---- training: groups, gates, phases
 

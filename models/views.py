@@ -9,7 +9,7 @@ Shapes: B batch, n training images, K views, N tokens, D embedding width.
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from models.evaluation import allocate
+from models.protocol import Hooks
+from utils.config.schema import Config
 from utils.data.loader import Batch
 from utils.errors import ConfigError, UserError
+from utils.inc_net import SEMAVitNet
 from utils.memory import GIB, memory
 from utils.progress import progress
 
@@ -39,24 +42,8 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Store:
-    """Room for K views of n images, in memory or in a file without a name, which ends with the process.
-
-    Args:
-        shape: (K, n, ...).
-        dtype: Of the values.
-        folder: Of the file; None: in memory.
-
-    Raises:
-        UserError: The disk is full.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> None:
-        self.values = torch.empty(shape, dtype=dtype) if folder is None else on_disk(shape, dtype, folder)
-
-
 def on_disk(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """Return a tensor in a file without a name; raise UserError if the disk is full."""
+    """Return a tensor in a file without a name, which ends with the process; raise UserError if the disk is full."""
     count = torch.Size(shape).numel()
     try:
         with tempfile.NamedTemporaryFile(prefix="views-", dir=folder) as file:
@@ -78,7 +65,7 @@ class KeptViews:
         views: K.
         task: Names the streams of the views.
         batch_size: Images that are computed at a time.
-        folder: See `Store`.
+        folder: Of the file that holds the values; None: they are in memory.
         dtype: In which values are kept; batches have that of the computed ones.
         wait: Called after each computed batch.
     """
@@ -98,7 +85,7 @@ class KeptViews:
         self.source, self.compute, self.views, self.task = source, compute, views, task
         self.batch_size, self.folder, self.dtype, self.wait = batch_size, folder, dtype, wait
         self.device = source.device
-        self._store: Store | None = None
+        self._values: Tensor | None = None  # (K, n, ...)
         self._labels = torch.empty(len(source), dtype=torch.int64)
         self._known: set[int] = set()  # views
 
@@ -113,16 +100,15 @@ class KeptViews:
 
     def close(self) -> None:
         """Free what is kept, and close the source."""
-        self._store = None
+        self._values = None
         self._known.clear()
         self.source.close()
 
     def epoch(self, *stream: int | str, batch_size: int, shuffle: bool, start: int = 0) -> Iterator[Batch]:
         """Iterate once over the images, see `StreamLoader.epoch`; the last name of the stream is a number."""
-        view = int(stream[-1]) % self.views
+        values = self._view(int(stream[-1]) % self.views)
         order = torch.tensor(self.order(*stream, shuffle=shuffle))
         for indices in order.split(batch_size)[start:]:
-            values = self._view(view)  # again, as another pass may have closed it
             x = values[indices].to(self.device, torch.float32, non_blocking=True)
             yield indices, x, self._labels[indices].to(self.device)
 
@@ -136,13 +122,68 @@ class KeptViews:
                 self._labels[indices] = labels.cpu()
                 self.wait()
             self._known.add(view)
-        assert self._store is not None
-        return self._store.values[view]
+        assert self._values is not None
+        return self._values[view]
 
     def _keep(self, view: int, indices: Tensor, x: Tensor) -> None:
-        if self._store is None:
-            self._store = Store((self.views, len(self), *x.shape[1:]), self.dtype, self.folder)
-        self._store.values[view][indices] = x.to("cpu", self.dtype)
+        if self._values is None:
+            shape = (self.views, len(self), *x.shape[1:])
+            if self.folder is None:
+                self._values = torch.empty(shape, dtype=self.dtype)
+            else:
+                self._values = on_disk(shape, self.dtype, self.folder)
+        self._values[view][indices] = x.to("cpu", self.dtype)
+
+
+class ViewKeeper:
+    """Keeps views for a learner, as the keys `views`, `views_gib`, `views_disk_gib` and `views_bf16` say."""
+
+    def __init__(self, network: SEMAVitNet, config: Config, hooks: Hooks) -> None:
+        self.network, self.config, self.hooks = network, config, hooks
+        self.dtype = torch.bfloat16 if config.views_bf16 else torch.float32
+
+    def bytes(self, images: int) -> int:
+        """Return how much the views of a task of so many images take: block inputs, and features."""
+        vit = self.network.backbone
+        tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens if self.network.expandable else 0
+        return self.config.views * images * (tokens + 1) * vit.embed_dim * self.dtype.itemsize
+
+    def place(self, images: int) -> Path | None:
+        """Return where they are kept, see `place`."""
+        limits = self.config.views_gib, self.config.views_disk_gib
+        return place(self.bytes(images), *limits, self.hooks.folder)
+
+    def plan(self, counts: Sequence[int]) -> str:
+        """Return what is kept as a line for the log, given the number of training images of every task."""
+        if not (self.config.views and len(counts) > 1):
+            return ""
+        if self.network.continual and self.network.expandable:
+            return "views: none are kept, as adapters of all layers learn in every task (adapter_lifetime)"
+        most = max(counts[1:])
+        where = self.place(most) or "memory"
+        return f"views: from task 1 on, at most {self.bytes(most) / GIB:.2f} GiB are kept in {where}"
+
+    def inputs(self, source: Source, layer: int, task: int) -> KeptViews:
+        """Return the images of a source as the input (B, N, D) of block `layer`."""
+        self.network.kept_layer = layer
+        where = self.place(len(source))
+        return self._kept(source, lambda images: self.network.forward_to(images, layer), task, where)
+
+    def features(self, source: Source, task: int) -> KeptViews:
+        """Return the images of a source as features (B, D)."""
+        return self._kept(source, lambda x: self.network(x)["features"], task, None)
+
+    def _kept(self, source: Source, compute: Callable[[Tensor], Tensor], task: int, folder: Path | None) -> KeptViews:
+        return KeptViews(
+            source,
+            compute,
+            views=self.config.views,
+            task=task,
+            batch_size=self.config.eval_batch_size,
+            folder=folder,
+            dtype=self.dtype,
+            wait=lambda: self.hooks.keep("wait"),
+        )
 
 
 def place(size: int, in_memory: float, on_disk: float, folder: Path | None) -> Path | None:

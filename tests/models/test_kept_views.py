@@ -33,7 +33,7 @@ class Anew(KeptViews):
 
     def _view(self, view: int) -> Tensor:
         self._known.clear()
-        self._store = None
+        self._values = None
         return super()._view(view).clone()
 
 
@@ -54,7 +54,7 @@ def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch,
     kept, data = make(**keys), TinyTasks(SIZES)
     kept.hooks.folder = tmp_path
     learn(kept, data, 3)
-    monkeypatch.setattr("models.sema.KeptViews", Anew)
+    monkeypatch.setattr("models.views.KeptViews", Anew)
     anew = make(**keys)
     anew.hooks.folder = tmp_path
     learn(anew, data, 3)
@@ -176,11 +176,11 @@ def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeyp
 def test_the_plan_says_what_the_largest_task_takes(make) -> None:
     learner = make(**GROWS, views=3)
     tokens, width = 4 * 4 + 1, 32
-    size = 3 * 50 * tokens * width * 4
-    assert learner._bytes(50) == size
+    size = 3 * 50 * (tokens + 1) * width * 4  # and the features
+    assert learner.views.bytes(50) == size
     assert (
         learner.plan_views([900, 20, 50]) == f"views: from task 1 on, at most {size / GIB:.2f} GiB are kept in memory"
     )
-    assert make(**GROWS, views=3, views_bf16=True)._bytes(50) == size // 2
+    assert make(**GROWS, views=3, views_bf16=True).views.bytes(50) == size // 2
     with pytest.raises(ConfigError, match="views_gib"):
         make(**GROWS, views_gib=0.0).plan_views([900, 20, 50])

@@ -1,7 +1,7 @@
 """Types of values that need more than a bound or a list of choices."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -108,23 +108,23 @@ def _without_repeats(seeds: list[int]) -> list[int]:
     return seeds
 
 
-def _known_branches(names: list[str]) -> list[str]:
-    known = list(dict.fromkeys(branch for name in ADAPTERS.names() for branch in ADAPTERS[name].branches))
+def _some(names: list[str], known: Sequence[str], what: str, expected: str) -> list[str]:
+    """Return names that are known and different; `what` is a word for one of them."""
     for name in names:
         if name not in known:
-            raise ValueError(f"{name!r} is no branch; expected some of {', '.join(known)}{did_you_mean(name, known)}")
+            raise ValueError(f"{name!r} is no {what}; expected {expected}{did_you_mean(name, known)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"a branch is given twice; expected {SOME_BRANCHES}")
+        raise ValueError(f"a {what} is given twice; expected {expected}")
     return names
+
+
+def _known_branches(names: list[str]) -> list[str]:
+    known = list(dict.fromkeys(branch for name in ADAPTERS.names() for branch in ADAPTERS[name].branches))
+    return _some(names, known, "branch", f"some of {', '.join(known)}")
 
 
 def _known_readouts(names: list[str]) -> list[str]:
-    for name in names:
-        if name not in READOUTS:
-            raise ValueError(f"{name!r} is no readout; expected {SOME_READOUTS}{did_you_mean(name, READOUTS)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"a readout is given twice; expected {SOME_READOUTS}")
-    return names
+    return _some(names, READOUTS, "readout", SOME_READOUTS)
 
 
 def _for_timm(kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
