@@ -17,8 +17,9 @@ from benchmarks.timing import Report
 from tools.generated import markdown_table
 from utils.runs.directory import RESULTS
 
-SHORT = {"func_epoch": 2, "rd_epoch": 3, "readouts": [], "num_threads": 1}
+SHORT = {"func_epoch": 2, "rd_epoch": 3, "num_threads": 1}
 EXACTLY = {"deterministic": True}
+LONGEST = 65.0  # seconds of a run
 FIRST = "checkpoints/task_0.safetensors"  # of a run that has learned a task
 LOOK = 0.05  # seconds between two looks for it
 
@@ -73,33 +74,41 @@ def report(config: Path, device: torch.device, folder: Path, where: Mapping[str,
 
 def _run(case: Case, config_and_device: list[str], output: Path) -> dict[str, Any]:
     keys = {**SHORT, **case.keys, "output_dir": str(output)}
-    flags = [part for key, value in keys.items() if value != [] for part in (f"--{key}", _text(value))]
+    flags = [part for key, value in keys.items() for part in (f"--{key}", _text(value))]
+    command, log = [sys.executable, "main.py", "--config", *config_and_device, *flags], output.with_suffix(".log")
     started = time.monotonic()
-    with output.with_suffix(".log").open("wb") as log:
-        command = [sys.executable, "main.py", "--config", *config_and_device, *flags]
-        code = _until_stopped(command, log, output) if case.stops else subprocess.call(command, stdout=log, stderr=log)
-        if case.stops and code == 128 + signal.SIGTERM:
-            code = subprocess.call([*command, "--auto_resume", "true"], stdout=log, stderr=log)
-        elif case.stops and not code:
+    try:
+        code = _ended(command, log, output if case.stops else None, LONGEST)
+        if case.stops and code == 0:
             return {"failed": "it ended before it could be stopped"}
+        if case.stops and code == 128 + signal.SIGTERM:
+            code = _ended([*command, "--auto_resume", "true"], log, None, LONGEST - (time.monotonic() - started))
+    except subprocess.TimeoutExpired:
+        return {"failed": f"it took longer than {LONGEST:g} s"}
     if code:
-        return {"failed": last_line(output.with_suffix(".log"))}
+        return {"failed": last_line(log)}
     (results,) = output.glob(f"*/{RESULTS}")
     found = {key: value for key, value in json.loads(results.read_text(encoding="utf-8")).items() if key != "run"}
     return {"seconds": time.monotonic() - started, "results": found}
 
 
 def _text(value: object) -> str:
-    return json.dumps(value) if isinstance(value, bool | dict) else str(value)
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-def _until_stopped(command: list[str], log: Any, output: Path) -> int:
-    """Run a command, ask it to stop when the first task is learned, and return its exit code."""
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    while process.poll() is None and not any(output.glob(f"*/{FIRST}")):
-        time.sleep(LOOK)
-    process.terminate()
-    return process.wait()
+def _ended(command: list[str], log: Path, stopped_in: Path | None, limit: float) -> int:
+    """Run a command, in this folder ask it to stop when the first task is learned, and return its exit code."""
+    ends = time.monotonic() + limit
+    with log.open("ab") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            while stopped_in and process.poll() is None and time.monotonic() < ends:
+                if any(stopped_in.glob(f"*/{FIRST}")):
+                    process.terminate()
+                    break
+                time.sleep(LOOK)
+            return process.wait(max(0.0, ends - time.monotonic()))
+        finally:
+            process.kill()
 
 
 def last_line(log: Path) -> str:
@@ -112,15 +121,13 @@ def tables(report: Report) -> str:
     """A line for each run."""
     runs = report["runs"]
     resumed, whole = (runs[name].get("results") for name in (RESUMED, WHOLE))
-    same = "" if None in (resumed, whole) else "the same" if resumed == whole else "others"
+    same = "the same as without the stop" if resumed == whole else "not those without the stop"
     epochs = f"{SHORT['func_epoch']} func and {SHORT['rd_epoch']} rd epochs"
     where = f"on a {report['machine']['device']} and on the CPU"
     note = f"`exps/{report['config']}.json` with {epochs}, {where}; all runs at the same time.\n\n"
     header = ["run", "last accuracy, %", "average incremental accuracy, %", "adapters per block", "s", "results"]
-    rows = [
-        [name, *_cells(run), (same and f"{same} as without the stop") if name == RESUMED else ""]
-        for name, run in runs.items()
-    ]
+    told = {} if None in (resumed, whole) else {RESUMED: same}
+    rows = [[name, *_cells(run), told.get(name, "")] for name, run in runs.items()]
     return note + markdown_table(header, rows)
 
 

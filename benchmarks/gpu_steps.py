@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from itertools import product, repeat
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,6 @@ WATCHED: list[Subject] = [
     (ONE, "exact"),
     (f"rd step, one expansion{VIEW}", "exact"),
 ]
-PLACES: dict[str, Callable[[Path], dict[str, Any]]] = {  # of kept views, as arguments of KeptViews
-    "memory": lambda _: {},
-    "file": lambda folder: {"folder": folder},
-}
 KEPT_AS = {"exact": torch.float32, "bf16": torch.bfloat16}
 OUT_OF_MEMORY = "out of memory"
 
@@ -189,14 +186,22 @@ def views(setting: Setting, rounds: int, timer: Timer, images: int) -> dict[str,
     """
     shop, rows = Workshop(setting), []
     with tempfile.TemporaryDirectory() as folder:
-        for variant, place in product(KEPT_AS, PLACES):
+        for variant, (place, where) in product(KEPT_AS, places(setting.device, Path(folder)).items()):
             learner = shop.learner(variant)
             at_expansion(learner, Noise(shop.batch))
             learner.network.kept_layer = learner.settled_layers()
-            kept = _kept(setting, learner, images, KEPT_AS[variant], PLACES[place](Path(folder)))
+            kept = _kept(setting, learner, images, KEPT_AS[variant], where)
             rows.append({"place": place, "variant": variant, **_fetching(kept, learner, setting.batch, rounds, timer)})
             kept.close()
     return {**origin(setting, rounds, timer), "images": images, "rows": rows}
+
+
+def places(device: torch.device, folder: Path) -> dict[str, dict[str, Any]]:
+    """Where views can be kept, as arguments of `KeptViews`."""
+    if "where" not in signature(KeptViews).parameters:
+        return {"host memory": {}, "file": {"folder": folder}}
+    known = {"host memory": torch.device("cpu"), "file": folder, "device memory": device}
+    return {name: {"where": where} for name, where in known.items()}
 
 
 def _kept(setting: Setting, learner: Learner, images: int, kind: torch.dtype, place: dict[str, Any]) -> KeptViews:
