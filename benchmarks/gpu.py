@@ -47,6 +47,7 @@ from benchmarks.measure import Timer
 from benchmarks.timing import Report, origin, place, timing_parser
 from benchmarks.workloads import Setting
 from tools.generated import replace_part
+from utils.devices import resolve_device
 from utils.files import atomic_write
 
 LEAST = 10.0  # seconds with which a part is begun
@@ -104,15 +105,15 @@ def _profile(task: Task) -> None:
     task.save(profiles.report(replace(task.setting, batch=sizes[len(sizes) // 2]), *task.usual[1:]))
 
 
-# The document has a part of each name, followed by the kind of device.
+# In order of importance. The document has a part of each name, followed by the kind of device.
 PARTS = {
-    "runs": Part(_runs, gpu_runs.tables, 75),
-    "run": Part(lambda task: task.save(run.report(*task.usual)), run_tables.tables, 130),
+    "run": Part(lambda task: task.save(run.report(*task.usual)), run_tables.tables, 240),
+    "runs": Part(_runs, gpu_runs.tables, 80),
     "steps": Part(lambda task: gpu_steps.report(*task.usual, task.given.sizes, task.save), gpu_tables.steps, 120),
-    "phases": Part(lambda task: task.save(phases.report(*task.usual, FORMATS)), phase_tables.tables, 100),
+    "phases": Part(lambda task: task.save(phases.report(*task.usual, FORMATS)), phase_tables.tables, 120),
     "views": Part(lambda task: task.save(gpu_steps.views(*task.usual, task.given.images)), gpu_tables.views, 60),
     "profile": Part(_profile, profiles.tables, 45),
-    "growth": Part(_growth, growth_tables.tables, 60),
+    "growth": Part(_growth, growth_tables.tables, 90),
     "compile": Part(lambda task: gpu_steps.compiled(*task.usual, task.given.sizes, task.save), gpu_tables.steps, 150),
 }
 
@@ -120,7 +121,7 @@ PARTS = {
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write what is asked for; the exit code is 1 if a part has no figures or no tables."""
     parser = timing_parser("gpu", __doc__, rounds=3, place="folder")
-    parser.set_defaults(batch=32)
+    parser.set_defaults(batch=32, device="cuda")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing is measured")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="in this order")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 256], help="batch sizes of the steps")
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("one of --json and --from is needed")
     if given.earlier:
         return max(shown(part, folder, given.write) for part in given.parts)
+    resolve_device(given.device)
     folder.mkdir(parents=True, exist_ok=True)
     return measure_all(given, arguments)
 

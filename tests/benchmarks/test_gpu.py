@@ -216,6 +216,12 @@ def test_figures_of_another_machine_are_written_without_measuring(tmp_path, monk
     assert text.count(f"on a {CARD}") == len(gpu.PARTS) - 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_begun(tmp_path):
+    with pytest.raises(ConfigError, match="this machine has no GPU 0"):
+        gpu.main(["--json", str(tmp_path)])
+
+
 def test_a_folder_is_needed(capsys):
     with pytest.raises(SystemExit):
         gpu.main([])
