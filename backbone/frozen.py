@@ -43,25 +43,29 @@ class FrozenLinear(nn.Linear):
         x = x.to(torch.bfloat16)
         if x.device.type == "cpu" and packs():
             return _Packed.apply(x, self, rows)  # type: ignore[no-untyped-call]
-        return linear(x, *self._once(("rounded", rows), lambda: self._values(rows, torch.bfloat16)))
+        return linear(x, *self._once(("rounded", rows), lambda: self._rounded(rows)))
 
     def packed(self, rows: Rows, backwards: bool) -> Tensor:
         """Return the rounded weight in oneDNN's order, for the product forwards or that of the gradient."""
 
         def pack() -> Tensor:
-            weight = self._values(rows, torch.bfloat16)[0]
-            weight = weight.mT.contiguous() if backwards else weight
-            return torch.ops.mkldnn._reorder_linear_weight(weight)
+            weight = self._rounded(rows)[0]
+            return torch.ops.mkldnn._reorder_linear_weight(weight.mT.contiguous() if backwards else weight)
 
         return self._once(("packed", rows, backwards), pack)
 
     def rounded_bias(self, rows: Rows) -> Tensor | None:
-        return self._once(("bias", rows), lambda: self._values(rows, torch.bfloat16)[1])
+        return self._once(("bias", rows), lambda: self._rounded(rows)[1])
 
-    def _values(self, rows: Rows, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    def _values(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         first, end = rows
-        weight, bias = self.weight[first:end], None if self.bias is None else self.bias[first:end]
-        return weight.to(dtype), None if bias is None else bias.to(dtype)
+        if end - first == self.out_features:
+            return self.weight, self.bias
+        return self.weight[first:end], None if self.bias is None else self.bias[first:end]
+
+    def _rounded(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._values(rows)
+        return weight.bfloat16(), None if bias is None else bias.bfloat16()
 
     def _once(self, name: Any, make: Any) -> Any:
         """Return a value that is made again when the weight is another, or has changed in place."""

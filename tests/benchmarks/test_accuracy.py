@@ -37,6 +37,6 @@ def test_every_key_of_speed_that_can_change_a_result_has_a_member_of_its_own_and
 @pytest.mark.parametrize("kind", VIEWS)
 def test_kept_views_are_compared_with_fresh_ones_on_five_seeds_and_in_nothing_else(kind: str) -> None:
     plan = read_plan(VIEWS[kind], "logs")
-    assert [dict(run.member.changes) for run in plan[::5]] == [{}, {"views": 5}, {"views": 2}]
-    assert [run.seed for run in plan] == 3 * [1993, 1994, 1995, 1996, 1997]
+    assert [dict(run.member.changes) for run in plan[:3]] == [{}, {"views": 5}, {"views": 2}]
+    assert [run.seed for run in plan[::3]] == [1993, 1994, 1995, 1996, 1997]
     assert {run.member.config.ffn_adapter_type for run in plan} == {kind}
