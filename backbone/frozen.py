@@ -43,25 +43,29 @@ class FrozenLinear(nn.Linear):
         x = x.to(torch.bfloat16)
         if x.device.type == "cpu" and packs():
             return _Packed.apply(x, self, rows)  # type: ignore[no-untyped-call]
-        return linear(x, *self._once(("rounded", rows), lambda: self._values(rows, torch.bfloat16)))
+        return linear(x, *self._once(("rounded", rows), lambda: self._rounded(rows)))
 
     def packed(self, rows: Rows, backwards: bool) -> Tensor:
         """Return the rounded weight in oneDNN's order, for the product forwards or that of the gradient."""
 
         def pack() -> Tensor:
-            weight = self._values(rows, torch.bfloat16)[0]
-            weight = weight.mT.contiguous() if backwards else weight
-            return torch.ops.mkldnn._reorder_linear_weight(weight)
+            weight = self._rounded(rows)[0]
+            return torch.ops.mkldnn._reorder_linear_weight(weight.mT.contiguous() if backwards else weight)
 
         return self._once(("packed", rows, backwards), pack)
 
     def rounded_bias(self, rows: Rows) -> Tensor | None:
-        return self._once(("bias", rows), lambda: self._values(rows, torch.bfloat16)[1])
+        return self._once(("bias", rows), lambda: self._rounded(rows)[1])
 
-    def _values(self, rows: Rows, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    def _values(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         first, end = rows
-        weight, bias = self.weight[first:end], None if self.bias is None else self.bias[first:end]
-        return weight.to(dtype), None if bias is None else bias.to(dtype)
+        if end - first == self.out_features:
+            return self.weight, self.bias
+        return self.weight[first:end], None if self.bias is None else self.bias[first:end]
+
+    def _rounded(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._values(rows)
+        return weight.bfloat16(), None if bias is None else bias.bfloat16()
 
     def _once(self, name: Any, make: Any) -> Any:
         """Return a value that is made again when the weight is another, or has changed in place."""
@@ -79,14 +83,15 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear, rows: Rows) -> Tensor:
         ctx.layer, ctx.rows = layer, rows
-        return _product(x, layer.packed(rows, backwards=False), layer.rounded_bias(rows))
+        return packed_product(x, layer.packed(rows, backwards=False), layer.rounded_bias(rows))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _product(gradient.contiguous(), ctx.layer.packed(ctx.rows, backwards=True), None), None, None
+        return packed_product(gradient.contiguous(), ctx.layer.packed(ctx.rows, backwards=True), None), None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return oneDNN's product of x (..., in) with a weight in its own order: (..., out)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -126,8 +131,13 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:  # (B,
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # (B, H, Q, E), (B, H, N, E) twice
     if q.device.type == "cpu" and v.dtype == torch.bfloat16 and v.requires_grad:
-        return (q * scale @ k.mT).softmax(dim=-1).to(v.dtype) @ v
+        return plain_attention(q, k, v, scale)
     return scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return softmax(q k^T scale) v by plain products: (B, H, Q, E), (B, H, N, E) twice -> (B, H, Q, E)."""
+    return (q * scale @ k.mT).softmax(dim=-1).to(v.dtype) @ v
 
 
 def understands(attn: nn.Module) -> bool:
