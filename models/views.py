@@ -157,15 +157,16 @@ class ViewKeeper:
         """Return what is kept as a line for the log, given the number of training images of every task."""
         if not (self.config.views and len(counts) > 1):
             return ""
-        if self.network.continual and self.network.expandable:
-            return "views: none are kept, as adapters of all layers learn in every task (adapter_lifetime)"
+        if self.network.expandable and not self.network.settled:
+            first = self.network.slots[0].expandable
+            keys = "adapt_start_layer" if first else "adapter_lifetime, nested_lora_continual_layers"
+            return f"views: none are kept, as adapters of the first layer learn in later tasks ({keys})"
         most = max(counts[1:])
         where = self.place(most) or "memory"
         return f"views: from task 1 on, at most {self.bytes(most) / GIB:.2f} GiB are kept in {where}"
 
     def inputs(self, source: Source, layer: int, task: int) -> KeptViews:
         """Return the images of a source as the input (B, N, D) of block `layer`."""
-        self.network.kept_layer = layer
         where = self.place(len(source))
         return self._kept(source, lambda images: self.network.forward_to(images, layer), task, where)
 

@@ -21,6 +21,8 @@ from utils.memory import GIB
 SIZES = [2, 2, 2]
 GROWS = {"exp_threshold": 0.5}  # layers expand in later tasks
 STAYS = {"exp_threshold": 1e9}  # only the head learns in later tasks
+EXPANDABLE = {"adapter_lifetime": "continual", "nested_lora_continual_layers": "expandable"}
+CONSOLIDATES = {**NESTED, "nested_lora_use_consolidation": True}
 
 
 @pytest.fixture
@@ -41,7 +43,9 @@ class Anew(KeptViews):
     "keys",
     [
         {**GROWS, "func_epoch": 5},
-        {**GROWS, **NESTED, "nested_lora_use_consolidation": True},
+        {**GROWS, **CONSOLIDATES},
+        {**GROWS, **EXPANDABLE, **CONSOLIDATES},
+        {**STAYS, **EXPANDABLE, "ffn_adapter_type": "adaptmlp"},
         {**GROWS, "views_bf16": True},
         {**GROWS, "precision": "bf16"},
         {**GROWS, "views_gib": 0.0, "views_disk_gib": 1.0},
@@ -61,7 +65,7 @@ def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch,
     expected = values(anew.network)
     assert all(torch.equal(value, expected[name]) for name, value in values(kept.network).items())
     grown = sum(slot.num_adapters for slot in kept.network.slots) > len(kept.network.slots)
-    assert grown == ("exp_threshold" in keys and keys != STAYS)
+    assert grown == (keys.get("exp_threshold") == GROWS["exp_threshold"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -112,21 +116,33 @@ def test_epochs_take_the_views_in_turn(make) -> None:
     assert half == whole[1:]
 
 
-@pytest.mark.parametrize("keys", [{**NESTED, "adapter_lifetime": "continual"}, {"views": 0}])
-def test_no_views_are_kept_where_lower_layers_learn_or_none_are_asked_for(make, keys) -> None:
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({**NESTED, "adapter_lifetime": "continual"}, "nested_lora_continual_layers"),
+        ({**EXPANDABLE, "adapt_start_layer": 0}, "adapt_start_layer"),
+        ({"adapt_start_layer": 0}, "adapt_start_layer"),
+        ({"views": 0}, ""),
+    ],
+)
+def test_no_views_are_kept_where_lower_layers_learn_or_none_are_asked_for(make, keys, named) -> None:
     learner, data = make(**GROWS, **keys), TinyTasks(SIZES)
     learn(learner, data)
     learner.begin_data(data)
     assert isinstance(learner.train_loader, StreamLoader)
-    assert ("none are kept" in learner.plan_views([12, 12, 12])) == ("adapter_lifetime" in keys)
+    plan = learner.plan_views([12, 12, 12])
+    assert ("none are kept" in plan) == bool(named)
+    assert named in plan
 
 
-def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make) -> None:
+@pytest.mark.parametrize("keys", [{}, EXPANDABLE, {**EXPANDABLE, **CONSOLIDATES}])
+def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make, keys) -> None:
     class Stop(Exception):
         pass
 
     data, states = TinyTasks(SIZES), []
-    whole, cut, resumed = make(**GROWS), make(**GROWS), make(**GROWS)
+    keys = {**GROWS, **NESTED, **keys}
+    whole, cut, resumed = make(**keys), make(**keys), make(**keys)
     learn(whole, data, 3)
     learn(cut, data, 2)
 

@@ -226,6 +226,14 @@ class Config(BaseModel):
         "expansion: an adapter is trained in the task that adds it; continual: in every task from then on",
         unread_by=NO_EXPANSION,
     )
+    nested_lora_continual_layers: Literal["all", "expandable"] = _adapter(
+        "all",
+        "layers whose adapters, of any type, learn in every task with adapter_lifetime continual; expandable: the "
+        "adapters of all other layers are trained in the first task only, so that what those before "
+        "adapt_start_layer compute can be kept",
+        idle_if={"adapter_lifetime": ["expansion"]},
+        unread_by=NO_EXPANSION,
+    )
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0, unread_by=NO_EXPANSION)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0, unread_by=NO_EXPANSION)
 
