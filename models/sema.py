@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,7 +167,9 @@ class Learner(BaseLearner):
         stream, size = (name, self.task_number, self.position.cycle), self.config.batch_size
         if name == "func":
             return FuncLoss(self.network, self._source(), stream, size, self.task_classes)
-        return RdLoss(self.network, self.train_loader, stream, size, self.config.views or self.config.rd_views)
+        views = self.config.views or self.config.rd_views
+        keep = partial(self.views.kept, views=views, task=self.task_number) if views else None
+        return RdLoss(self.network, self.train_loader, stream, size, keep)
 
     def _begin_phase(self, name: PhaseName) -> Phase:
         phase = self.update_optimizer_and_scheduler(name)

@@ -1,6 +1,6 @@
 """Kept views: a run with them is, bit by bit, a run that computes the same views anew each time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from models import Setup, get_model, views
 from models.protocol import Hooks
 from models.sema import Learner
-from models.views import KeptViews, place
-from utils.data.loader import StreamLoader
+from models.views import CPU, KeptViews, named, place, prefetched
+from utils.data.loader import Batch, StreamLoader
 from utils.errors import ConfigError, UserError
 from utils.memory import GIB
 
@@ -51,6 +51,8 @@ class Anew(KeptViews):
         {**GROWS, "views_gib": 0.0, "views_disk_gib": 1.0},
         STAYS,
         {"model_name": "linear"},
+        {**GROWS, "views": 0, "rd_views": 2, "rd_epoch": 5},
+        {**GROWS, "rd_epoch": 5},
     ],
 )
 def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch, tmp_path, keys) -> None:
@@ -82,7 +84,7 @@ def test_an_image_has_so_many_views_in_a_task_whatever_the_epochs(make, monkeypa
     learn(learner, data)
     first = len(passes)
     learn(learner, data, 2)
-    assert {stream[0] for stream in passes[:first]} == {"func", "rd"}
+    assert {stream[0] for stream in passes[:first]} == {"func", "view"}  # the latter of its rd phase
     assert sorted(passes[first:]) == [("view", task, view) for task in (1, 2) for view in (0, 1)]
 
 
@@ -161,12 +163,33 @@ def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make, keys) 
     assert all(torch.equal(value, expected[name]) for name, value in values(resumed.network).items())
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_batches_are_sent_on_one_ahead_as_they_are(count) -> None:
+    made: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(count):
+            made.append(number)
+            x = torch.full((1, 2), number + 0.1, dtype=torch.bfloat16)
+            yield torch.tensor([number]), x, torch.tensor([-number])
+
+    found = []
+    for number, batch in enumerate(prefetched(batches(), CPU, CPU)):
+        assert made == list(range(min(number + 2, count)))
+        found.append(batch)
+    assert len(found) == count
+    for (indices, x, labels), (ours, sent, classes) in zip(batches(), found, strict=True):
+        assert (ours.tolist(), classes.tolist()) == (indices.tolist(), labels.tolist())
+        assert sent.dtype == torch.float32
+        assert torch.equal(sent, x.float())
+
+
 # ---- room
 
 
 def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(views, "HEADROOM", 0)
-    assert place(GIB, 1.0, 0.0, tmp_path) is None
+    assert place(GIB, 1.0, 0.0, tmp_path) == CPU
     assert place(GIB, 0.5, 1.0, tmp_path) == tmp_path
     assert place(GIB, 0.5, 1.0, tmp_path / "a" / "run") == tmp_path / "a" / "run"  # not made yet
     with pytest.raises(ConfigError, match=r"keeps 1.00 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
@@ -177,6 +200,15 @@ def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monk
     monkeypatch.setattr(views, "memory", lambda: GIB // 2)
     with pytest.raises(ConfigError, match=r"this machine has 0\.50 GiB of memory"):
         place(GIB, 4.0, 0.0, tmp_path)
+
+
+def test_views_go_to_a_gpu_that_has_twice_their_room_within_the_same_limit(tmp_path) -> None:
+    gpu = torch.device("cuda", 1)
+    assert place(GIB, 1.0, 0.0, tmp_path, gpu, 2 * GIB) == gpu
+    assert place(GIB, 1.0, 0.0, tmp_path, gpu, 2 * GIB - 1) == CPU
+    with pytest.raises(ConfigError, match="views_gib"):
+        place(GIB + 1, 1.0, 0.0, tmp_path, gpu, 70 * GIB)
+    assert [named(where) for where in (gpu, CPU, tmp_path)] == ["the memory of cuda:1", "memory", str(tmp_path)]
 
 
 def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:

@@ -314,7 +314,13 @@ class Config(BaseModel):
         ge=0,
         unread_by=(*STATISTICS, *WITH_ADAPTER, "finetune", "joint"),
     )
-    views_gib: float = _speed(4.0, "GiB of memory for these activations", ge=0, changes_results=False)
+    views_gib: float = _speed(
+        4.0,
+        "GiB of memory for these activations: that of the GPU, where at most half of what is free is used, or else of "
+        "the host",
+        ge=0,
+        changes_results=False,
+    )
     views_disk_gib: float = _speed(
         0.0, "GiB of the disk of the run directory, used if views_gib is too little", ge=0, changes_results=False
     )
@@ -323,8 +329,8 @@ class Config(BaseModel):
     )
     rd_views: int = _speed(
         0,
-        "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
-        "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
+        "augmented views of each image in an rd phase: epoch e uses view e mod rd_views, whose token means are computed "
+        "once a phase and kept (images x rd_views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
         idle_if={"rd_epoch": [0]},
         idle_beside=["views"],
