@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.evaluation import allocate
+from models.evaluation import mapped
 from models.protocol import Hooks
 from utils.config.schema import Config
 from utils.data.loader import Batch
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB, memory
 from utils.progress import progress
@@ -47,14 +47,13 @@ class Source(Protocol):
 
 
 def on_disk(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """Return a tensor in a file without a name, which ends with the process; raise UserError if the disk is full."""
-    count = torch.Size(shape).numel()
+    """Return a new tensor in a file, see `mapped`; raise OSError, with size and folder, if the disk is full."""
     try:
-        with tempfile.NamedTemporaryFile(prefix="views-", dir=folder) as file:
-            allocate(file, count * dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+        return mapped(shape, dtype, folder)
     except OSError as error:
-        raise UserError(f"views: {count * dtype.itemsize / GIB:.2f} GiB do not fit into {folder}: {error}") from error
+        size = torch.Size(shape).numel() * dtype.itemsize / GIB
+        what = f"{error.strerror}, where views take {size:.2f} GiB (views_disk_gib)"
+        raise OSError(error.errno, what, str(folder)) from error
 
 
 class KeptViews:

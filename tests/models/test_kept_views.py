@@ -10,12 +10,12 @@ from conftest import TinyTasks
 from learners import NESTED, SMALL, learn, values
 from torch import Tensor
 
-from models import Setup, get_model, views
+from models import Setup, evaluation, get_model, views
 from models.protocol import Hooks
 from models.sema import Learner
 from models.views import CPU, KeptViews, named, place, prefetched
 from utils.data.loader import Batch, StreamLoader
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError
 from utils.memory import GIB
 
 SIZES = [2, 2, 2]
@@ -215,8 +215,8 @@ def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(views, "allocate", full)
-    with pytest.raises(UserError, match=r"views: 0.00 GiB do not fit into .*: .*No space left on device"):
+    monkeypatch.setattr(evaluation, "allocate", full)
+    with pytest.raises(OSError, match=rf"No space .*, where views take 0.00 GiB .*: '{tmp_path}'"):
         views.on_disk((2, 3), torch.float32, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

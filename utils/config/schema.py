@@ -329,8 +329,8 @@ class Config(BaseModel):
     )
     rd_views: int = _speed(
         0,
-        "augmented views of each image in an rd phase: epoch e uses view e mod rd_views, whose token means are computed "
-        "once a phase and kept (images x rd_views x layers x width x 4 bytes); 0: a new view in every epoch",
+        "augmented views of each image in an rd phase: epoch e uses view e mod rd_views, whose token means are kept "
+        "(images x rd_views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
         idle_if={"rd_epoch": [0]},
         idle_beside=["views"],
