@@ -23,6 +23,7 @@ KINDS = {
     "aten::mm": "matrix products",
     "aten::bmm": "matrix products",
     "aten::baddbmm": "matrix products",
+    "mkldnn::_linear_pointwise": "matrix products",
     "aten::_scaled_dot_product": "fused attention",
     "aten::_flash_attention": "fused attention",
     "aten::_efficient_attention": "fused attention",

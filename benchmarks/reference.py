@@ -41,7 +41,9 @@ class PlainSlot(SEMAModules):
         super().__init__(slot.config, slot.layer)
         self.load_state_dict(slot.state_dict())
 
-    def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+    tokenwise = False  # type: ignore[assignment]  # the last block computes all tokens, too
+
+    def forward(self, h: Tensor, _: Tensor | None = None) -> Tensor:  # (B, N, D) -> (B, N, D)
         """As the slot's."""
         if not self.expandable:
             return self.adapters[0](h)

@@ -55,8 +55,9 @@ def router_weights(slots: list[SEMAModules]) -> Iterator[dict[int, list[Tensor]]
 
     def keep(slot: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
         assert isinstance(slot, SEMAModules)
+        h, mean = inputs
         with torch.no_grad():
-            seen[slot.layer].append(slot.mixing_weights(inputs[0].mean(dim=1)))
+            seen[slot.layer].append(slot.mixing_weights(h.mean(dim=1) if mean is None else mean))
 
     hooks = [slot.register_forward_hook(keep) for slot in slots]
     try:

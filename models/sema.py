@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from backbone.adapter import FunctionalAdapter
 from backbone.sema_block import SEMAModules, relative_change
@@ -145,7 +145,7 @@ class Learner(BaseLearner):
             device=self.device,
         )
 
-    def _measured(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
+    def _measured(self) -> list[tuple[int, int, FunctionalAdapter, nn.Module]]:
         """Return the adapters that telemetry measures: those that a training step passes through."""
         return [entry for entry in self.network.branched_adapters() if entry[0] >= self._kept_layer()]
 

@@ -151,8 +151,7 @@ class SEMAVitNet(nn.Module):
     def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
         """Return features and logits from the input of block `layer`; the head always computes in float32."""
         with self._at_precision():
-            for block in sema_blocks(self.backbone)[layer:]:
-                x = block(x)
+            x = vit_sema.class_token(self.backbone, x, layer)
             features = self.backbone.forward_head(self.backbone.norm(x))
         features = features.to(self.fc.weight.dtype)
         return {"features": features, "logits": self.fc(features)}
@@ -197,10 +196,10 @@ class SEMAVitNet(nn.Module):
             for block in blocks:
                 block.adapters_off = False
 
-    def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
-        """Return layer, index, module and slot of every adapter with branches."""
-        found = [(slot.layer, index, a, slot) for slot in self.slots for index, a in enumerate(slot.functional)]
-        return found if self.adapter_type.branches else []
+    def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, nn.Module]]:
+        """Return layer, index, module and the module that gets its input, of every adapter with branches."""
+        slots = self.slots if self.adapter_type.branches else []
+        return [(slot.layer, index, a, slot.tokens) for slot in slots for index, a in enumerate(slot.functional)]
 
     @property
     def continual(self) -> bool:
