@@ -119,8 +119,8 @@ class KeptViews:
 
     def _take(self, values: Tensor, indices: Tensor) -> Tensor:
         """Return the rows of these indices; what is to be copied to a GPU is in pinned memory."""
-        shape, pinned = (len(indices), *values.shape[1:]), values.device != self.device
-        out = torch.empty(shape, dtype=values.dtype, device=values.device, pin_memory=pinned)
+        shape, sends = (len(indices), *values.shape[1:]), to_a_gpu(values.device, self.device)
+        out = torch.empty(shape, dtype=values.dtype, device=values.device, pin_memory=sends)
         return torch.index_select(values, 0, indices, out=out)
 
     @torch.no_grad()
@@ -148,6 +148,11 @@ class KeptViews:
         self._labels[indices] = labels.to(self._labels)
 
 
+def to_a_gpu(origin: torch.device, device: torch.device) -> bool:
+    """Return whether values go from the host to a GPU."""
+    return (origin.type, device.type) == ("cpu", "cuda")
+
+
 def prefetched(batches: Iterable[Batch], origin: torch.device, device: torch.device) -> Iterator[Batch]:
     """Yield batches of one device on another, with float32 values; each is copied while the one before it is used.
 
@@ -156,7 +161,7 @@ def prefetched(batches: Iterable[Batch], origin: torch.device, device: torch.dev
         origin: Where they are.
         device: Where they are used. A GPU copies on a stream of its own.
     """
-    side = torch.cuda.Stream(device) if device.type == "cuda" and origin != device else None
+    side = torch.cuda.Stream(device) if to_a_gpu(origin, device) else None
 
     def sent() -> Iterator[Batch]:
         for indices, x, labels in batches:
@@ -194,8 +199,7 @@ class ViewKeeper:
     def place(self, images: int) -> torch.device | Path:
         """Return where they are kept, see `place`."""
         limits, device = (self.config.views_gib, self.config.views_disk_gib), self.network.fc.weight.device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        return place(self.bytes(images), *limits, self.hooks.folder, device, free)
+        return place(self.bytes(images), *limits, self.hooks.folder, device, free_on(device))
 
     def plan(self, counts: Sequence[int]) -> str:
         """Return what is kept as a line for the log, given the number of training images of every task."""
@@ -224,6 +228,14 @@ class ViewKeeper:
         """Return the images of a source as what a function makes of them; see `KeptViews`."""
         size = self.config.eval_batch_size
         return KeptViews(source, compute, batch_size=size, wait=lambda: self.hooks.keep("wait"), **how)
+
+
+def free_on(device: torch.device) -> int:
+    """Return the bytes that are free in the memory of a GPU, with those that torch holds without use; else 0."""
+    if device.type != "cuda":
+        return 0
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def named(where: torch.device | Path) -> str:

@@ -163,6 +163,35 @@ def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make, keys) 
     assert all(torch.equal(value, expected[name]) for name, value in values(resumed.network).items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device",
+    [
+        CPU,
+        pytest.param(
+            torch.device("cuda", 0),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_batches_are_the_same_wherever_they_are_kept(tmp_path, device, dtype) -> None:
+    images = torch.rand(50, 300)
+    data = [(number, image, number % 7) for number, image in enumerate(images)]
+    for where in {device, CPU, tmp_path}:
+        loader = StreamLoader(data, 0, device, seed=0)
+        source = KeptViews(loader, lambda x: 2 * x, views=2, task=0, batch_size=16, where=where, dtype=dtype)
+        for epoch in range(3):
+            found = []
+            for indices, x, labels in source.epoch("func", epoch, batch_size=7, shuffle=True):
+                if device.type == "cuda":
+                    torch.cuda._sleep(10**7)  # a step, during which the next batch is copied
+                found.append((indices, x.clone(), labels.clone()))
+            indices, x, labels = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+            assert indices.tolist() == loader.order("func", epoch, shuffle=True)
+            assert torch.equal(x, (2 * images).to(dtype).float()[indices])
+            assert torch.equal(labels, indices % 7)
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_batches_are_sent_on_one_ahead_as_they_are(count) -> None:
     made: list[int] = []
