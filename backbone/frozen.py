@@ -83,14 +83,15 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: FrozenLinear, rows: Rows) -> Tensor:
         ctx.layer, ctx.rows = layer, rows
-        return _product(x, layer.packed(rows, backwards=False), layer.rounded_bias(rows))
+        return packed_product(x, layer.packed(rows, backwards=False), layer.rounded_bias(rows))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _product(gradient.contiguous(), ctx.layer.packed(ctx.rows, backwards=True), None), None, None
+        return packed_product(gradient.contiguous(), ctx.layer.packed(ctx.rows, backwards=True), None), None, None
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return oneDNN's product of x (..., in) with a weight in its own order: (..., out)."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -130,8 +131,13 @@ def _heads(attn: Attention, x: Tensor, parts: int) -> tuple[Tensor, ...]:  # (B,
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:  # (B, H, Q, E), (B, H, N, E) twice
     if q.device.type == "cpu" and v.dtype == torch.bfloat16 and v.requires_grad:
-        return (q * scale @ k.mT).softmax(dim=-1).to(v.dtype) @ v
+        return plain_attention(q, k, v, scale)
     return scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return softmax(q k^T scale) v by plain products: (B, H, Q, E), (B, H, N, E) twice -> (B, H, Q, E)."""
+    return (q * scale @ k.mT).softmax(dim=-1).to(v.dtype) @ v
 
 
 def understands(attn: nn.Module) -> bool:

@@ -160,6 +160,15 @@ class SEMAVitNet(nn.Module):
         """Apply the key `precision`: products in bfloat16; weights and residual stream stay float32."""
         return torch.autocast(self.fc.weight.device.type, torch.bfloat16, enabled=self.reduced)
 
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32, whatever the key `precision` says."""
+        before, self.reduced = self.reduced, False
+        try:
+            yield
+        finally:
+            self.reduced = before
+
     def train(self, mode: bool = True) -> "SEMAVitNet":
         """Set the mode of the slots; the frozen backbone stays in evaluation mode."""
         super().train(mode)
