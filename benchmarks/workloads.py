@@ -109,6 +109,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "bf16": Variant(keys={"precision": "bf16"}, dtype=torch.bfloat16),
     "compile": Variant(keys={"compile": True}),
+    "bf16 compile": Variant(keys={"precision": "bf16", "compile": True}, dtype=torch.bfloat16),
 }
 
 
@@ -289,15 +290,23 @@ PHASES: dict[str, tuple[Place, Preparation]] = {
 }
 
 
+def noise(setting: Setting, images: int) -> Batch:
+    """A batch of so many images."""
+    side, indices = setting.sketch.patch_embed.img_size[0], torch.arange(images)
+    pixels = torch.rand(images, 3, side, side, device=setting.device)
+    return indices, pixels, indices.to(setting.device) % CLASSES
+
+
 class Workshop:
-    """Prepares works of one setting; all share one batch, and those of a variant the frozen weights."""
+    """Prepares works of one setting; all share one batch, and those of a variant the frozen weights.
+
+    Attributes:
+        batch: Of the works that are prepared from now on.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        side = setting.sketch.patch_embed.img_size[0]
-        images = torch.rand(setting.batch, 3, side, side, device=setting.device)
-        indices = torch.arange(setting.batch)
-        self.batch: Batch = indices, images, indices.to(setting.device) % CLASSES
+        self.batch = noise(setting, setting.batch)
         self._learners: dict[str, Learner] = {}
 
     def work(self, subject: Subject) -> Work:
