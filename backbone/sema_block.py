@@ -27,7 +27,7 @@ class SEMAModules(nn.Module):
     """The adapters of one block, mixed by a router when the layer is expandable.
 
     A layer outside `[adapt_start_layer, adapt_end_layer]` always holds one adapter, without descriptor and mixing; its
-    `router` is there for the checkpoint's sake and never learns.
+    `router` is there for the checkpoint's sake and never learns. `continual` says whether adapters learn in every task.
 
     Args:
         config: Gives `d_model`, the layer range, the `nested_lora_*` keys and what the adapters read.
@@ -38,8 +38,9 @@ class SEMAModules(nn.Module):
         super().__init__()
         self.config = config
         self.layer = layer
-        self.continual: bool = config.adapter_lifetime == "continual"  # adapters learn in every task
         self.expandable: bool = config.adapt_start_layer <= layer <= config.adapt_end_layer
+        everywhere = config.nested_lora_continual_layers == "all"
+        self.continual: bool = config.adapter_lifetime == "continual" and (everywhere or self.expandable)
         self.adapters = nn.ModuleList()
         self.router = self._new_router().requires_grad_(self.expandable)
         self.new_router: nn.Linear | None = None

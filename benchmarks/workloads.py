@@ -187,9 +187,8 @@ def rd_step(learner: Learner, batch: Batch) -> Work:
 def rd_step_again(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase on token means that are kept (the key `rd_views`)."""
     phase, _ = begun(learner, "rd")
-    loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), views=1)
-    loss(batch, epoch=0)  # keeps them
-    return step(phase, loss, batch, epoch=1)
+    loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), keep=lambda loader, _: loader)
+    return step(phase, loss, _with(batch, torch.stack(loss.means(batch[1]), dim=1)))
 
 
 def view(learner: Learner, batch: Batch) -> Work:
@@ -231,9 +230,9 @@ def begun(learner: Learner, name: PhaseName) -> tuple[Phase, Loss]:
     return phase, loss
 
 
-def step(phase: Phase, loss: Loss, batch: Batch, epoch: int = 0) -> Work:
+def step(phase: Phase, loss: Loss, batch: Batch) -> Work:
     """One step on a batch."""
-    return lambda: phase.step(loss(batch, epoch)[0])
+    return lambda: phase.step(loss(batch, 0)[0])
 
 
 def scan(learner: Learner, batch: Batch) -> Work:

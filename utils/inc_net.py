@@ -73,7 +73,8 @@ def check_backbone(config: Config) -> None:
 
 def _slot_keys(config: Config) -> dict[str, Any]:
     """Return the keys of the slots. Those of a learner that never expands have no router, and train in every task."""
-    fixed = {"adapt_start_layer": 1, "adapt_end_layer": 0, "adapter_lifetime": "continual"}
+    fixed: dict[str, Any] = {"adapt_start_layer": 1, "adapt_end_layer": 0}
+    fixed |= {"adapter_lifetime": "continual", "nested_lora_continual_layers": "all"}
     return {**dict(config), **({} if expands(config) else fixed)}
 
 
@@ -211,8 +212,13 @@ class SEMAVitNet(nn.Module):
 
     @property
     def continual(self) -> bool:
-        """Whether adapters learn in every task."""
-        return self.slots[0].continual
+        """Whether adapters learn in every task, in all layers or in the expandable ones."""
+        return any(slot.continual for slot in self.slots)
+
+    @property
+    def settled(self) -> int:
+        """Number of blocks, from the first on, whose adapters learn in the first task only."""
+        return next((slot.layer for slot in self.slots if slot.continual or slot.expandable), len(self.slots))
 
     @property
     def slots(self) -> list[SEMAModules]:
