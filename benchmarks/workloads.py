@@ -205,7 +205,8 @@ def view(learner: Learner, batch: Batch) -> Work:
 def features(learner: Learner, batch: Batch) -> Work:
     """The features of one batch."""
     network = learner.network.eval()
-    return torch.no_grad()(lambda: network(batch[1])["features"])
+    made = Recorded(lambda x: network(x)["features"], graphs.recorder(network, learner.config))
+    return torch.no_grad()(lambda: made(batch[1]))
 
 
 def from_view(preparation: Preparation) -> Preparation:

@@ -218,8 +218,7 @@ class ViewKeeper:
         """Return the images of a source as the input (B, N, D) of block `layer`."""
         where, views = self.place(len(source)), self.config.views
         logger.info("task %d: %d views of %d images are kept in %s", task, views, len(source), named(where))
-        # What a view is made of does not change within a task, so that a graph can be kept.
-        compute = Recorded(partial(self.network.forward_to, layer=layer), graphs.recorder(self.network, self.config))
+        compute = partial(self.network.forward_to, layer=layer)
         return self.kept(source, compute, views=views, task=task, where=where, dtype=self.dtype)
 
     def features(self, source: Source, task: int) -> KeptViews:
@@ -228,8 +227,11 @@ class ViewKeeper:
         return self.kept(source, lambda x: self.network(x)["features"], views=views, task=task, dtype=self.dtype)
 
     def kept(self, source: Source, compute: Callable[[Tensor], Tensor], **how: Any) -> KeptViews:
-        """Return the images of a source as what a function makes of them; see `KeptViews`."""
-        size = self.config.eval_batch_size
+        """Return the images of a source as what a function makes of them; see `KeptViews`.
+
+        What the function reads of the network does not change as long as they are kept, so that a graph can repeat it.
+        """
+        size, compute = self.config.eval_batch_size, Recorded(compute, graphs.recorder(self.network, self.config))
         return KeptViews(source, compute, batch_size=size, wait=lambda: self.hooks.keep("wait"), **how)
 
 
