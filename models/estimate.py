@@ -1,0 +1,582 @@
+"""What a run is going to take, from about ten seconds of its own work (the key `plan`).
+
+A learner of the configuration makes real steps and evaluations on a few images of the data set, on the run's device.
+The best time of each kind of work, times the images of `models.workload`, is the time of the run.
+
+Shapes: B batch, S image side.
+"""
+
+import copy
+import io
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from models.alignment import Settings, align
+from models.base import BaseLearner, Setup
+from models.baselines import FromStatistics, Joint
+from models.losses import RdLoss
+from models.phase import PhaseName
+from models.protocol import TaskLearner
+from models.readouts import ReadoutSet
+from models.sema import Learner
+from models.views import ViewKeeper
+from models.workload import (
+    ADDS,
+    AGAIN,
+    ALIGN,
+    ALONE,
+    DECODE,
+    EVALUATION,
+    FEATURES,
+    FORWARD,
+    FUNC,
+    KEPT,
+    LOADS,
+    MAKE_FEATURES,
+    MAKE_VIEW,
+    OBSERVE,
+    RD,
+    SAVE,
+    SCAN,
+    SCORE,
+    SCORING,
+    STATISTICS,
+    VIEW,
+    Counts,
+    Workload,
+)
+from utils.data.decoded import DecodedImages
+from utils.data.loader import READY, StreamLoader
+from utils.data.resample import resampling
+from utils.data.tasks import DataManager, TaskImages
+from utils.devices import device_name
+from utils.errors import ConfigError
+from utils.memory import GIB, cores
+from utils.runs.estimate import Estimate, Span, TaskEstimate, Totals, total
+from utils.runs.states import KEPT as KEPT_STATES
+
+SECONDS = 10.0  # of measuring, about
+WORKS = 40  # forward passes that all measured works together are worth, each of them made twice
+MOST_ROUNDS = 9
+LOADED = 16  # images that are loaded
+OBSERVED = 2000  # images that a readout observes
+TEXTS = {"run": 12_000, "task": 6_000, "epoch": 300, "adapter and epoch": 900, "image": 34, "scanned batch": 240}
+ANSWERS = 3.6, 0.7  # bytes of a prediction in a compressed file: its confidence, and each of its classes
+MISTAKES = 40_000
+
+Work = Callable[[], object]
+
+
+class Sample:
+    """Stands in for the DataManager: a few images of the data set are every task, with labels of the task's classes."""
+
+    def __init__(self, images: Tensor, tasks: DataManager) -> None:  # (B, 3, S, S)
+        self.images, self.tasks = images, tasks
+
+    def get_task_size(self, task: int) -> int:
+        return self.tasks.get_task_size(min(task, self.tasks.nb_tasks - 1))
+
+    def get_dataset(self, indices: Iterable[int], source: str, *_: Any, **__: Any) -> Dataset[Any]:
+        classes = torch.tensor(list(indices))
+        count = torch.arange(len(self.images))
+        return TensorDataset(count, self.images, classes[count % len(classes)])
+
+
+@dataclass
+class Timer:
+    """Times works.
+
+    Attributes:
+        settle: Waits for a device that works on its own.
+        clock: Returns seconds.
+    """
+
+    settle: Work
+    clock: Callable[[], float] = time.perf_counter
+
+    def once(self, work: Work) -> float:
+        """Return the seconds of a work."""
+        self.settle()
+        begun = self.clock()
+        work()
+        self.settle()
+        return self.clock() - begun
+
+    def best(self, work: Work, limit: float) -> float:
+        """Return the seconds of the fastest of some rounds, of which none begins when `limit` seconds are over."""
+        begun, taken = time.perf_counter(), [self.once(work)]
+        while time.perf_counter() - begun < limit and len(taken) < MOST_ROUNDS:
+            taken.append(self.once(work))
+        return min(taken)
+
+
+def timer_of(learner: Learner) -> Timer:
+    """Return a timer of computations; on one thread it counts the time of the processor, as on an idle machine."""
+    alone = learner.device.type == "cpu" and torch.get_num_threads() == 1
+    return Timer(learner.hooks.training.settle, time.process_time if alone else time.perf_counter)
+
+
+def estimate(learner: TaskLearner, seeds: Sequence[DataManager]) -> Estimate:
+    """Return what the runs of a configuration are going to take.
+
+    Args:
+        learner: New, of the first seed; it is of no further use.
+        seeds: The tasks of every seed.
+
+    Raises:
+        ConfigError: The learner is not one of the project, nor built on `models.sema.Learner`.
+    """
+    if not isinstance(learner, Learner):
+        name = getattr(learner, "config", None) and cast(BaseLearner, learner).config.model_name
+        raise ConfigError(f"plan: what the learner {name} does is not known; expected one built on models.sema.Learner")
+    begun = time.perf_counter()
+    measured = Measurement(learner, seeds[0])
+    took = time.perf_counter() - begun
+    runs = [RunWork(measured, tasks) for tasks in seeds]
+    first, times = runs[0], [run.seconds() for run in runs]
+    low, high = first.tasks_of(most=False), first.tasks_of(most=True)
+    tasks = [
+        TaskEstimate(images, test, *(Span(a[n], b[n]) for n in range(3)))
+        for images, test, a, b in zip(first.work.train, first.work.test, low, high, strict=True)
+    ]
+    memory = first.memory()
+    disk = Span(*(first.disk(most) for most in (False, True)))
+    threads = torch.get_num_threads()
+    how = f"measured in {took:.0f} s on {device_name(learner.device)}"
+    how += f", {threads} thread{'s' * (threads > 1)}" if learner.device.type == "cpu" else ""
+    how += f", the best of a few steps of {measured.batch_size} images"
+    everything = sum(size for _, size in memory)
+    return Estimate(
+        tasks,
+        Totals(times[0], Span(everything, everything), disk),
+        len(learner.network.expandable) if first.work.trains[1] else 0,
+        first.shares(),
+        memory,
+        disk.high + first.before_the_end(),
+        (len(seeds), total(times)) if len(seeds) > 1 else None,
+        how,
+    )
+
+
+class Measurement:
+    """Seconds of an image in each kind of work, and bytes of memory and of checkpoints, of one configuration.
+
+    Attributes:
+        compute: Seconds of an image by kind of work, without loading it.
+        load: Seconds to load an image by the name of its transform.
+        batch_size: Images in a measured step: fewer than in the run if that takes too long.
+    """
+
+    def __init__(self, learner: Learner, tasks: DataManager) -> None:
+        self.config, self.device, self.network = learner.config, learner.device, learner.network
+        self.hooks, self.born, self.given = learner.hooks, copy.deepcopy(learner.network.slots), learner
+        self.tasks = tasks
+        self.timer = timer_of(learner)
+        self.load: dict[str, float] = {}
+        self.compute: dict[str, float] = dict.fromkeys((DECODE, STATISTICS, ALIGN), 0.0)
+        self.pixels = 0.0  # bytes of a decoded image
+        self._time_loading(learner)
+        self._choose_sizes()
+        keys = self.config.model_dump() | {
+            "batch_size": self.batch_size,
+            "detect_batch_size": self.batch_size,
+            "eval_batch_size": self.eval_size,
+            "augment_on": "host",
+            "num_workers": 0,
+            "image_cache_gib": 0.0,
+            "val_fraction": 0.0,
+            "evaluate_on": "test",
+            "views": min(1, self.config.views),
+            "rd_views": min(1, self.config.rd_views),
+        }
+        config = self.config.model_copy(update=keys)
+        setup = Setup(config, learner.seed, self.device, learner.nb_classes)
+        self.learner: Learner = type(learner)(setup, self.network, self.hooks)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.activations = self.optimizer = 0.0  # bytes of an image, and of all parameters that learn
+        self._time_works()
+        self.peak = self._peak()
+
+    # ---- loading
+
+    def _time_loading(self, learner: Learner) -> None:
+        on_device = self.config.augment_on == "device"
+        ways = {"train": resampling(learner.spec, self.device) if on_device else READY, "test": READY}
+        for name, way in ways.items():
+            mode: Any = "part" if on_device and name == "train" else name
+            source: Any = "train" if name == "train" else self.config.evaluate_on
+            images = _some(self.tasks.get_dataset(range(self.tasks.get_task_size(0)), source, mode, learner.spec))
+            loader = StreamLoader(cast(Any, images), 0, self.device, learner.seed, way)
+            cold = self._pass(loader)
+            files = [images.images[row] for row in images.rows]
+            if name == "train" and self.config.image_cache_gib and not isinstance(images.images, np.ndarray):
+                cold = self._decoded(images, files, way, cold, learner)
+            self.load[name] = cold
+            _, self.images, _ = next(loader.epoch("plan", 0, batch_size=len(images), shuffle=False))
+        self.images = self.images.cpu()
+
+    def _decoded(self, images: TaskImages, files: Sequence[Any], way: Any, cold: float, learner: Learner) -> float:
+        """Return the seconds to load an image when as many as fit are kept decoded, and time the decoding."""
+        begun = time.perf_counter()
+        decoded = DecodedImages(files, self.config.image_cache_gib)
+        once = (time.perf_counter() - begun) / len(files)
+        kept = TaskImages(decoded, np.arange(len(files)), images.labels, images.look)
+        warm = self._pass(StreamLoader(cast(Any, kept), 0, self.device, learner.seed, way))
+        self.pixels = decoded.nbytes / len(files)
+        most = max(learner.images_of([self.tasks.nb_images("train", task) for task in range(self.tasks.nb_tasks)]))
+        share = min(1.0, self.config.image_cache_gib * GIB / (most * self.pixels))
+        self.compute[DECODE] = share * once
+        return share * warm + (1 - share) * cold
+
+    def _pass(self, loader: StreamLoader) -> float:
+        """Return the seconds to load an image."""
+        size, in_memory = (
+            min(len(loader), self.config.batch_size),
+            isinstance(cast(Any, loader.dataset).images, np.ndarray),
+        )
+        timer = self.timer if in_memory else Timer(self.timer.settle)  # the processor does not work while a disk does
+        images = timer.best(lambda: [*loader.epoch("plan", 0, batch_size=size, shuffle=False)], SECONDS / WORKS)
+        return images / len(loader)
+
+    # ---- work
+
+    @torch.no_grad()
+    def _choose_sizes(self) -> None:
+        """Choose how many images are in a measured batch, so that everything takes about `SECONDS`."""
+        one = self.images[:1].to(self.device)
+        self.network.eval()
+        taken = self.timer.best(lambda: self.network(one), SECONDS / WORKS)
+        affordable = max(1, int(SECONDS / (WORKS * taken))) if self.device.type == "cpu" else sys.maxsize
+        self.batch_size = min(self.config.batch_size, affordable)
+        self.eval_size = min(self.config.eval_batch_size, affordable)
+
+    def _time_works(self) -> None:
+        learner = self.learner
+        wanted = max(self.batch_size, self.eval_size)
+        images = self.images[torch.arange(wanted) % len(self.images)]
+        sample, scored = Sample(images[: self.batch_size], self.tasks), Sample(images[: self.eval_size], self.tasks)
+
+        def note(name: str, work: Work, size: int) -> None:
+            self.compute[name] = self.timer.best(work, SECONDS / WORKS) / size
+
+        def begin() -> None:
+            learner.begin_data(sample)
+            learner.begin_task()
+            learner.begin_test(scored)
+
+        begin()
+        self.settled = bool(learner.settled_layers())
+        self.trains = [learner.position.stage != "done"] * 2
+        if self.trains[0]:
+            note(FUNC, self._step("func"), self.batch_size)
+            if learner.epochs["rd"]:
+                note(RD, self._step("rd"), self.batch_size)
+                self._note_means(note)
+        self._end_task()
+        self.settles = bool(learner.settled_layers())
+        self._time_scoring(note)
+        note(SAVE, self._save, 1)
+        if self.tasks.nb_tasks == 1:
+            return
+        learner.after_task()
+        begin()
+        self.trains[1] = learner.position.stage != "done"
+        if not self.trains[1]:
+            return
+        kept = learner.network.kept_layer > 0
+        if kept:
+            x = images[: self.batch_size].to(self.device)
+            layer = learner.network.kept_layer
+            note(MAKE_VIEW, torch.no_grad()(lambda: learner.network.forward_to(x, layer)), self.batch_size)
+            view = learner.network.forward_to(x, layer).detach()
+            note(MAKE_FEATURES, torch.no_grad()(lambda: learner.network(view)["features"]), self.batch_size)
+        if learner.network.expandable:
+            learner.network.eval()
+            _, seen, _ = self._batch("scan")
+            note(SCAN + VIEW * kept, lambda: learner.look(seen), self.batch_size)
+        note(FUNC + ALONE + FEATURES * kept, self._step("func"), self.batch_size)
+        if learner.network.expandable:
+            self._grow()
+            note(FUNC + ADDS + VIEW * kept, self._step("func"), self.batch_size)
+            if learner.epochs["rd"]:
+                note(RD + ADDS + VIEW * kept, self._step("rd"), self.batch_size)
+                self._note_means(note)
+        if SCAN + VIEW in self.compute:
+            self.compute.setdefault(SCAN, self.compute[MAKE_VIEW] + self.compute[SCAN + VIEW])
+
+    def _note_means(self, note: Callable[[str, Work, int], None]) -> None:
+        if self.config.views or self.config.rd_views:
+            note(RD + KEPT, self._step("rd", epoch=1), self.batch_size)
+
+    def _time_scoring(self, note: Callable[[str, Work, int], None]) -> None:
+        learner = self.learner
+
+        def anew() -> None:
+            learner.evaluator.forget()
+            learner.predict()
+
+        if isinstance(learner, FromStatistics):
+            self._observe_statistics(learner)
+        note(EVALUATION, anew, self.eval_size)
+        self.compute[FORWARD] = self.compute[EVALUATION]
+        note(AGAIN, learner.predict, self.eval_size)
+        learner.evaluator.forget()
+        width, count = self.network.backbone.embed_dim, min(OBSERVED, max(self._train_images()))
+        classes = self.tasks.get_task_size(0)
+        features, labels = torch.randn(count, width), torch.arange(count) % classes
+        readouts = ReadoutSet(self.config.readouts, self.given.seed, width)
+        self.compute[OBSERVE] = self.timer.once(lambda: readouts.observe({"": features}, labels, 0, classes)) / count
+        self.compute[SCORE] = self.timer.once(lambda: readouts.predict({"": features})) / count
+        if self.config.classifier_alignment:
+            self._time_alignment(width)
+
+    def _observe_statistics(self, learner: FromStatistics) -> None:
+        count, classes = min(OBSERVED, max(self._train_images())), self.given.nb_classes
+        features, labels = torch.randn(count, self.network.backbone.embed_dim), torch.arange(count) % classes
+
+        def learn() -> None:
+            learner.statistics.observe(features, labels, classes)
+            learner.set_head()
+
+        self.compute[STATISTICS] = self.timer.once(learn) / count
+
+    def _time_alignment(self, width: int) -> None:
+        config, gaussians = self.config, copy.deepcopy(self.given.gaussians)
+        gaussians.observe(torch.randn(4, width), torch.arange(4) % 2, range(2))
+        epochs, samples = config.classifier_alignment_epochs, config.classifier_alignment_samples
+        settings = Settings(epochs, samples, config.classifier_alignment_lr, config.weight_decay)
+        head = copy.deepcopy(self.network.fc)
+        self.compute[ALIGN] = self.timer.once(lambda: align(head, gaussians, settings, self.given.seed, "plan")) / 2
+
+    def _train_images(self) -> list[int]:
+        return self.given.images_of([self.tasks.nb_images("train", task) for task in range(self.tasks.nb_tasks)])
+
+    def _batch(self, purpose: str) -> Any:
+        size = self.batch_size
+        return next(iter(self.learner.train_loader.epoch(purpose, 0, batch_size=size, shuffle=False)))
+
+    def _step(self, name: PhaseName, epoch: int = 0) -> Work:
+        """Return a step of a phase that has begun; one on token means that are kept if `epoch` is not 0."""
+        learner = self.learner
+        for slot in learner.network.slots if name == "func" else ():
+            slot.begin_func_phase()
+        phase = learner.phase = learner.update_optimizer_and_scheduler(name)
+        loss = learner.loss(name)
+        learner.network.train(loss.trains_network)
+        batch = next(iter(loss.batches(0, 0)))
+        if isinstance(loss, RdLoss):
+            loss(batch, 0)
+        else:
+            saved, _ = saved_bytes(lambda: loss(batch, 0)[0], learner.network)
+            self.activations = max(self.activations, saved / len(batch[0]))
+        per_parameter = 1 if self.config.optimizer == "sgd" else 2
+        self.optimizer = max(self.optimizer, per_parameter * sum(parameter.nbytes for parameter in phase.parameters))
+        return lambda: phase.step(loss(batch, epoch)[0])
+
+    def _end_task(self) -> None:
+        for slot in self.learner.network.slots:
+            slot.end_of_cycle()
+            slot.end_of_task_training()
+        self.learner.position.stage, self.learner.phase = "done", None
+
+    def _grow(self) -> None:
+        """Give the layers as many adapters as they have on average in a run with the most expansions."""
+        slots = self.learner.network.expandable
+        for slot in slots:
+            for _ in range(self.tasks.nb_tasks // 2 - 1):
+                slot.expand()
+                slot.end_of_cycle()
+        slots[len(slots) // 2].expand()
+
+    def _save(self) -> None:
+        torch.save(self.learner.state(), io.BytesIO())
+
+    def _peak(self) -> float:
+        """Return the bytes that a func step of the run takes: those measured, and those of the images left out."""
+        more = self.activations * (self.config.batch_size - self.batch_size)
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self.device) + more
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
+
+
+class RunWork:
+    """The run of one seed: its work, times what was measured."""
+
+    def __init__(self, measured: Measurement, tasks: DataManager) -> None:
+        self.measured, self.config, self.tasks = measured, measured.config, tasks
+        numbers, learner, network = range(tasks.nb_tasks), measured.given, measured.network
+        sizes = [tasks.get_task_size(task) for task in numbers]
+        beside = bool(self.config.val_fraction) and self.config.evaluate_on == "test"
+        test, val = (
+            np.cumsum([tasks.nb_images(part, task) for task in numbers]).tolist()
+            for part in (self.config.evaluate_on, "val" if beside else self.config.evaluate_on)
+        )
+        vit = network.backbone
+        self.per_image = (vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim
+        self.per_image *= 2 if self.config.eval_cache_bf16 else 4  # bytes
+        self.work = Workload(
+            self.config,
+            train=learner.images_of([tasks.nb_images("train", task) for task in numbers]),
+            test=test,
+            val=val if beside else [0] * len(numbers),
+            classes=np.cumsum(sizes).tolist(),
+            epochs=learner.epochs,
+            expandable=len(network.expandable),
+            trains=(measured.trains[0], measured.trains[1]),
+            settled=(measured.settled, measured.settles),
+            continual=network.continual,
+            consolidates=any(adapter.consolidates for slot in network.slots for adapter in slot.functional),
+            starts_anew=isinstance(learner, Joint),
+            uses_features=learner.uses_features,
+            branches=network.adapter_type.branches,
+            room=int(self.config.eval_cache_gib * GIB / self.per_image),
+        )
+
+    # ---- time
+
+    def _counts(self, most: bool) -> list[Counts]:
+        return self.work.counts(self.work.cycles(most))
+
+    def _of_image(self, phase: str) -> float:
+        """Return the seconds of an image: computing and loading, one after the other or at the same time."""
+        compute, load = self.measured.compute[phase], self.measured.load.get(LOADS.get(phase, ""), 0.0)
+        spare = cores() - (torch.get_num_threads() if self.measured.device.type == "cpu" else 1)
+        workers = min(self.config.num_workers, spare)
+        return max(compute, load / workers) if workers > 0 else compute + load
+
+    def tasks_of(self, most: bool) -> list[tuple[float, float, float]]:
+        """Return func steps, rd steps and seconds of every task."""
+        steps = [self.work.steps(task, cycles) for task, cycles in enumerate(self.work.cycles(most))]
+        counts = self._counts(most)
+        return [(s["func"], s["rd"], self._time(c)) for s, c in zip(steps, counts, strict=True)]
+
+    def _time(self, counts: Counts) -> float:
+        return sum(images * self._of_image(phase) for phase, images in counts.items())
+
+    def seconds(self) -> Span:
+        """Return the seconds of the run."""
+        return Span(*(sum(map(self._time, self._counts(most))) for most in (False, True)))
+
+    def shares(self) -> tuple[Span, Span, Span]:
+        """Return which share of the time is training, evaluation, and, of both, waiting for images."""
+        training, loading = [], []
+        for most in (False, True):
+            counts = sum(self._counts(most), Counts())
+            whole = self._time(counts) or 1.0
+            scored = self._time(Counts({phase: counts[phase] for phase in SCORING}))
+            computed = sum(images * self.measured.compute[phase] for phase, images in counts.items())
+            training.append(1 - scored / whole)
+            loading.append(1 - computed / whole)
+        return Span(*training), Span(*(1 - share for share in training)), Span(*loading)
+
+    # ---- memory and disk
+
+    def memory(self) -> list[tuple[str, float]]:
+        """Return what takes memory, and bytes."""
+        config, measured = self.config, self.measured
+        sets = len(self.work.branches) + 1 if config.branch_eval and self.work.branches else 1
+        tested = sets * self.work.test[-1] + self.work.val[-1] if self.work.settled[1] else 0
+        cached = min(config.eval_cache_gib * GIB, tested * self.per_image) if config.eval_cache_on == "memory" else 0
+        decoded = min(config.image_cache_gib * GIB, max(self.work.train) * measured.pixels)
+        where = "GPU" if measured.device.type == "cuda" else "process"
+        views = 0 if self._views_folder() else self._views_bytes()
+        return [(where, measured.peak), ("kept test images", cached), ("decoded images", decoded), ("views", views)]
+
+    def _views(self) -> ViewKeeper:
+        return ViewKeeper(self.measured.network, self.config, self.measured.hooks)
+
+    def _views_bytes(self) -> float:
+        keeps = self.config.views and self.work.settled[1] and self.work.expandable and self.work.trains[1]
+        return self._views().bytes(max(self.work.train[1:], default=0)) if keeps else 0
+
+    def _views_folder(self) -> bool:
+        return bool(self._views_bytes()) and self._views().place(max(self.work.train[1:])) is not None
+
+    def before_the_end(self) -> float:
+        """Return the bytes in the run directory that are gone when the run is finished: saved states and views."""
+        states = (KEPT_STATES + 1) * (self._learned(most=True)[-1] + self.measured.optimizer)
+        return states + (self._views_bytes() if self._views_folder() else 0)
+
+    def disk(self, most: bool) -> float:
+        """Return the bytes of the finished run's directory."""
+        config, work = self.config, self.work
+        checkpoints = sum(self._learned(most)) + sum(self._statistics())
+        answers = len(self.work.branches) + 2 + self.work.sides * len(config.readouts)
+        predictions = sum(work.test) * (ANSWERS[0] + ANSWERS[1] * answers) + sum(work.val) * sum(ANSWERS)
+        passes = [work.passes(task, cycles) for task, cycles in enumerate(work.cycles(most))]
+        measured = [len(self.measured.network.slots) if work.branches else 0] * len(passes)
+        batches = sum(-(-images // config.detect_batch_size) for images in work.train[1:]) if work.expandable else 0
+        texts = TEXTS["run"] + TEXTS["task"] * len(passes) + TEXTS["image"] * self._listed()
+        texts += sum(TEXTS["epoch"] * sum(epochs.values()) for epochs in passes)
+        texts += sum(TEXTS["adapter and epoch"] * n * p["func"] for n, p in zip(measured, passes, strict=True))
+        texts += TEXTS["scanned batch"] * batches
+        return checkpoints + predictions + texts + MISTAKES
+
+    def _listed(self) -> int:
+        parts: tuple[Any, ...] = ("train", "test", "val") if self.config.val_fraction else ("train", "test")
+        return sum(self.tasks.nb_images(part, task) for part in parts for task in range(self.tasks.nb_tasks))
+
+    def _learned(self, most: bool) -> list[int]:
+        """Return the bytes of adapters, routers, descriptors and head after every task, from slots that grow so."""
+        slots, head, sizes = copy.deepcopy(self.measured.born), _bytes(self.measured.learner.network.fc), []
+        for task, cycles in enumerate(self.work.cycles(most)):
+            for slot in slots:
+                if task:
+                    slot.begin_task()
+                if cycles and slot.expandable:
+                    slot.expand()
+                if self.work.trains[task > 0]:
+                    slot.begin_func_phase()
+                slot.end_of_cycle()
+                slot.end_of_task_training()
+            records = 4 * self.config.buffer_size * sum(slot.num_adapters for slot in slots if slot.expandable)
+            sizes.append(head + records + sum(map(_bytes, slots)))
+        return sizes
+
+    def _statistics(self) -> Iterator[int]:
+        """Yield the bytes of readouts and class Gaussians in the checkpoint of every task."""
+        learner, width, known = self.measured.given, self.measured.network.backbone.embed_dim, 0
+        gaussian = learner.gaussians.means.shape[1] + learner.gaussians.covariances.shape[1]
+        readouts = ReadoutSet(self.config.readouts, learner.seed, width)
+        for classes in self.work.classes:
+            labels = torch.arange(known, classes)
+            readouts.observe({"": torch.randn(len(labels), width)}, labels, known, classes)
+            known = classes
+            held = sum(tensor.nbytes for tensor in readouts.state_dict().values())
+            yield self.work.sides * held + (4 * classes * gaussian if self.config.classifier_alignment else 0)
+
+
+def _some(images: TaskImages) -> TaskImages:
+    """Return a few images of a data set, from its whole length."""
+    chosen = np.linspace(0, len(images) - 1, min(LOADED, len(images))).astype(int)
+    return TaskImages(images.images, images.rows[chosen], images.labels[chosen], images.look)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> tuple[int, Tensor]:
+    """Return how much a forward pass keeps for its backward pass beside the network's own tensors, and its result."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = forward()
+    return sum(size for place, size in sizes.items() if place not in own), result
