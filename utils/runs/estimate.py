@@ -131,7 +131,8 @@ def sizes_text(span: Span) -> str:
 def size_text(size: float) -> str:
     """Return bytes as text, such as `1.3 GiB`."""
     unit = next((name for name, factor in SIZES.items() if size >= factor), "KiB")
-    return f"{size / SIZES[unit]:.3g} {unit}"
+    number = size / SIZES[unit]
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def read_totals(text: str) -> Totals:
@@ -147,4 +148,4 @@ def read_totals(text: str) -> Totals:
 
 def _bytes_of(text: str) -> float:
     number, unit = text.split()
-    return float(number) * SIZES[unit]
+    return float(number.replace(",", "")) * SIZES[unit]
