@@ -65,7 +65,8 @@ from utils.runs.estimate import Estimate, Span, TaskEstimate, Totals, total
 from utils.runs.states import KEPT as KEPT_STATES
 
 SECONDS = 10.0  # of measuring, about
-WORKS = 40  # forward passes that all measured works together are worth, each of them made twice
+WORKS = 40  # into which they are divided: no second round of a work begins after its share of them
+PASSES = 16  # forward passes that all works together are worth, each of them made once
 MOST_ROUNDS = 9
 LOADED = 16  # images that are loaded
 OBSERVED = 2000  # images that a readout observes
@@ -252,13 +253,23 @@ class Measurement:
 
     @torch.no_grad()
     def _choose_sizes(self) -> None:
-        """Choose how many images are in a measured batch, so that everything takes about `SECONDS`."""
-        one = self.images[:1].to(self.device)
+        """Choose how many images are in a measured batch, so that everything takes about `SECONDS` on a CPU."""
         self.network.eval()
-        taken = self.timer.best(lambda: self.network(one), SECONDS / WORKS)
-        affordable = max(1, int(SECONDS / (WORKS * taken))) if self.device.type == "cpu" else sys.maxsize
+        one, three = (self._seconds_forward(self.images[:count]) for count in (1, 3))
+        self.of_image = max((three - one) / 2, three / 12)
+        self.of_pass = max(0.0, one - self.of_image)  # such as that of weights in reduced precision
+        affordable = max(1, int(SECONDS / (PASSES * self.of_image))) if self.device.type == "cpu" else sys.maxsize
         self.batch_size = min(self.config.batch_size, affordable)
         self.eval_size = min(self.config.eval_batch_size, affordable)
+
+    def _of_whole_batch(self, seconds: float, size: int) -> float:
+        """Return the seconds of an image in a batch of the run, from those of a batch of some images."""
+        own = self.of_pass * min(1.0, seconds / (self.of_pass + self.of_image * size))  # of a part of a pass: its part
+        return (seconds - own) / size + own / max(size, self.config.batch_size)
+
+    def _seconds_forward(self, images: Tensor) -> float:
+        x = images.to(self.device)
+        return self.timer.best(lambda: self.network(x), SECONDS / WORKS)
 
     def _time_works(self) -> None:
         learner = self.learner
@@ -267,7 +278,7 @@ class Measurement:
         sample, scored = Sample(images[: self.batch_size], self.tasks), Sample(images[: self.eval_size], self.tasks)
 
         def note(name: str, work: Work, size: int) -> None:
-            self.compute[name] = self.timer.best(work, SECONDS / WORKS) / size
+            self.compute[name] = self._of_whole_batch(self.timer.best(work, SECONDS / WORKS), size)
 
         def begin() -> None:
             learner.begin_data(sample)
@@ -285,7 +296,7 @@ class Measurement:
         self._end_task()
         self.settles = bool(learner.settled_layers())
         self._time_scoring(note)
-        note(SAVE, self._save, 1)
+        self.compute[SAVE] = self.timer.once(self._save)
         if self.tasks.nb_tasks == 1:
             return
         learner.after_task()
