@@ -39,7 +39,7 @@ OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memor
 ASKED_FOR = re.compile(r"allocate ([\d.]+ \w+)")
 AFTER_MEMORY_RAN_OUT = (
     "the last saved state is kept. Continue with --auto_resume and --grad_checkpointing, or a lower num_workers, "
-    "image_cache_gib or eval_cache_gib; or start a new run with a lower batch_size, detect_batch_size or "
+    "image_cache_gib, eval_cache_gib or views_gib; or start a new run with a lower batch_size, detect_batch_size or "
     "eval_batch_size, or with precision bf16"
 )
 AFTER_A_FAILED_FILE = "the run's files are kept; correct this, then continue with the same command and --auto_resume"

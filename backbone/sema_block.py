@@ -6,25 +6,28 @@ Shapes: B batch, N tokens, D embedding width, A adapters at this layer.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbone.adapter import FunctionalAdapter, Role, linear
 from backbone.batched import mixed, output, reconstruction_losses
+from backbone.frozen import attended, freeze_products, understands
 from backbone.sema_components import AdapterModule
 from backbone.streams import substream
 
 logger = logging.getLogger(__name__)
+Out = TypeVar("Out")
 
 
 class SEMAModules(nn.Module):
     """The adapters of one block, mixed by a router when the layer is expandable.
 
     A layer outside `[adapt_start_layer, adapt_end_layer]` always holds one adapter, without descriptor and mixing; its
-    `router` is there for the checkpoint's sake and never learns.
+    `router` is there for the checkpoint's sake and never learns. `continual` says whether adapters learn in every task.
 
     Args:
         config: Gives `d_model`, the layer range, the `nested_lora_*` keys and what the adapters read.
@@ -35,13 +38,15 @@ class SEMAModules(nn.Module):
         super().__init__()
         self.config = config
         self.layer = layer
-        self.continual: bool = config.adapter_lifetime == "continual"  # adapters learn in every task
         self.expandable: bool = config.adapt_start_layer <= layer <= config.adapt_end_layer
+        everywhere = config.nested_lora_continual_layers == "all"
+        self.continual: bool = config.adapter_lifetime == "continual" and (everywhere or self.expandable)
         self.adapters = nn.ModuleList()
         self.router = self._new_router().requires_grad_(self.expandable)
         self.new_router: nn.Linear | None = None
         self.added = 0  # number of adapters added in this task
         self.trained: set[int] = set()  # indices of those that trained in this task
+        self.tokens = nn.Identity()  # gets `h` of all tokens if it has a hook
         self._add_adapter()
 
     @property
@@ -77,11 +82,27 @@ class SEMAModules(nn.Module):
         """Whether the newest adapter's descriptor is in training: it was added in this cycle."""
         return self.expandable and self.newest.rd.encoder.weight.requires_grad
 
-    def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        """Return the slot's output on the un-normalised `h`; in training mode, record the descriptor's losses."""
-        if not self.expandable:
+    @property
+    def reads_mean(self) -> bool:
+        """Whether the mean over all tokens changes anything: a router has a choice, or it or a descriptor learns."""
+        learns = self.training and (self.describing or self.router.weight.requires_grad)
+        return self.expandable and (self.num_adapters > 1 or learns)
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether the slot's output at a token depends on that token and the mean alone."""
+        return all(adapter.summands() is not None for adapter in self.functional)
+
+    def forward(self, h: Tensor, mean: Tensor | None = None) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
+        """Return the slot's output on the un-normalised `h`; in training mode, record the descriptor's losses.
+
+        Args:
+            h: Of all tokens, or with `mean` of some.
+            mean: Of all tokens' `h`, if `h` is not all of it; any value where `reads_mean` is false.
+        """
+        if not self.reads_mean:
             return output(self.functional[0], h)
-        mean = h.mean(dim=1)
+        mean = h.mean(dim=1) if mean is None else mean
         if self.training and self.describing:
             with torch.no_grad(), at_full_precision(h):
                 self.newest.observe(mean.detach())  # torch's flop counter follows what asks for a gradient even here
@@ -276,6 +297,7 @@ class SEMABlock(nn.Module):
 
     def __init__(self, block: nn.Module, slot: SEMAModules) -> None:
         super().__init__()
+        freeze_products(block)
         for name, module in block.named_children():
             self.add_module(name, module)
         self.adapter_module = slot
@@ -285,6 +307,7 @@ class SEMABlock(nn.Module):
     def compile_frozen(self) -> None:
         """Compile what no expansion changes: the block without its slot. Blocks of one shape share the code."""
         self.attend = torch.compile(self.attend)  # type: ignore[method-assign]
+        self.attend_first = torch.compile(self.attend_first)  # type: ignore[method-assign]
         self.transform = torch.compile(self.transform)  # type: ignore[method-assign]
 
     def recompute_frozen(self) -> None:
@@ -293,18 +316,48 @@ class SEMABlock(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """Return `h`, the input of the slot."""
-        return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        if not understands(self.attn):
+            return x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self._projected(attended(cast(Attention, self.attn), self.norm1(x), x.shape[1]))
+
+    def attend_first(self, x: Tensor, of_mean: bool) -> tuple[Tensor, Tensor]:  # (B, N, D) -> (B, 1, D), (B, D)
+        """Return `h` of the class token, and with `of_mean` the mean of all tokens' `h`, else nothing of use.
+
+        The projection is linear, so that the mean of its outputs is its output at the mean.
+        """
+        first = x[:, :1]
+        joined = attended(cast(Attention, self.attn), self.norm1(x), x.shape[1] if of_mean else 1)
+        h = first + self._projected(joined[:, :1])
+        if not of_mean:
+            return h, first[:, 0]
+        with at_full_precision(x):
+            return h, x.mean(dim=1) + self._projected(joined.to(x.dtype).mean(dim=1))
+
+    def _projected(self, joined: Tensor) -> Tensor:
+        attn = cast(Attention, self.attn)
+        return self.drop_path1(self.ls1(attn.proj_drop(attn.proj(joined))))
 
     def transform(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """Return the block's output for its `h`, without the adapters."""
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
-    def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+    def complete(self, h: Tensor, mean: Tensor | None = None) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
+        """Return the block's output for its `h`; for `mean` see `SEMAModules.forward`."""
         y = self._frozen(self.transform, h)
-        return y if self.adapters_off else y + self.adapter_module(h)
+        return y if self.adapters_off else y + self.adapter_module(h, mean)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
-        return self.complete(self._frozen(self.attend, x))
+        return self.complete(self.adapter_module.tokens(self._frozen(self.attend, x)))
 
-    def _frozen(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return cast(Tensor, checkpoint(function, x, use_reentrant=False)) if self._recomputes else function(x)
+    def first(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, 1, D)
+        """Return the output at the class token, which is all that is read of the last block."""
+        slot = self.adapter_module
+        if not (understands(self.attn) and slot.tokenwise):
+            return self(x)[:, :1]
+        if slot.tokens._forward_pre_hooks:
+            with torch.no_grad():
+                slot.tokens(self.attend(x))
+        return self.complete(*self._frozen(self.attend_first, x, slot.reads_mean and not self.adapters_off))
+
+    def _frozen(self, function: Callable[..., Out], *inputs: Any) -> Out:
+        return cast(Out, checkpoint(function, *inputs, use_reentrant=False)) if self._recomputes else function(*inputs)

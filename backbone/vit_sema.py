@@ -288,6 +288,14 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:  # (B, 3, S, S) -> 
     return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
 
+def class_token(vit: VisionTransformer, x: Tensor, first: int) -> Tensor:  # (B, N, D) -> (B, 1, D)
+    """Return the class token after the last block, from the input of block `first`."""
+    *others, last = sema_blocks(vit)
+    for block in others[first:]:
+        x = block(x)
+    return last.first(x) if first <= len(others) else x[:, :1]
+
+
 def slot_inputs(vit: VisionTransformer, x: Tensor, first: int, last: int) -> Iterator[Tensor]:
     """Yield every slot's input `h` (B, N, D) from block `first`, whose input is `x`, to `last`, and compute no more."""
     for layer, block in enumerate(sema_blocks(vit)[first : last + 1], start=first):

@@ -2,7 +2,8 @@
 
     python -m benchmarks.accuracy [--output_dir logs/sweeps]
 
-Runs whatever is missing of exps/sweeps/quickstart_speed.json, as `python -m tools.sweep` does.
+Runs whatever is missing of exps/sweeps/quickstart_speed.json and of the two sweeps of kept views, as `python -m
+tools.sweep` does.
 """
 
 if __name__ == "__main__":
@@ -22,14 +23,21 @@ from tools.compare.paired import Difference
 from tools.generated import markdown_table
 
 SWEEP = Path("exps/sweeps/quickstart_speed.json")
+VIEWS = {kind: Path(f"exps/sweeps/quickstart_views_{kind}.json") for kind in ("adaptmlp", "nested_lora")}
 DOCUMENT = Path("docs/performance.md")
 SHOWN = ("last_acc", "avg_inc_acc")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is missing and write the table; the exit code."""
+    """Run what is missing and write the tables; the exit code."""
     folder = sweep_folder("accuracy", __doc__, arguments)
-    return after_sweeps([SWEEP], folder, lambda: write_parts(DOCUMENT, {"accuracy": table(finished(SWEEP, folder))}))
+    return after_sweeps([SWEEP, *VIEWS.values()], folder, lambda: write(folder))
+
+
+def write(folder: str) -> None:
+    """Write the tables of the finished runs in a folder."""
+    parts = {"accuracy": SWEEP, **{f"views {kind}": path for kind, path in VIEWS.items()}}
+    write_parts(DOCUMENT, {part: table(finished(path, folder)) for part, path in parts.items()})
 
 
 def table(comparison: Comparison) -> str:

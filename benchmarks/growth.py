@@ -35,6 +35,7 @@ TASKS = (10, 20, 50, 100)
 ADAPTERS = (1, 4, 16, 32)
 CLASSES = 2  # of a task
 TRAIN, TEST = 16, 4  # images of a class
+VIT, BATCH = "vit_tiny_patch16_224", 16
 SMALL = {"img_size": 64, "patch_size": 8, "depth": 6}
 KEYS = {
     "func_epoch": 1,
@@ -144,7 +145,7 @@ def report(setting: Setting, rounds: int, timer: Timer) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, print, and write what is asked for."""
     parser = timing_parser("growth", __doc__, rounds=3)
-    parser.set_defaults(vit="vit_tiny_patch16_224", kwargs=SMALL, batch=16)
+    parser.set_defaults(vit=VIT, kwargs=SMALL, batch=BATCH)
     given = parser.parse_args(arguments)
     publish(given, "growth", lambda setting, timer: report(setting, given.rounds, timer), tables)
 

@@ -1,28 +1,34 @@
 """Which operators the time of a phase goes to, in float32 and in bfloat16."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from timm.layers.attention import Attention
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backbone.frozen import FrozenLinear, packed_product, packs, plain_attention
+from backbone.vit_sema import sema_blocks
 from benchmarks.measure import Timer, Work, best_of
 from benchmarks.timing import NEEDS_UNITS, Report, described, origin
 from benchmarks.workloads import Setting, Workshop
 from tools.generated import markdown_table
-from utils.inc_net import SEMAVitNet
 
 PHASES = ("forward", "func step")
 VARIANTS = ("exact", "bf16")
 REST = "everything else"
+FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 # By the beginning of the name that torch gives an operator; the first that fits.
 KINDS = {
     "aten::addmm": "matrix products",
     "aten::mm": "matrix products",
     "aten::bmm": "matrix products",
     "aten::baddbmm": "matrix products",
+    "mkldnn::_linear_pointwise": "matrix products",
     "aten::_scaled_dot_product": "fused attention",
     "aten::_flash_attention": "fused attention",
     "aten::_efficient_attention": "fused attention",
@@ -41,17 +47,17 @@ def report(setting: Setting, rounds: int, timer: Timer) -> dict[str, Any]:
     """Everything measured, JSON-ready.
 
     Keys: `setting`, `machine`, `parts` (phase -> variant -> seconds by kind of operator, each the best of the rounds)
-    and `casts` (seconds of a forward pass in bfloat16, and of casting all frozen weights once).
+    and `kernels` (part of a frozen block -> way -> seconds).
     """
     shop = Workshop(setting)
     works = {(phase, variant): shop.work((phase, variant)) for phase in PHASES for variant in VARIANTS}
     taken = [{key: parts(work, timer) for key, work in works.items()} for _ in range(rounds)]
     best = {key: _best([one[key] for one in taken]) for key in works}
-    casts = {"forward": works["forward", "bf16"], "casts": _casts(shop.learner("bf16").network)}
+    seconds = best_of(ways := kernels(setting), rounds, timer)
     return {
         **origin(setting, rounds, timer),
         "parts": {phase: {variant: best[phase, variant] for variant in VARIANTS} for phase in PHASES},
-        "casts": best_of(casts, rounds, timer),
+        "kernels": {part: {w: seconds[p, w] for p, w in ways if p == part} for part, _ in ways},
     }
 
 
@@ -94,23 +100,64 @@ def _best(rounds: list[Parts]) -> Parts:
     return {kind: min(one.get(kind, 0.0) for one in rounds) for kind in kinds}
 
 
-def _casts(network: SEMAVitNet) -> Work:
-    """What autocast does to the weights of the frozen matrix products in each forward pass."""
-    learns = {id(parameter) for _, parameter in network.roles()}
-    products = [module for module in network.backbone.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    weights: list[Tensor] = [p for m in products for p in m.parameters() if id(p) not in learns]
-    return lambda: [weight.to(torch.bfloat16) for weight in weights]
+def kernels(setting: Setting) -> dict[tuple[str, str], Work]:
+    """A frozen block's products, and its attention with a gradient, in each way that there is, by what and way."""
+    block = sema_blocks(Workshop(setting).learner("bf16").network.backbone)[0]
+    attn = cast(Attention, block.attn)
+    tokens = setting.sketch.patch_embed.num_patches + 1
+    works: dict[tuple[str, str], Work] = {}
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        layer = block.get_submodule(name)
+        assert isinstance(layer, FrozenLinear)
+        x = torch.randn(setting.batch, tokens, layer.in_features, device=setting.device)
+        works |= {(name, way): torch.no_grad()(work) for way, work in _products(layer, x).items()}
+    shape = (setting.batch, attn.num_heads, tokens, attn.head_dim)
+    for dtype in FORMATS:
+        q, k, v = (torch.randn(shape, device=setting.device, dtype=dtype).requires_grad_() for _ in range(3))
+        both = {"fused": scaled_dot_product_attention, "plain": partial(plain_attention, scale=attn.scale)}
+        for way, attention in both.items():
+            works["attention and its gradient", f"{way} {FORMATS[dtype]}"] = _forth_and_back(attention, q, k, v)
+    return works
+
+
+def _products(layer: FrozenLinear, x: Tensor) -> dict[str, Work]:
+    weight, bias, rows = layer.weight, layer.bias, (0, layer.out_features)
+    rounded, half = (weight.bfloat16(), bias.bfloat16()), x.bfloat16()
+    works: dict[str, Work] = {
+        "float32": lambda: linear(x, weight, bias),
+        "bfloat16, rounded anew": lambda: linear(half, weight.bfloat16(), bias.bfloat16()),
+        "bfloat16": lambda: linear(half, *rounded),
+    }
+    if x.device.type == "cpu" and packs():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        works["float32, packed"] = lambda: packed_product(x, packed, bias)
+        reduced = layer.packed(rows, backwards=False), layer.rounded_bias(rows)
+        works["bfloat16, packed"] = lambda: packed_product(half, *reduced)
+    return works
+
+
+def _forth_and_back(attention: Callable[..., Tensor], *inputs: Tensor) -> Work:
+    return lambda: torch.autograd.grad(attention(*inputs).sum(), inputs)
 
 
 def tables(report: Report) -> str:
-    """A paragraph on the casts of weights, and a table for each phase."""
-    seconds = report["casts"]
+    """Where it was measured, a table for each phase, and the ways of the parts."""
     note = (
-        f"{described(report)} Rounds are compared for each kind of operator. Casting all frozen weights to bfloat16, "
-        f"which every forward pass does anew, takes {100 * seconds['casts'] / seconds['forward']:.1f} % of one."
+        f"{described(report)} Rounds are compared for each kind of operator."
         f"{f' {NEEDS_UNITS}' if report['machine']['kind'] == 'cpu' else ''}\n"
     )
-    return "\n".join([note, *(_table(phase, found) for phase, found in report["parts"].items())])
+    return "\n".join(
+        [note, *(_table(phase, found) for phase, found in report["parts"].items()), _ways(report["kernels"])]
+    )
+
+
+def _ways(kernels: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        [name, way, f"{next(iter(ways.values())) / seconds:.2f}"]
+        for name, ways in kernels.items()
+        for way, seconds in ways.items()
+    ]
+    return markdown_table(["part of a frozen block", "way", "the first way / it"], rows)
 
 
 def _table(phase: str, found: Mapping[str, Parts]) -> str:

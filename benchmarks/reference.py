@@ -24,7 +24,6 @@ from models.phase import PhaseName
 from models.protocol import Hooks, Point
 from models.sema import Learner
 from utils.config.schema import Config
-from utils.data.loader import Batch
 from utils.inc_net import SEMAVitNet
 from utils.streams import seeded
 
@@ -42,7 +41,9 @@ class PlainSlot(SEMAModules):
         super().__init__(slot.config, slot.layer)
         self.load_state_dict(slot.state_dict())
 
-    def forward(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+    tokenwise = False  # type: ignore[assignment]  # the last block computes all tokens, too
+
+    def forward(self, h: Tensor, _: Tensor | None = None) -> Tensor:  # (B, N, D) -> (B, N, D)
         """As the slot's."""
         if not self.expandable:
             return self.adapters[0](h)
@@ -107,11 +108,10 @@ class PlainRdLoss(RdLoss):
 
     network: PlainNet
 
-    def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def means(self, images: Tensor) -> list[Tensor]:
         """As the loss's."""
-        means = self.network.token_means_with_graph(batch[1], self.layers)
-        loss = torch.stack([slot.rd_loss(means[slot.layer]) for slot in self.slots]).sum()
-        return loss, torch.zeros((), device=loss.device)
+        means = self.network.token_means_with_graph(images, [slot.layer for slot in self.slots])
+        return [means[slot.layer] for slot in self.slots]
 
 
 class Reference(Learner):
@@ -133,7 +133,7 @@ class Reference(Learner):
         if name == "func":
             return super().loss(name)
         stream = (name, self.cur_task, self.position.cycle)
-        return PlainRdLoss(self.network, self.train_loader, stream, self.config.batch_size, views=0)
+        return PlainRdLoss(self.network, self.train_loader, stream, self.config.batch_size)
 
     def score_after_epoch(self, point: Point) -> None:
         """Score the test images after every epoch of either phase."""

@@ -4,8 +4,8 @@
 
 Trains the func phase of task 0 again and again in one process: without telemetry, at the default interval (once an
 epoch) and at every step, in turn. What counts is the ratio within a turn, as a busy machine hits neighbours alike, and
-of the turns' ratios the median. For the branch scores one whole run is made, unless it is there. The tables go into
-docs/telemetry.md.
+of the turns' ratios the median. A step from kept views is timed by itself, with and without all that a run notes of it.
+For the branch scores one whole run is made, unless it is there. The tables go into docs/telemetry.md.
 """
 
 if __name__ == "__main__":
@@ -15,20 +15,26 @@ if __name__ == "__main__":
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import quantiles
 
 import torch
 
+from backbone.vit_sema import SUFFIX
 from benchmarks.command import make_parser, run_command, write_parts
-from benchmarks.measure import CLOCK_NAMES, quiet_timer
+from benchmarks.measure import CLOCK_NAMES, Work, best_of, quiet_timer
 from benchmarks.quickstart import runs_of
+from benchmarks.workloads import Setting, Workshop, at_expansion, begun, from_view
 from models import Hooks, Setup, get_model
+from models.losses import Loss
+from models.phase import Phase, PhaseTrainer
+from models.sema import Learner
 from tools.generated import markdown_table
 from trainer import make_tasks
 from utils.config.load import load
 from utils.config.schema import Config
+from utils.data.loader import Batch
 from utils.data.sources import load_dataset
 from utils.data.tasks import DataManager
 from utils.devices import device_name, prepare_device
@@ -41,6 +47,8 @@ DOCUMENT = Path("docs/telemetry.md")
 NEVER = 10**9  # more steps than any phase has
 OFF, DEFAULT, ALWAYS = "off", "once an epoch", "every step"
 INTERVALS = {OFF: NEVER, DEFAULT: 0, ALWAYS: 1}
+ALONE_STEP, NOTED, READ = "alone", "with gate, audit and sums", "with a reading of telemetry"
+STEPS = 157  # of an epoch: 5,000 images in batches of 32
 ALONE = {"rd_epoch": 0, "nested_lora_use_consolidation": False}  # what leaves of task 0 nothing but the func phase
 
 
@@ -51,8 +59,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--output_dir", default="logs/telemetry")
     given = parser.parse_args(arguments)
-    overhead, branches = overhead_table(given.config, given.repeats), branch_table(given.config, given.output_dir)
-    write_parts(DOCUMENT, {"overhead": overhead, "branches": branches})
+    parts = {
+        "overhead": overhead_table(given.config, given.repeats),
+        "steps": step_table(steps_timed(given.config, given.repeats)),
+        "branches": branch_table(given.config, given.output_dir),
+    }
+    write_parts(DOCUMENT, parts)
 
 
 # ---- telemetry
@@ -110,6 +122,59 @@ def phase_seconds(config: Config, tasks: DataManager, device: torch.device) -> f
 
         learner = get_model(setup, Hooks(events=write))
         return quiet_timer(device)(lambda: learner.incremental_train(tasks))
+
+
+# ---- a step
+
+
+def steps_timed(path: Path, rounds: int, vit: str = "vit_base_patch16_224") -> dict[str, dict[str, float]]:
+    """Seconds of `step_works` by network: a ViT-B/16 and that of a configuration, both in bfloat16 from kept views."""
+    config = load(path)
+    device = prepare_device(config.device, 1)
+    name = config.backbone_type.removesuffix(SUFFIX)
+    settings = [Setting(vit, 8, device), Setting(name, config.batch_size, device, config.backbone_kwargs)]
+    titles = [f"{vit}, batch 8", f"{path.stem}, batch {config.batch_size}"]
+    timer = quiet_timer(device)
+    return {title: best_of(step_works(s), rounds, timer) for title, s in zip(titles, settings, strict=True)}
+
+
+def step_works(setting: Setting) -> dict[str, Work]:
+    """A func step alone, with what a run notes of every step, and with a reading of telemetry."""
+    shop = Workshop(setting)
+
+    def bare(phase: Phase, loss: Loss, batch: Batch) -> Work:
+        def step() -> None:
+            phase.optimizer.zero_grad(set_to_none=True)
+            loss(batch, 0)[0].backward()
+            phase.optimizer.step()
+
+        return step
+
+    def noted(last: bool) -> Callable[[Learner, Phase, Loss, Batch], Work]:
+        def make(learner: Learner, phase: Phase, loss: Loss, batch: Batch) -> Work:
+            trainer = PhaseTrainer(phase, loss, learner.network, learner.train_loader, learner.config, Hooks())
+            return lambda: trainer.train_batch(batch, last)
+
+        return make
+
+    def work(make: Callable[[Learner, Phase, Loss, Batch], Work]) -> Work:
+        def prepared(learner: Learner, batch: Batch) -> Work:
+            return make(learner, *begun(learner, "func"), batch)
+
+        return shop.placed(at_expansion, from_view(prepared), "nested bf16")
+
+    makes = {ALONE_STEP: lambda _, *rest: bare(*rest), NOTED: noted(last=False), READ: noted(last=True)}
+    return {title: work(make) for title, make in makes.items()}
+
+
+def step_table(times: Mapping[str, Mapping[str, float]], steps: int = STEPS) -> str:
+    """Times of a step in units of one alone, and of all steps of an epoch with one reading."""
+    rows = []
+    for network, seconds in times.items():
+        alone, noted, read = (seconds[title] / seconds[ALONE_STEP] for title in (ALONE_STEP, NOTED, READ))
+        rows.append([network, *(f"{ratio:.3f}" for ratio in (alone, noted, read, noted + (read - noted) / steps))])
+    header = ["a func step from kept views, bf16", ALONE_STEP, NOTED, READ, f"epoch of {steps} steps with one reading"]
+    return markdown_table(header, rows)
 
 
 # ---- branches

@@ -20,8 +20,8 @@ NEEDS_UNITS = "The figures of bf16 need a processor with units for bfloat16; wit
 Report = Mapping[str, Any]
 
 
-def timing_parser(name: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options of every command; `rounds` is the default of one."""
+def timing_parser(name: str, description: str | None, rounds: int, place: str = "file") -> argparse.ArgumentParser:
+    """The options of every command; `rounds` is the default of one, `place` what takes the figures."""
     parser = make_parser(name, description)
     parser.add_argument("--vit", default="vit_base_patch16_224", help="timm's name")
     parser.add_argument("--kwargs", type=json.loads, default={}, help='for timm.create_model: {"img_size": 96}')
@@ -31,8 +31,8 @@ def timing_parser(name: str, description: str | None, rounds: int) -> argparse.A
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu, with one thread: a busy machine")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", type=Path, help="write everything measured to this file")
-    parser.add_argument("--from", dest="earlier", type=Path, help="a file that --json wrote: measure nothing")
+    parser.add_argument("--json", type=Path, help=f"write everything measured to this {place}")
+    parser.add_argument("--from", dest="earlier", type=Path, help=f"a {place} that --json wrote: measure nothing")
     parser.add_argument("--write", action="store_true", help=f"write the tables into {DOCUMENT}")
     return parser
 

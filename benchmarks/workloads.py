@@ -104,8 +104,12 @@ VARIANTS: dict[str, Variant] = {
     "exact": Variant(),
     # At a bottleneck of 16: as many parameters but for one more output bias.
     "nested": Variant(keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
+    "nested bf16": Variant(
+        keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8, "precision": "bf16"}, dtype=torch.bfloat16
+    ),
     "bf16": Variant(keys={"precision": "bf16"}, dtype=torch.bfloat16),
     "compile": Variant(keys={"compile": True}),
+    "bf16 compile": Variant(keys={"precision": "bf16", "compile": True}, dtype=torch.bfloat16),
 }
 
 
@@ -183,9 +187,8 @@ def rd_step(learner: Learner, batch: Batch) -> Work:
 def rd_step_again(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase on token means that are kept (the key `rd_views`)."""
     phase, _ = begun(learner, "rd")
-    loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), views=1)
-    loss(batch, epoch=0)  # keeps them
-    return step(phase, loss, batch, epoch=1)
+    loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), keep=lambda loader, _: loader)
+    return step(phase, loss, _with(batch, torch.stack(loss.means(batch[1]), dim=1)))
 
 
 def view(learner: Learner, batch: Batch) -> Work:
@@ -227,9 +230,9 @@ def begun(learner: Learner, name: PhaseName) -> tuple[Phase, Loss]:
     return phase, loss
 
 
-def step(phase: Phase, loss: Loss, batch: Batch, epoch: int = 0) -> Work:
+def step(phase: Phase, loss: Loss, batch: Batch) -> Work:
     """One step on a batch."""
-    return lambda: phase.step(loss(batch, epoch)[0])
+    return lambda: phase.step(loss(batch, 0)[0])
 
 
 def scan(learner: Learner, batch: Batch) -> Work:
@@ -287,15 +290,23 @@ PHASES: dict[str, tuple[Place, Preparation]] = {
 }
 
 
+def noise(setting: Setting, images: int) -> Batch:
+    """A batch of so many images."""
+    side, indices = setting.sketch.patch_embed.img_size[0], torch.arange(images)
+    pixels = torch.rand(images, 3, side, side, device=setting.device)
+    return indices, pixels, indices.to(setting.device) % CLASSES
+
+
 class Workshop:
-    """Prepares works of one setting; all share one batch, and those of a variant the frozen weights."""
+    """Prepares works of one setting; all share one batch, and those of a variant the frozen weights.
+
+    Attributes:
+        batch: Of the works that are prepared from now on.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        side = setting.sketch.patch_embed.img_size[0]
-        images = torch.rand(setting.batch, 3, side, side, device=setting.device)
-        indices = torch.arange(setting.batch)
-        self.batch: Batch = indices, images, indices.to(setting.device) % CLASSES
+        self.batch = noise(setting, setting.batch)
         self._learners: dict[str, Learner] = {}
 
     def work(self, subject: Subject) -> Work:

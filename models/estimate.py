@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset, TensorDataset
 from models.alignment import Settings, align
 from models.base import BaseLearner, Setup
 from models.baselines import FromStatistics, Joint
-from models.losses import RdLoss
+from models.losses import Loss, RdLoss
 from models.phase import PhaseName
 from models.protocol import TaskLearner
 from models.readouts import ReadoutSet
@@ -42,6 +43,7 @@ from models.workload import (
     KEPT,
     LOADS,
     MAKE_FEATURES,
+    MAKE_MEANS,
     MAKE_VIEW,
     OBSERVE,
     RD,
@@ -55,7 +57,7 @@ from models.workload import (
     Workload,
 )
 from utils.data.decoded import DecodedImages
-from utils.data.loader import READY, StreamLoader
+from utils.data.loader import READY, Batch, StreamLoader
 from utils.data.resample import resampling
 from utils.data.tasks import DataManager, TaskImages
 from utils.devices import device_name
@@ -162,6 +164,7 @@ def estimate(learner: TaskLearner, seeds: Sequence[DataManager]) -> Estimate:
         len(learner.network.expandable) if first.work.trains[1] else 0,
         first.shares(),
         memory,
+        first.gpu(),
         disk.high + first.before_the_end(),
         (len(seeds), total(times)) if len(seeds) > 1 else None,
         how,
@@ -291,8 +294,7 @@ class Measurement:
         if self.trains[0]:
             note(FUNC, self._step("func"), self.batch_size)
             if learner.epochs["rd"]:
-                note(RD, self._step("rd"), self.batch_size)
-                self._note_means(note)
+                self._time_rd(note, "", "")
         self._end_task()
         self.settles = bool(learner.settled_layers())
         self._time_scoring(note)
@@ -315,19 +317,24 @@ class Measurement:
             learner.network.eval()
             _, seen, _ = self._batch("scan")
             note(SCAN + VIEW * kept, lambda: learner.look(seen), self.batch_size)
-        note(FUNC + ALONE + FEATURES * kept, self._step("func"), self.batch_size)
+        reads = VIEW if learner.network.continual else FEATURES
+        note(FUNC + ALONE + reads * kept, self._step("func"), self.batch_size)
         if learner.network.expandable:
             self._grow()
             note(FUNC + ADDS + VIEW * kept, self._step("func"), self.batch_size)
             if learner.epochs["rd"]:
-                note(RD + ADDS + VIEW * kept, self._step("rd"), self.batch_size)
-                self._note_means(note)
+                self._time_rd(note, ADDS, VIEW * kept)
         if SCAN + VIEW in self.compute:
             self.compute.setdefault(SCAN, self.compute[MAKE_VIEW] + self.compute[SCAN + VIEW])
 
-    def _note_means(self, note: Callable[[str, Work, int], None]) -> None:
-        if self.config.views or self.config.rd_views:
-            note(RD + KEPT, self._step("rd", epoch=1), self.batch_size)
+    def _time_rd(self, note: Callable[[str, Work, int], None], suffix: str, reads: str) -> None:
+        step = self._step("rd")
+        loss = self.learner.loss("rd")
+        assert isinstance(loss, RdLoss)
+        if loss.kept:
+            _, x, _ = self._batch("rd")
+            note(MAKE_MEANS + reads, lambda: loss.means(x), self.batch_size)
+        note(RD + (KEPT if loss.kept else suffix), step, self.batch_size)
 
     def _time_scoring(self, note: Callable[[str, Work, int], None]) -> None:
         learner = self.learner
@@ -376,8 +383,8 @@ class Measurement:
         size = self.batch_size
         return next(iter(self.learner.train_loader.epoch(purpose, 0, batch_size=size, shuffle=False)))
 
-    def _step(self, name: PhaseName, epoch: int = 0) -> Work:
-        """Return a step of a phase that has begun; one on token means that are kept if `epoch` is not 0."""
+    def _step(self, name: PhaseName) -> Work:
+        """Return a step of a phase that has begun."""
         learner = self.learner
         for slot in learner.network.slots if name == "func" else ():
             slot.begin_func_phase()
@@ -385,14 +392,16 @@ class Measurement:
         loss = learner.loss(name)
         learner.network.train(loss.trains_network)
         batch = next(iter(loss.batches(0, 0)))
-        if isinstance(loss, RdLoss):
-            loss(batch, 0)
-        else:
-            saved, _ = saved_bytes(lambda: loss(batch, 0)[0], learner.network)
-            self.activations = max(self.activations, saved / len(batch[0]))
+        if name == "func" and not self.activations:  # those of the first task are the most
+            one, two = (self._saved(loss, batch, count) for count in (1, 2))
+            self.activations = two - one
         per_parameter = 1 if self.config.optimizer == "sgd" else 2
         self.optimizer = max(self.optimizer, per_parameter * sum(parameter.nbytes for parameter in phase.parameters))
-        return lambda: phase.step(loss(batch, epoch)[0])
+        return lambda: phase.step(loss(batch, 0)[0])
+
+    def _saved(self, loss: Loss, batch: Batch, count: int) -> int:
+        indices, x, labels = (tensor[:1].expand(count, *tensor.shape[1:]) for tensor in batch)
+        return saved_bytes(lambda: loss((indices, x, labels), 0)[0])
 
     def _end_task(self) -> None:
         for slot in self.learner.network.slots:
@@ -412,13 +421,13 @@ class Measurement:
     def _save(self) -> None:
         torch.save(self.learner.state(), io.BytesIO())
 
-    def _peak(self) -> float:
-        """Return the bytes that a func step of the run takes: those measured, and those of the images left out."""
-        more = self.activations * (self.config.batch_size - self.batch_size)
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device) + more
+    def _peak(self) -> tuple[float, float]:
+        """Return the bytes of this process and of its GPU for a step: those measured, and of the images left out."""
         unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + more
+        process = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        if self.device.type == "cuda":
+            return process, torch.cuda.max_memory_reserved(self.device)
+        return process + self.activations * (self.config.batch_size - self.batch_size), 0.0
 
 
 class RunWork:
@@ -500,9 +509,19 @@ class RunWork:
         tested = sets * self.work.test[-1] + self.work.val[-1] if self.work.settled[1] else 0
         cached = min(config.eval_cache_gib * GIB, tested * self.per_image) if config.eval_cache_on == "memory" else 0
         decoded = min(config.image_cache_gib * GIB, max(self.work.train) * measured.pixels)
-        where = "GPU" if measured.device.type == "cuda" else "process"
-        views = 0 if self._views_folder() else self._views_bytes()
-        return [(where, measured.peak), ("kept test images", cached), ("decoded images", decoded), ("views", views)]
+        views = self._views_bytes() if self._views_place() == torch.device("cpu") else 0
+        return [
+            ("process", measured.peak[0]),
+            ("kept test images", cached),
+            ("decoded images", decoded),
+            ("views", views),
+        ]
+
+    def gpu(self) -> float:
+        """Return the bytes of the GPU's memory; 0 without a GPU."""
+        measured = self.measured
+        views = self._views_bytes() if self._views_place() == measured.device else 0
+        return measured.peak[1] + views if measured.device.type == "cuda" else 0
 
     def _views(self) -> ViewKeeper:
         return ViewKeeper(self.measured.network, self.config, self.measured.hooks)
@@ -511,13 +530,13 @@ class RunWork:
         keeps = self.config.views and self.work.settled[1] and self.work.expandable and self.work.trains[1]
         return self._views().bytes(max(self.work.train[1:], default=0)) if keeps else 0
 
-    def _views_folder(self) -> bool:
-        return bool(self._views_bytes()) and self._views().place(max(self.work.train[1:])) is not None
+    def _views_place(self) -> torch.device | Path | None:
+        return self._views().place(max(self.work.train[1:])) if self._views_bytes() else None
 
     def before_the_end(self) -> float:
         """Return the bytes in the run directory that are gone when the run is finished: saved states and views."""
         states = (KEPT_STATES + 1) * (self._learned(most=True)[-1] + self.measured.optimizer)
-        return states + (self._views_bytes() if self._views_folder() else 0)
+        return states + (self._views_bytes() if isinstance(self._views_place(), Path) else 0)
 
     def disk(self, most: bool) -> float:
         """Return the bytes of the finished run's directory."""
@@ -578,9 +597,8 @@ def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
-def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> tuple[int, Tensor]:
-    """Return how much a forward pass keeps for its backward pass beside the network's own tensors, and its result."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+def saved_bytes(forward: Work) -> int:
+    """Return how much a forward pass keeps for its backward pass, weights among it."""
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -589,5 +607,6 @@ def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> tuple[int,
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = forward()
-    return sum(size for place, size in sizes.items() if place not in own), result
+        kept = forward()  # what is freed could give its place to another tensor
+    del kept
+    return sum(sizes.values())

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 import torch
@@ -98,10 +99,21 @@ def on_disk(x: Tensor) -> Tensor:
     Raises:
         OSError: The disk is full.
     """
-    with tempfile.NamedTemporaryFile(prefix="activations-") as file:
-        allocate(file, x.nbytes)  # without it a full disk would end the process at a later write
-        mapped = torch.from_file(file.name, shared=True, size=x.numel(), dtype=x.dtype)
-    return mapped.copy_(x.flatten()).view(x.shape)
+    return mapped(x.shape, x.dtype).copy_(x)
+
+
+def mapped(shape: Sequence[int], dtype: torch.dtype, folder: Path | None = None) -> Tensor:
+    """Return a new tensor in a file of a folder, or of the temporary folder.
+
+    The file has no name, so that it is gone with the tensor or the process, however that ends.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    count = torch.Size(shape).numel()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        allocate(file, count * dtype.itemsize)  # without it a full disk would end the process at a later write
+        return torch.from_file(f"/dev/fd/{file.fileno()}", shared=True, size=count, dtype=dtype).view(shape)
 
 
 def allocate(file: IO[bytes], size: int) -> None:

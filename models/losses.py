@@ -1,11 +1,10 @@
 """The losses of the two phases, and the batches they are computed on.
 
-Shapes: B batch, S image side, D embedding width, C classes, n training images.
+Shapes: B batch, S image side, D embedding width, C classes, L layers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from models.views import Source
 from utils.data.loader import Batch, Stream
 from utils.inc_net import SEMAVitNet
+
+Keep = Callable[[Source, Callable[[Tensor], Tensor]], Source]
 
 
 class Loss(ABC):
@@ -61,57 +62,32 @@ class FuncLoss(Loss):
 class RdLoss(Loss):
     """Sum over layers of the losses of the descriptors in training; the backbone gets no gradient.
 
-    A descriptor sees only token means of frozen features. With `views` > 0 (the key rd_views) those of the first
-    `views` epochs are kept and used again in turn, without loading an image: epoch e trains on those of e % views.
+    Args:
+        network: As in `Loss`, like the next three.
+        loader: Of the task's training images.
+        stream: Names the random stream of the batches.
+        batch_size: B.
+        keep: Makes a source of token means (B, L, D) at the L layers of these descriptors, given that of the images
+            and the function that computes them; None: they are computed in every step.
     """
 
     trains_network = False
 
-    def __init__(self, network: SEMAVitNet, loader: Source, stream: Stream, batch_size: int, views: int) -> None:
-        super().__init__(network, loader, stream, batch_size)
-        self.views = views
+    def __init__(
+        self, network: SEMAVitNet, loader: Source, stream: Stream, batch_size: int, keep: Keep | None = None
+    ) -> None:
         self.slots = [slot for slot in network.expandable if slot.describing]
-        self.layers = [slot.layer for slot in self.slots]
-        self._kept: list[dict[int, Tensor]] = [{} for _ in range(views)]  # of each view by layer (n, D)
-        self._done = [0] * views  # batches of each view that are kept
+        self.kept = keep is not None
+        if keep is not None:
+            loader = keep(loader, lambda images: torch.stack(self.means(images), dim=1))
+        super().__init__(network, loader, stream, batch_size)
 
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        self._recall(epoch, start)
-        return self._indices(epoch, start) if 0 < self.views <= epoch else super().batches(epoch, start)
+    def means(self, images: Tensor) -> list[Tensor]:
+        """Return what each descriptor sees, means (B, D) over tokens of frozen features; see `SEMAVitNet.forward`."""
+        means = self.network.token_means(images, [slot.layer for slot in self.slots])
+        return [means[slot.layer] for slot in self.slots]
 
     def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        indices, images, _ = batch
-        means = self._again(epoch, indices) if 0 < self.views <= epoch else self._means(epoch, indices, images)
-        loss = torch.stack([slot.rd_loss(means[slot.layer]) for slot in self.slots]).sum()
+        means = batch[1].unbind(1) if self.kept else self.means(batch[1])
+        loss = torch.stack([slot.rd_loss(mean) for slot, mean in zip(self.slots, means, strict=True)]).sum()
         return loss, torch.zeros((), device=loss.device)
-
-    def _indices(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch whose token means are kept: indices without images."""
-        order = torch.tensor(self.loader.order(*self.stream, epoch, shuffle=True))
-        nothing = torch.empty(0, device=self.loader.device)
-        for indices in order.split(self.batch_size)[start:]:
-            yield indices, nothing, nothing
-
-    def _means(self, epoch: int, indices: Tensor, images: Tensor) -> dict[int, Tensor]:
-        """Compute the token means (B, D) by layer, and keep them if the epoch is a view."""
-        means = self.network.token_means(images, self.layers)
-        if epoch < self.views:
-            kept = self._kept[epoch]
-            for layer, values in means.items():
-                if layer not in kept:
-                    kept[layer] = values.new_empty(len(self.loader), values.shape[1])
-                kept[layer][indices.to(values.device)] = values
-            self._done[epoch] += 1
-        return means
-
-    def _again(self, epoch: int, indices: Tensor) -> dict[int, Tensor]:
-        kept = self._kept[epoch % self.views]
-        return {layer: kept[layer].index_select(0, indices.to(kept[layer].device)) for layer in self.layers}
-
-    def _recall(self, epoch: int, start: int) -> None:
-        """Compute again the kept token means of a phase that is resumed."""
-        for view in range(min(epoch + 1, self.views)):
-            have, need = self._done[view], self.loader.batches(self.batch_size) if view < epoch else start
-            if have < need:
-                for indices, images, _ in islice(super().batches(view, have), need - have):
-                    self._means(view, indices, images)

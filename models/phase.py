@@ -230,7 +230,7 @@ class PhaseTrainer:
         if left := self.hooks.time_left():
             what = f"{what} (run: {left} left)"
         for batch in progress(self.loss.batches(phase.epoch, sums.batches), what, last, done=sums.batches):
-            self._train_batch(batch, sums.batches + 1 == last)
+            self.train_batch(batch, sums.batches + 1 == last)
             if sums.batches % CHECK_EVERY == 0:
                 phase.refuse_divergence()
             self.hooks.keep("step" if sums.batches < last else "last step")
@@ -239,7 +239,8 @@ class PhaseTrainer:
             raise DivergenceError(f"{phase}: no batch has a finite loss")
         self._report_epoch()
 
-    def _train_batch(self, batch: Batch, last: bool) -> None:
+    def train_batch(self, batch: Batch, last: bool) -> None:
+        """Make the next step, and measure telemetry if it is due; `last` says whether the batch ends its epoch."""
         phase = self.phase
         records = [(slot.newest.records, slot.newest.records.losses) for slot in self.network.expandable]
         measures = phase.measures(self.config.telemetry_every, last)

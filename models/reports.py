@@ -42,8 +42,8 @@ def structure(network: SEMAVitNet, trained: Mapping[str, tuple[str, int]], image
 @torch.no_grad()
 def _multiply_adds(network: SEMAVitNet, image_size: int) -> int:
     image = torch.zeros(1, 3, image_size, image_size, device=network.fc.weight.device)
-    # The counter knows the products of plain attention, not those inside the CPU's fused one.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # The counter knows the products of plain attention and of float32, not the CPU's fused and packed ones.
+    with sdpa_kernel(SDPBackend.MATH), network.in_float32(), FlopCounterMode(display=False) as counter:
         network.eval()(image)
     return int(counter.get_total_flops()) // 2
 
@@ -55,8 +55,9 @@ def router_weights(slots: list[SEMAModules]) -> Iterator[dict[int, list[Tensor]]
 
     def keep(slot: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
         assert isinstance(slot, SEMAModules)
+        h, mean = inputs
         with torch.no_grad():
-            seen[slot.layer].append(slot.mixing_weights(inputs[0].mean(dim=1)))
+            seen[slot.layer].append(slot.mixing_weights(h.mean(dim=1) if mean is None else mean))
 
     hooks = [slot.register_forward_hook(keep) for slot in slots]
     try:

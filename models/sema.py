@@ -12,11 +12,12 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from backbone.adapter import FunctionalAdapter
 from backbone.sema_block import SEMAModules, relative_change
@@ -90,9 +91,8 @@ class Learner(BaseLearner):
             self._align()
 
     def settled_layers(self) -> int:
-        """After task 0 nothing below the first expandable layer learns, unless adapters learn in every task."""
-        learned = self.cur_task > 0 or self.position.stage == "done"
-        return self.config.adapt_start_layer if learned and not self.network.continual else 0
+        """After task 0 nothing below the first expandable layer learns, unless those adapters learn in every task."""
+        return self.network.settled if self.cur_task > 0 or self.position.stage == "done" else 0
 
     # ---- kept views, see `models.views`
 
@@ -101,10 +101,15 @@ class Learner(BaseLearner):
 
     def open_data(self, data_manager: Tasks) -> None:
         super().open_data(data_manager)
-        layer = self.settled_layers() if self.config.views and self.cur_task else 0
-        if 0 < layer < len(self.network.slots):
+        if layer := self._kept_layer():
+            self.network.kept_layer = layer
             self.scan_loader.close()
             self.train_loader = self.scan_loader = self.views.inputs(self.train_loader, layer, self.task_number)
+
+    def _kept_layer(self) -> int:
+        """Return the block whose inputs are kept as views in this task; 0: none are."""
+        layer = self.settled_layers() if self.config.views and self.cur_task else 0
+        return layer if layer < len(self.network.slots) else 0
 
     def _source(self) -> Source:
         """Return what a func phase trains on: where the head alone learns, kept features, if views are kept."""
@@ -140,9 +145,9 @@ class Learner(BaseLearner):
             device=self.device,
         )
 
-    def _measured(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
+    def _measured(self) -> list[tuple[int, int, FunctionalAdapter, nn.Module]]:
         """Return the adapters that telemetry measures: those that a training step passes through."""
-        return [entry for entry in self.network.branched_adapters() if entry[0] >= self.network.kept_layer]
+        return [entry for entry in self.network.branched_adapters() if entry[0] >= self._kept_layer()]
 
     def _watch(self, scale: TimeScale, epochs: int) -> CadenceWatch:
         """Watch a scale's trainable parameters by the network's own account, independent of the optimizer's groups."""
@@ -162,7 +167,9 @@ class Learner(BaseLearner):
         stream, size = (name, self.task_number, self.position.cycle), self.config.batch_size
         if name == "func":
             return FuncLoss(self.network, self._source(), stream, size, self.task_classes)
-        return RdLoss(self.network, self.train_loader, stream, size, self.config.views or self.config.rd_views)
+        views = self.config.views or self.config.rd_views
+        keep = partial(self.views.kept, views=views, task=self.task_number) if views else None
+        return RdLoss(self.network, self.train_loader, stream, size, keep)
 
     def _begin_phase(self, name: PhaseName) -> Phase:
         phase = self.update_optimizer_and_scheduler(name)

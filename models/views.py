@@ -1,7 +1,8 @@
 """Kept views: augmented views of a task's training images, as activations that are computed once (the key `views`).
 
 After the first task nothing below the first expandable layer learns. Then each image has `views` augmented views, epoch
-e of a phase trains on view e mod `views`, and what the frozen blocks make of a view is kept until the task ends.
+e of a phase trains on view e mod `views`, and what the frozen blocks make of a view is kept until the task ends. An rd
+phase of any task keeps token means in this way (the keys `views` and `rd_views`).
 
 Shapes: B batch, n training images, K views, N tokens, D embedding width.
 """
@@ -9,24 +10,27 @@ Shapes: B batch, n training images, K views, N tokens, D embedding width.
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from models.evaluation import allocate
+from models.evaluation import mapped
 from models.protocol import Hooks
 from utils.config.schema import Config
 from utils.data.loader import Batch
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB, memory
 from utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 HEADROOM = 2**30  # bytes of a disk that are left free
 
 
@@ -43,14 +47,13 @@ class Source(Protocol):
 
 
 def on_disk(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
-    """Return a tensor in a file without a name, which ends with the process; raise UserError if the disk is full."""
-    count = torch.Size(shape).numel()
+    """Return a new tensor in a file, see `mapped`; raise OSError, with size and folder, if the disk is full."""
     try:
-        with tempfile.NamedTemporaryFile(prefix="views-", dir=folder) as file:
-            allocate(file, count * dtype.itemsize)
-            return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(shape)
+        return mapped(shape, dtype, folder)
     except OSError as error:
-        raise UserError(f"views: {count * dtype.itemsize / GIB:.2f} GiB do not fit into {folder}: {error}") from error
+        size = torch.Size(shape).numel() * dtype.itemsize / GIB
+        what = f"{error.strerror}, where views take {size:.2f} GiB (views_disk_gib)"
+        raise OSError(error.errno, what, str(folder)) from error
 
 
 class KeptViews:
@@ -65,7 +68,8 @@ class KeptViews:
         views: K.
         task: Names the streams of the views.
         batch_size: Images that are computed at a time.
-        folder: Of the file that holds the values; None: they are in memory.
+        where: Device in whose memory the values are kept, or folder of the file that holds them; None: the device of
+            the source.
         dtype: In which values are kept; batches have that of the computed ones.
         wait: Called after each computed batch.
     """
@@ -78,15 +82,15 @@ class KeptViews:
         views: int,
         task: int,
         batch_size: int,
-        folder: Path | None = None,
+        where: torch.device | Path | None = None,
         dtype: torch.dtype = torch.float32,
         wait: Callable[[], object] = lambda: None,
     ) -> None:
         self.source, self.compute, self.views, self.task = source, compute, views, task
-        self.batch_size, self.folder, self.dtype, self.wait = batch_size, folder, dtype, wait
+        self.batch_size, self.where, self.dtype, self.wait = batch_size, where or source.device, dtype, wait
         self.device = source.device
         self._values: Tensor | None = None  # (K, n, ...)
-        self._labels = torch.empty(len(source), dtype=torch.int64)
+        self._labels = torch.empty(0)  # (n,), where the values are
         self._known: set[int] = set()  # views
 
     def __len__(self) -> int:
@@ -108,9 +112,16 @@ class KeptViews:
         """Iterate once over the images, see `StreamLoader.epoch`; the last name of the stream is a number."""
         values = self._view(int(stream[-1]) % self.views)
         order = torch.tensor(self.order(*stream, shuffle=shuffle))
-        for indices in order.split(batch_size)[start:]:
-            x = values[indices].to(self.device, torch.float32, non_blocking=True)
-            yield indices, x, self._labels[indices].to(self.device)
+        chosen = [part.split(batch_size)[start:] for part in (order, order.to(values.device))]
+        pairs = zip(*chosen, strict=True)
+        taken = ((indices, self._take(values, at), self._take(self._labels, at)) for indices, at in pairs)
+        yield from prefetched(taken, values.device, self.device)
+
+    def _take(self, values: Tensor, indices: Tensor) -> Tensor:
+        """Return the rows of these indices; what is to be copied to a GPU is in pinned memory."""
+        shape, sends = (len(indices), *values.shape[1:]), to_a_gpu(values.device, self.device)
+        out = torch.empty(shape, dtype=values.dtype, device=values.device, pin_memory=sends)
+        return torch.index_select(values, 0, indices, out=out)
 
     @torch.no_grad()
     def _view(self, view: int) -> Tensor:  # (n, ...)
@@ -118,21 +129,58 @@ class KeptViews:
             batches = self.source.epoch("view", self.task, view, batch_size=self.batch_size, shuffle=False)
             total, what = self.source.batches(self.batch_size), f"task {self.task} view {view + 1}/{self.views}"
             for indices, images, labels in progress(batches, what, total):
-                self._keep(view, indices, self.compute(images))
-                self._labels[indices] = labels.cpu()
+                self._keep(view, indices, self.compute(images), labels)
                 self.wait()
             self._known.add(view)
         assert self._values is not None
         return self._values[view]
 
-    def _keep(self, view: int, indices: Tensor, x: Tensor) -> None:
+    def _keep(self, view: int, indices: Tensor, x: Tensor, labels: Tensor) -> None:
         if self._values is None:
             shape = (self.views, len(self), *x.shape[1:])
-            if self.folder is None:
-                self._values = torch.empty(shape, dtype=self.dtype)
+            if isinstance(self.where, Path):
+                self._values = on_disk(shape, self.dtype, self.where)
             else:
-                self._values = on_disk(shape, self.dtype, self.folder)
-        self._values[view][indices] = x.to("cpu", self.dtype)
+                self._values = torch.empty(shape, dtype=self.dtype, device=self.where)
+            self._labels = labels.new_empty(len(self), device=self._values.device)
+        indices = indices.to(self._values.device)
+        self._values[view][indices] = x.to(self._values)
+        self._labels[indices] = labels.to(self._labels)
+
+
+def to_a_gpu(origin: torch.device, device: torch.device) -> bool:
+    """Return whether values go from the host to a GPU."""
+    return (origin.type, device.type) == ("cpu", "cuda")
+
+
+def prefetched(batches: Iterable[Batch], origin: torch.device, device: torch.device) -> Iterator[Batch]:
+    """Yield batches of one device on another, with float32 values; each is copied while the one before it is used.
+
+    Args:
+        batches: Indices on the CPU, values and labels on `origin`, pinned if that is the CPU and `device` a GPU.
+        origin: Where they are.
+        device: Where they are used. A GPU copies on a stream of its own.
+    """
+    side = torch.cuda.Stream(device) if to_a_gpu(origin, device) else None
+
+    def sent() -> Iterator[Batch]:
+        for indices, x, labels in batches:
+            with torch.cuda.stream(side) if side else nullcontext():
+                x = x.to(device, non_blocking=True).to(torch.float32)  # in this order: half the bytes of bfloat16
+                batch = indices, x, labels.to(device, non_blocking=True)
+            yield batch
+
+    copies = sent()
+    ahead = next(copies, None)
+    while ahead is not None:
+        batch = ahead
+        if side:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(side)  # now, as the next copy is not to be waited for
+            for tensor in batch[1:]:
+                tensor.record_stream(current)  # else the next copy might be put into its memory too early
+        ahead = next(copies, None)
+        yield batch
 
 
 class ViewKeeper:
@@ -148,61 +196,76 @@ class ViewKeeper:
         tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens if self.network.expandable else 0
         return self.config.views * images * (tokens + 1) * vit.embed_dim * self.dtype.itemsize
 
-    def place(self, images: int) -> Path | None:
+    def place(self, images: int) -> torch.device | Path:
         """Return where they are kept, see `place`."""
-        limits = self.config.views_gib, self.config.views_disk_gib
-        return place(self.bytes(images), *limits, self.hooks.folder)
+        limits, device = (self.config.views_gib, self.config.views_disk_gib), self.network.fc.weight.device
+        return place(self.bytes(images), *limits, self.hooks.folder, device, free_on(device))
 
     def plan(self, counts: Sequence[int]) -> str:
         """Return what is kept as a line for the log, given the number of training images of every task."""
         if not (self.config.views and len(counts) > 1):
             return ""
-        if self.network.continual and self.network.expandable:
-            return "views: none are kept, as adapters of all layers learn in every task (adapter_lifetime)"
+        if self.network.expandable and not self.network.settled:
+            first = self.network.slots[0].expandable
+            keys = "adapt_start_layer" if first else "adapter_lifetime, nested_lora_continual_layers"
+            return f"views: none are kept, as adapters of the first layer learn in later tasks ({keys})"
         most = max(counts[1:])
-        where = self.place(most) or "memory"
-        return f"views: from task 1 on, at most {self.bytes(most) / GIB:.2f} GiB are kept in {where}"
+        return f"views: from task 1 on, at most {self.bytes(most) / GIB:.2f} GiB are kept in {named(self.place(most))}"
 
     def inputs(self, source: Source, layer: int, task: int) -> KeptViews:
         """Return the images of a source as the input (B, N, D) of block `layer`."""
-        self.network.kept_layer = layer
-        where = self.place(len(source))
-        return self._kept(source, lambda images: self.network.forward_to(images, layer), task, where)
+        where, views = self.place(len(source)), self.config.views
+        logger.info("task %d: %d views of %d images are kept in %s", task, views, len(source), named(where))
+        compute = partial(self.network.forward_to, layer=layer)
+        return self.kept(source, compute, views=views, task=task, where=where, dtype=self.dtype)
 
     def features(self, source: Source, task: int) -> KeptViews:
         """Return the images of a source as features (B, D)."""
-        return self._kept(source, lambda x: self.network(x)["features"], task, None)
+        views = self.config.views
+        return self.kept(source, lambda x: self.network(x)["features"], views=views, task=task, dtype=self.dtype)
 
-    def _kept(self, source: Source, compute: Callable[[Tensor], Tensor], task: int, folder: Path | None) -> KeptViews:
-        return KeptViews(
-            source,
-            compute,
-            views=self.config.views,
-            task=task,
-            batch_size=self.config.eval_batch_size,
-            folder=folder,
-            dtype=self.dtype,
-            wait=lambda: self.hooks.keep("wait"),
-        )
+    def kept(self, source: Source, compute: Callable[[Tensor], Tensor], **how: Any) -> KeptViews:
+        """Return the images of a source as what a function makes of them; see `KeptViews`."""
+        size = self.config.eval_batch_size
+        return KeptViews(source, compute, batch_size=size, wait=lambda: self.hooks.keep("wait"), **how)
 
 
-def place(size: int, in_memory: float, on_disk: float, folder: Path | None) -> Path | None:
-    """Return where so many bytes are kept: None is memory, else a folder.
+def free_on(device: torch.device) -> int:
+    """Return the bytes that are free in the memory of a GPU, with those that torch holds without use; else 0."""
+    if device.type != "cuda":
+        return 0
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def named(where: torch.device | Path) -> str:
+    """Return the name of a place for the log."""
+    return str(where) if isinstance(where, Path) else "memory" if where == CPU else f"the memory of {where}"
+
+
+def place(
+    size: int, in_memory: float, on_disk: float, folder: Path | None, device: torch.device = CPU, free: int = 0
+) -> torch.device | Path:
+    """Return where so many bytes are kept: a device, whose memory it is, or a folder.
 
     Args:
         size: Bytes.
         in_memory: The key views_gib.
         on_disk: The key views_disk_gib.
         folder: Of the run, which may not exist yet; None: the temporary folder.
+        device: Where the network is.
+        free: Bytes that are free there, if it has memory of its own; at most half of them are taken.
 
     Raises:
         ConfigError: Neither limit, nor the machine, holds it.
     """
     wanted = f"{size / GIB:.2f} GiB"
     if size <= in_memory * GIB:
+        if size <= free // 2:
+            return device
         if size > memory():
             raise ConfigError(f"views: a task keeps {wanted}, and this machine has {memory() / GIB:.2f} GiB of memory")
-        return None
+        return CPU
     folder = folder or Path(tempfile.gettempdir())
     if size > on_disk * GIB:
         raise ConfigError(

@@ -16,13 +16,13 @@ Counts = Counter[str]  # images by kind of work
 FUNC, RD, SCAN = "func step", "rd step", "scan"
 ADDS, ALONE = ", one expansion", ", no expansion"  # end the name of a phase after the first task
 VIEW, FEATURES, KEPT = ", view kept", ", features kept", ", means kept"  # end the name of one that reads what is kept
-MAKE_VIEW, MAKE_FEATURES = "view", "features"
+MAKE_VIEW, MAKE_FEATURES, MAKE_MEANS = "view", "features", "means"
 EVALUATION, AGAIN, FORWARD = "evaluation", "evaluation, seen before", "forward"
 OBSERVE, SCORE, STATISTICS = "readout, training image", "readout, test image", "class statistics"
 ALIGN, DECODE, SAVE = "alignment, class", "decoding", "saved state"
 SCORING = (EVALUATION, AGAIN, FORWARD, OBSERVE, SCORE)
 LOADS = {  # which transform the images of a kind of work go through when they are loaded
-    **dict.fromkeys((FUNC, RD, SCAN, FUNC + ADDS, RD + ADDS, FUNC + ALONE, MAKE_VIEW), "train"),
+    **dict.fromkeys((FUNC, RD, SCAN, FUNC + ADDS, RD + ADDS, FUNC + ALONE, MAKE_VIEW, MAKE_MEANS), "train"),
     EVALUATION: "test",
 }
 
@@ -41,7 +41,7 @@ class Workload:
         expandable: Number of expandable layers.
         trains: Whether the first task, and later ones, have optimizer steps.
         settled: Whether activations of test images can be kept while the first task is trained, and from its end on.
-        continual: Whether adapters learn in every task.
+        continual: Whether adapters learn in every task, in all layers or in some.
         consolidates: Whether adapters are consolidated.
         starts_anew: Whether every task begins with a new network.
         uses_features: Whether learning needs the features of the training images.
@@ -107,20 +107,21 @@ class Workload:
             scans = max(1, cycles + (0 < cycles < self.expandable))
             counts[SCAN + ending] += images * scans
         if task and self.expandable and self.continual:  # mean z before and after training
-            counts[SCAN] += 2 * images
+            counts[SCAN + ending] += 2 * images
         if self.consolidates and self.expandable and (cycles or not task):  # records are filled again
             counts[SCAN + ending] += images
-        reads = FEATURES if views and not cycles else ending
-        counts[FUNC + suffix + reads] += passes["func"] * images
-        phases = passes["rd"] // self.epochs["rd"] if self.epochs["rd"] else 0
-        means = self.config.views or self.config.rd_views
-        fresh = phases * (min(means, self.epochs["rd"]) if means else self.epochs["rd"])
-        counts[RD + suffix + ending] += fresh * images
-        counts[RD + KEPT] += (passes["rd"] - fresh) * images
+        head_alone = not (cycles or self.continual)
+        counts[FUNC + suffix + (FEATURES if views and head_alone else ending)] += passes["func"] * images
+        if means := self.config.views or self.config.rd_views:
+            phases = passes["rd"] // max(1, self.epochs["rd"])
+            counts[MAKE_MEANS + ending] += phases * min(means, self.epochs["rd"]) * images
+            counts[RD + KEPT] += passes["rd"] * images
+        else:
+            counts[RD + suffix] += passes["rd"] * images
         if views:
-            used = [self.epochs["func"], scans, self.epochs["rd"] if cycles else 0]
-            counts[MAKE_VIEW] += min(views, max(used)) * images
-            counts[MAKE_FEATURES] += 0 if cycles else min(views, self.epochs["func"]) * images
+            used = max(self.epochs["func"], scans, self.epochs["rd"] if cycles else 0)
+            counts[MAKE_VIEW] += min(views, used) * images
+            counts[MAKE_FEATURES] += head_alone * min(views, self.epochs["func"]) * images
         return +counts
 
     def _scoring(self, task: int, cycles: int, kept: "_Kept", off: "_Kept") -> Counts:

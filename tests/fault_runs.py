@@ -7,6 +7,8 @@ from preloaded import Started
 from tiny_runs import KINDS
 
 KEYS = {**KINDS["weights"], "max_tasks": 2, "func_epoch": 2, "rd_epoch": 2}
+IN_A_FILE = {"views": 2, "views_gib": 0.0, "views_disk_gib": 1.0}
+NO_HEADROOM = "import models.views; models.views.HEADROOM = 0\n"  # on a small disk
 Ended = Callable[[Started], tuple[int, str]]
 Whole = Callable[..., Path]
 Observe = Callable[..., None]

@@ -45,6 +45,7 @@ OWN: dict[str, Any] = {  # values where another type of value is needed
     "nested_lora_consolidation_mode": "function",
     "nested_lora_fast_reset": "keep",
     "adapter_lifetime": "continual",
+    "nested_lora_continual_layers": "expandable",
     "class_order_seed": 3,
     "max_tasks": 2,
     "eval_cache_on": "disk",

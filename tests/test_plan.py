@@ -23,6 +23,7 @@ from models.workload import (
     FUNC,
     KEPT,
     MAKE_FEATURES,
+    MAKE_MEANS,
     MAKE_VIEW,
     RD,
     Counts,
@@ -36,6 +37,7 @@ from utils.inc_net import SEMAVitNet
 from utils.runs.estimate import read_totals
 
 CONSOLIDATES = {"nested_lora_use_consolidation": True}
+TOKENS = 5  # of the tiny network
 CASES: dict[str, dict[str, Any]] = {
     "nested": {"eval_batch_size": 4, "readouts": ["ncm"]},
     "no expansion": {"exp_threshold": 1000.0, "eval_batch_size": 3},
@@ -48,6 +50,12 @@ CASES: dict[str, dict[str, Any]] = {
     "rd views": {"rd_views": 1, "exp_threshold": 0.0},
     "views": {"views": 2, "rd_epoch": 3, "exp_threshold": 0.0},
     "views, no expansion": {"views": 3, "exp_threshold": 1000.0},
+    "views, continual": {
+        "views": 1,
+        "adapter_lifetime": "continual",
+        "nested_lora_continual_layers": "expandable",
+        "exp_threshold": 1000.0,
+    },
     "aligned": {"classifier_alignment": True, "classifier_alignment_epochs": 1, "exp_threshold": 1000.0},
     "one task": {"max_tasks": 1, "rd_epoch": 0},
     "finetune": {"model_name": "finetune"},
@@ -82,11 +90,12 @@ def counting(patch: pytest.MonkeyPatch) -> Counts:
         patch.setattr(owner, name, counted)
 
     spy(FuncLoss, "__call__", lambda self, batch, epoch: (FUNC, len(batch[0])))
-    spy(RdLoss, "_means", lambda self, epoch, indices, x: (RD, len(indices)))
-    spy(RdLoss, "_again", lambda self, epoch, indices: (KEPT, len(indices)))
+    spy(RdLoss, "__call__", lambda self, batch, epoch: (KEPT if self.kept else RD, len(batch[0])))
     spy(Evaluator, "_half", lambda self, x, layer: (EVALUATION, len(x)))
     spy(Evaluator, "score", lambda self, x, labels, classes, settled: (AGAIN, len(x)))
-    spy(KeptViews, "_keep", lambda self, view, indices, x: (MAKE_FEATURES if x.dim() == 2 else MAKE_VIEW, len(x)))
+    tokens = {1: MAKE_FEATURES, TOKENS: MAKE_VIEW}  # means are (B, L, D)
+    what = lambda x: tokens.get(x.shape[1] if x.dim() == 3 else 1, MAKE_MEANS)  # noqa: E731
+    spy(KeptViews, "_keep", lambda self, view, indices, x, labels: (what(x), len(x)))
     return seen
 
 
@@ -96,6 +105,7 @@ def expected_of(counts: Counts) -> Counts:
     for kind, number in counts.items():
         name = FUNC if kind.startswith(FUNC) else kind
         name = KEPT if kind == RD + KEPT else RD if kind.startswith(RD) else name
+        name = MAKE_MEANS if kind.startswith(MAKE_MEANS) else name
         merged[EVALUATION if name == FORWARD else name] += number
     return merged
 
@@ -120,7 +130,7 @@ def test_a_plan_counts_the_images_and_steps_of_the_run(images, tmp_path: Path, n
         max([phase["cycle"] for phase in phases if phase["task"] == task], default=0) for task in range(len(work.train))
     ]
     wanted = expected_of(sum(work.counts(cycles), Counter()))
-    for kind in (FUNC, RD, KEPT, EVALUATION, MAKE_VIEW, MAKE_FEATURES):
+    for kind in (FUNC, RD, KEPT, EVALUATION, MAKE_VIEW, MAKE_FEATURES, MAKE_MEANS):
         assert (kind, seen[kind]) == (kind, wanted[kind])
     for task, number in enumerate(cycles):
         epochs = Counter(epoch["phase"] for epoch in events(path, "epoch") if epoch["task"] == task)
@@ -180,11 +190,9 @@ def test_a_plan_is_not_given_with_another_command(images, tmp_path: Path) -> Non
         configuration(images, tmp_path, plan=True, dry_run=True)
 
 
-def test_activations_are_those_of_autograd_without_the_weights() -> None:
+def test_activations_are_what_autograd_keeps() -> None:
     layer, x = torch.nn.Linear(3, 5), torch.rand(7, 3)
-    saved, loss = saved_bytes(lambda: layer(x).relu().sum(), layer)
-    assert saved == 4 * (7 * 3 + 7 * 5)  # the input of the product, the output of the nonlinearity
-    loss.backward()
+    assert saved_bytes(lambda: layer(x).relu().sum()) == 4 * (7 * 3 + 7 * 5)  # inputs of the product, outputs of relu
 
 
 def test_a_learner_that_counts_nothing_of_ours_is_refused(config: Callable[..., Any]) -> None:

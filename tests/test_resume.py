@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "weights": {"nested_lora_use_consolidation": True, "nested_lora_fast_reset": "reinit"},
     "function": FUNCTION,
     "views": {"rd_views": 1, "rd_epoch": 3, "augment_on": "device"},
+    "kept": {"views": 2, "adapter_lifetime": "continual", "nested_lora_continual_layers": "expandable", **FUNCTION},
     "continual": {"adapter_lifetime": "continual", "nested_lora_slow_update": "accumulate", **FUNCTION},
 }
 

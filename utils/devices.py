@@ -34,9 +34,13 @@ def resolve_device(device: str | int | list[str | int]) -> torch.device:
 
 
 def prepare_device(device: str | int | list[str | int], threads: int, deterministic: bool = False) -> torch.device:
-    """Set the number of CPU threads (0: leave it) and deterministic algorithms, and return `resolve_device`."""
+    """Set the number of CPU threads (0: leave it) and deterministic algorithms, and return `resolve_device`.
+
+    On a GPU, convolutions in float32 are then computed in float32, as torch's matrix products are, not in TF32.
+    """
     if threads:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:  # required by cuBLAS, see PyTorch's notes on reproducibility
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -73,7 +73,8 @@ def check_backbone(config: Config) -> None:
 
 def _slot_keys(config: Config) -> dict[str, Any]:
     """Return the keys of the slots. Those of a learner that never expands have no router, and train in every task."""
-    fixed = {"adapt_start_layer": 1, "adapt_end_layer": 0, "adapter_lifetime": "continual"}
+    fixed: dict[str, Any] = {"adapt_start_layer": 1, "adapt_end_layer": 0}
+    fixed |= {"adapter_lifetime": "continual", "nested_lora_continual_layers": "all"}
     return {**dict(config), **({} if expands(config) else fixed)}
 
 
@@ -150,8 +151,7 @@ class SEMAVitNet(nn.Module):
     def forward_from(self, x: Tensor, layer: int) -> dict[str, Tensor]:  # (B, N, D) -> (B, D), (B, C)
         """Return features and logits from the input of block `layer`; the head always computes in float32."""
         with self._at_precision():
-            for block in sema_blocks(self.backbone)[layer:]:
-                x = block(x)
+            x = vit_sema.class_token(self.backbone, x, layer)
             features = self.backbone.forward_head(self.backbone.norm(x))
         features = features.to(self.fc.weight.dtype)
         return {"features": features, "logits": self.fc(features)}
@@ -159,6 +159,15 @@ class SEMAVitNet(nn.Module):
     def _at_precision(self) -> torch.autocast:
         """Apply the key `precision`: products in bfloat16; weights and residual stream stay float32."""
         return torch.autocast(self.fc.weight.device.type, torch.bfloat16, enabled=self.reduced)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Compute in float32, whatever the key `precision` says."""
+        before, self.reduced = self.reduced, False
+        try:
+            yield
+        finally:
+            self.reduced = before
 
     def train(self, mode: bool = True) -> "SEMAVitNet":
         """Set the mode of the slots; the frozen backbone stays in evaluation mode."""
@@ -196,15 +205,20 @@ class SEMAVitNet(nn.Module):
             for block in blocks:
                 block.adapters_off = False
 
-    def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, SEMAModules]]:
-        """Return layer, index, module and slot of every adapter with branches."""
-        found = [(slot.layer, index, a, slot) for slot in self.slots for index, a in enumerate(slot.functional)]
-        return found if self.adapter_type.branches else []
+    def branched_adapters(self) -> list[tuple[int, int, FunctionalAdapter, nn.Module]]:
+        """Return layer, index, module and the module that gets its input, of every adapter with branches."""
+        slots = self.slots if self.adapter_type.branches else []
+        return [(slot.layer, index, a, slot.tokens) for slot in slots for index, a in enumerate(slot.functional)]
 
     @property
     def continual(self) -> bool:
-        """Whether adapters learn in every task."""
-        return self.slots[0].continual
+        """Whether adapters learn in every task, in all layers or in the expandable ones."""
+        return any(slot.continual for slot in self.slots)
+
+    @property
+    def settled(self) -> int:
+        """Number of blocks, from the first on, whose adapters learn in the first task only."""
+        return next((slot.layer for slot in self.slots if slot.continual or slot.expandable), len(self.slots))
 
     @property
     def slots(self) -> list[SEMAModules]:

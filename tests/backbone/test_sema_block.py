@@ -1,5 +1,6 @@
 """One block's slot: mixing, expansion, freezing and consolidation."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -484,3 +485,71 @@ def test_a_block_is_timms_plus_the_slot(config, make_slot, randomize, kwargs):
     torch.testing.assert_close(ours(x), expected + slot(seen[0]), rtol=1e-12, atol=1e-12)
     names = {name for name, _ in block.named_parameters()} | {f"adapter_module.{n}" for n, _ in slot.named_parameters()}
     assert {name for name, _ in ours.named_parameters()} == names
+
+
+# ---- the class token alone
+
+
+@pytest.fixture
+def block_of(config, randomize):
+    def make(slot: SEMAModules, **kwargs: object) -> SEMABlock:
+        shape = config().backbone_kwargs
+        vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **shape, **kwargs).double().eval()
+        return SEMABlock(randomize(vit.blocks[0], 0.2), slot)
+
+    return make
+
+
+def graded(block: SEMABlock, x: Tensor, first: bool) -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    """Output at the class token, gradients, and recorded losses of a copy of the block."""
+    block, x = copy.deepcopy(block), x.clone().requires_grad_()
+    out = block.first(x) if first else block(x)[:, :1]
+    out.square().sum().backward()
+    gradients = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
+    records = [module.records.losses for module in block.adapter_module.modules_in_order if module.described]
+    return out.detach(), {"x": x.grad, **gradients}, records
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"init_values": 0.3}, {"qk_norm": True, "qkv_bias": False}])
+@pytest.mark.parametrize("kind", [*KINDS, "gain"])
+@pytest.mark.parametrize(("adapters", "layer", "ended"), [(1, 1, False), (3, 1, False), (3, 1, True), (1, 0, False)])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_class_token_alone_is_that_of_the_whole_block(
+    own_types, make_slot, block_of, kwargs, kind, adapters, layer, ended, training
+):
+    slot = make_slot(adapters, layer, ffn_adapter_type=kind).train(training)
+    if ended:
+        slot.end_of_cycle()
+    block, x = block_of(slot, **kwargs), torch.randn(3, 7, D, dtype=torch.float64)
+    alone, whole = graded(block, x, first=True), graded(block, x, first=False)
+    torch.testing.assert_close(alone, whole, rtol=1e-9, atol=1e-11)
+    assert alone[0].shape == (3, 1, D)
+    assert any(len(losses) for losses in alone[2]) == (training and layer == INSIDE and not ended)
+
+
+@pytest.mark.parametrize("adapters", [1, 2])
+def test_nothing_is_computed_of_other_tokens_but_what_a_router_reads(make_slot, block_of, adapters):
+    block, seen = block_of(make_slot(adapters).eval()), {}
+    for name in ("mlp", "attn.proj"):
+        block.get_submodule(name).register_forward_hook(
+            lambda _, inputs, __, name=name: seen.setdefault(name, []).append(tuple(inputs[0].shape))
+        )
+    block.first(torch.randn(3, 7, D, dtype=torch.float64))
+    assert seen == {"mlp": [(3, 1, D)], "attn.proj": [(3, 1, D), (3, D)][:adapters]}
+
+
+def test_off_a_slot_takes_no_part_in_the_class_token(make_slot, block_of):
+    block, x = block_of(make_slot(2)), torch.randn(3, 7, D, dtype=torch.float64)
+    block.adapters_off = True
+    torch.testing.assert_close(block.first(x), block(x)[:, :1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_hook_gets_the_input_of_all_tokens_and_changes_nothing(make_slot, block_of, first):
+    block, x, seen = block_of(make_slot(2)), torch.randn(3, 7, D, dtype=torch.float64), []
+    run = block.first if first else block
+    before = run(x)
+    block.adapter_module.tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert torch.equal(run(x), before)
+    assert torch.equal(seen[0], block.attend(x))
+    assert len(seen) == 1

@@ -493,7 +493,7 @@ def test_slot_inputs_stop_at_the_last_that_is_wanted(vit, with_slots, images, la
     assert len(list(slot_inputs(model, embed(model, images), 0, last))) == last + 1
     at_last = {name for place in called for layer, name in [place] if layer == last}
     assert {layer for layer, _ in called} == set(range(last + 1))
-    assert {"norm1", "attn"} <= at_last
+    assert {"norm1", "ls1"} <= at_last
     assert not at_last & {"norm2", "mlp", "adapter_module"}
 
 

@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import pytest
 from finished_runs import write_run
 
-from benchmarks.accuracy import SWEEP, table
+from benchmarks.accuracy import SWEEP, VIEWS, table
 from tools.compare.comparison import compare
 from tools.sweep.plan import read_plan
 from utils.config.schema import schemas
@@ -31,3 +32,11 @@ def test_every_key_of_speed_that_can_change_a_result_has_a_member_of_its_own_and
     assert sorted(map(sorted, own[1:-1])) == sorted([*NEEDS.get(key, []), key] for key in opt_in)
     assert own[-1] == opt_in - {"compile", "rd_views"}  # with views rd_views has no effect
     assert len({run.seed for run in read_plan(SWEEP, "logs")}) >= 3
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+def test_kept_views_are_compared_with_fresh_ones_on_five_seeds_and_in_nothing_else(kind: str) -> None:
+    plan = read_plan(VIEWS[kind], "logs")
+    assert [dict(run.member.changes) for run in plan[:3]] == [{}, {"views": 5}, {"views": 2}]
+    assert [run.seed for run in plan[::3]] == [1993, 1994, 1995, 1996, 1997]
+    assert {run.member.config.ffn_adapter_type for run in plan} == {kind}

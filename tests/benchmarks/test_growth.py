@@ -48,9 +48,12 @@ def test_the_command_measures_tasks_and_adapters_and_writes_them(tmp_path, monke
     growth.main(["--kwargs", json.dumps(SHAPE), *options])
     measured = json.loads(figures.read_text())
     assert list(measured["adapters"]) == ["1", "3"]
-    # By hand: 16 images, 17 tokens of width 32; three layers take two more adapters of bottleneck 16 with a router.
+    # By hand: 16 images, 17 tokens of width 32; three layers take two more adapters of bottleneck 16 with a router. In
+    # the last layer they act on the class token, and the router needs the queries of the 16 others and their mean.
     costs = {n: found["evaluation"]["multiply_adds"] for n, found in measured["adapters"].items()}
-    assert costs["3"] - costs["1"] == 3 * 2 * 16 * (2 * 17 * 32 * 16 + 2 * 32)
+    adapter, mixing = 2 * 32 * 16, 3 * 2 * 32
+    mean = 16 * 32**2 + 2 * 16 * 17 * 32 + 32**2
+    assert costs["3"] - costs["1"] == 16 * (2 * (2 * 17 * adapter + mixing) + mean + 2 * adapter + mixing)
     assert document.read_text() == marked.replace("begin -->\n", f"begin -->\n{tables(measured).rstrip()}\n")
 
 

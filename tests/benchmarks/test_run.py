@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from backbone.frozen import packs
 from benchmarks import measure, profiles, run, timing
 from benchmarks.composition import Run, plain_counts
 from benchmarks.measure import Timer
@@ -112,7 +113,12 @@ def test_a_profile_names_the_operators_of_both_number_formats(tmp_path):
     for found in measured["parts"].values():
         for variant in profiles.VARIANTS:
             assert all(found[variant][kind] > 0 for kind in ("matrix products", "fused attention", "GELU", "LayerNorm"))
-    assert min(measured["casts"].values()) > 0
+    ways = measured["kernels"]["mlp.fc1"]
+    assert ("bfloat16, packed" in ways) == packs()
+    assert min(seconds for found in measured["kernels"].values() for seconds in found.values()) > 0
+    assert measured["kernels"]["attention and its gradient"].keys() == {
+        f"{way} {dtype}" for way in ("fused", "plain") for dtype in ("float32", "bfloat16")
+    }
     assert f"begin -->\n{profiles.tables(measured).rstrip()}\n<!-- profile cpu end" in document
 
 
@@ -152,11 +158,11 @@ def test_shares_and_speedups_are_of_the_figures():
         "setting": {"vit": "some_vit", "kwargs": {"depth": 3}, "batch": 2, "rounds": 1},
         "machine": {"kind": "cuda", "device": "Some GPU", "threads": 1, "clock": "wall", "torch": "9.0"},
         "parts": {"forward": {"exact": parts, "bf16": {"matrix products": 1.0, "GELU": 1.0}}},
-        "casts": {"forward": 2.0, "casts": 0.1},
+        "kernels": {"attn.qkv": {"float32": 2.0, "bfloat16": 0.5}},
     }
     text = profiles.tables(report)
     assert text.startswith("some_vit, depth 3, batch 2, on a Some GPU, 1 thread(s), torch 9.0; best of 1 rounds")
-    assert "takes 5.0 % of one" in text
+    assert "| attn.qkv | bfloat16 | 4.00 |" in text
     assert "| matrix products | 75.0 % | 50.0 % | 3.00 |" in text
     assert "| all | 100.0 % | 100.0 % | 2.00 |" in text
 

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import SHAPE
 from test_trainer import configuration, images  # noqa: F401
 
-from benchmarks.telemetry import ALONE, ALWAYS, DEFAULT, INTERVALS, OFF, measured, overhead_rows
+from benchmarks.telemetry import ALONE, ALWAYS, DEFAULT, INTERVALS, OFF, measured, overhead_rows, step_table, step_works
+from benchmarks.workloads import Setting
 from models.phase import Phase
 from trainer import make_tasks
 from utils.data.sources import load_dataset
@@ -48,3 +50,20 @@ def test_intervals_take_turns_and_differ_in_their_readings_alone(images: Path, t
     assert all(second > 0 for seconds in times.values() for second in seconds)
     off, default, always = ["func"] * 2, ["func."] * 2, ["func..."] * 2  # two epochs of three steps each
     assert seen == off + off + default + always + always + default + off
+
+
+def test_a_step_is_timed_alone_with_what_is_noted_of_it_and_with_a_reading(monkeypatch):
+    setting = Setting("vit_tiny_patch16_224", 2, torch.device("cpu"), SHAPE)
+    readings: list[int] = []
+    monkeypatch.setattr(Telemetry, "measure", lambda self: readings.append(1) or self.disarm() or [])
+    works = step_works(setting)
+    for title, expected in {"alone": 0, "with gate, audit and sums": 0, "with a reading of telemetry": 1}.items():
+        readings.clear()
+        works[title]()
+        assert len(readings) == expected
+
+
+def test_the_cost_of_a_reading_is_spread_over_the_steps_of_an_epoch():
+    times = {"net": {"alone": 2.0, "with gate, audit and sums": 2.2, "with a reading of telemetry": 3.2}}
+    # 1.1 for every step, and 0.5 more for one of ten
+    assert step_table(times, steps=10).splitlines()[2] == "| net | 1.000 | 1.100 | 1.600 | 1.150 |"

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.workloads import MANY, PHASES, TIMM, VARIANTS, Setting, Workshop
+from benchmarks.workloads import MANY, PHASES, TIMM, VARIANTS, VIEW, Setting, Workshop
 from models.sema import Learner
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
@@ -75,6 +76,23 @@ def test_a_step_is_the_same_in_the_reference_way(learner_of, phase):
     assert theirs.keys() == ours.network.state_dict().keys()
     for name, value in ours.network.state_dict().items():
         torch.testing.assert_close(theirs[name], value, msg=lambda m, n=name: f"{n}: {m}")
+
+
+STEPS_OF_VIEWS = [f"{step}, one expansion{VIEW}" for step in ("func step", "rd step")]
+
+
+@pytest.mark.parametrize("phase", ["func step", "rd step", *STEPS_OF_VIEWS, "evaluation"])
+def test_a_step_reads_no_value_which_on_a_gpu_would_wait(shop, phase):
+    work = shop.work((phase, "nested"))
+    work()
+    with FakeTensorMode(allow_non_fake_inputs=True):  # whose tensors have no values
+        work()
+
+
+def test_a_scan_reads_z_scores(shop):
+    work = shop.work(("scan", "exact"))
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(DataDependentOutputException):
+        work()
 
 
 def test_works_of_a_variant_share_the_frozen_weights_and_nothing_else(learner_of):

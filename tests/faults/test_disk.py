@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fault_record import fault
-from fault_runs import KEYS, Ended, Observe, Whole
+from fault_runs import IN_A_FILE, KEYS, NO_HEADROOM, Ended, Observe, Whole
 from tiny_runs import KINDS, TinyRun, Workshop, differences, finish
 
 from utils.runs.directory import STATES
@@ -73,13 +73,13 @@ def test_a_file_that_cannot_grow_ends_the_run_which_goes_on_with_more_room(
     observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
 
 
-def assert_goes_on(run: TinyRun, whole: Path) -> None:
+def assert_goes_on(run: TinyRun, whole: Path, before: str = "") -> None:
     """What is saved is whole, and the run gets from there to the same end."""
     states = list((run.path / STATES).iterdir())
     assert states
     for state in states:
         read_state(state)
-    finish(run.resume())
+    finish(run.resume(before=before))
     assert differences(run.path, whole) == []
 
 
@@ -113,6 +113,20 @@ owner.{name} = filled
 """
 
 
+def filled(function: str, call: int, ballast: Path) -> str:
+    """Python that lets the disk be full when a function is called for the n-th time."""
+    owner, _, name = function.rpartition(".")
+    return FILLED.format(owner=owner, name=name, call=call, ballast=str(ballast))
+
+
+def on_small_disk(run: TinyRun, disk: Path) -> TinyRun:
+    """The run, which writes there."""
+    run.folder.mkdir()
+    (disk / "logs").mkdir()
+    (run.folder / "logs").symlink_to(disk / "logs")
+    return run
+
+
 @fault(
     "the disk is full",
     "a small disk (tmpfs), filled to the last block when a state, a line of metrics or the results are to be written",
@@ -137,14 +151,28 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_it_is_cleared(
     observe: Observe,
 ) -> None:
     keys, ballast = {**KEYS, "telemetry_every": 1}, small_disk / "ballast"
-    run = shop.make("full", keys)
-    run.folder.mkdir()
-    (run.folder / "logs").symlink_to(small_disk / "logs")
-    (small_disk / "logs").mkdir()
-    owner, _, name = function.rpartition(".")
-    code, message = ended(run.start(before=FILLED.format(owner=owner, name=name, call=call, ballast=str(ballast))))
+    run = on_small_disk(shop.make("full", keys), small_disk)
+    code, message = ended(run.start(before=filled(function, call, ballast)))
     assert code == 1
     assert message.startswith(f"[Errno 28] No space left on device: '{run.path / file}'; the run's files are kept")
     ballast.unlink()
     assert_goes_on(run, whole(**keys))
     observe(seen=f"exit code {code}, the file's name; states before it intact; goes on to the bit-identical end")
+
+
+@fault(
+    "no room for the file of kept views",
+    "a small disk (tmpfs), filled to the last block when the file (views_disk_gib) is to be made",
+)
+def test_a_disk_without_room_for_views_ends_the_run_which_goes_on_when_it_is_cleared(
+    shop: Workshop, small_disk: Path, ended: Ended, whole: Whole, observe: Observe
+) -> None:
+    keys, ballast = {**KEYS, **IN_A_FILE}, small_disk / "ballast"
+    run = on_small_disk(shop.make("full", keys), small_disk)
+    code, message = ended(run.start(before=NO_HEADROOM + filled("models.evaluation.allocate", 1, ballast)))
+    assert code == 1
+    named = f"where views take 0.00 GiB (views_disk_gib): '{run.path}'; the run's files are kept"
+    assert message.startswith(f"[Errno 28] No space left on device, {named}")
+    ballast.unlink()
+    assert_goes_on(run, whole(**keys), NO_HEADROOM)
+    observe(seen=f"exit code {code}, the key and the folder; states before it intact; goes on to the bit-identical end")

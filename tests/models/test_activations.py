@@ -3,19 +3,25 @@
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 import torch
+from conftest import TinyTasks
+from learners import CONTINUAL, NESTED, SMALL
 from test_trainer import configuration, events, images, results, run  # noqa: F401
+from torch.utils.data import Dataset
 
 from backbone.vit_sema import sema_blocks
 from eval import evaluate
+from models import Setup, get_model
 from models.base import BaseLearner
 from models.evaluation import ActivationCache, allocate, on_disk
+from models.sema import Learner
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB
 
@@ -289,3 +295,55 @@ def test_another_state_forgets_what_was_kept(run: Callable[..., Path], images: P
     assert len(cache.batches(branches)) == len(learner.evaluator.features.batches(("0",))) == 2
     learner.restore(learner.state())
     assert cache.batches(branches) == learner.evaluator.features.batches(("0",)) == []
+
+
+class WithValidation(TinyTasks):
+    """Its validation images are its test images in reverse order."""
+
+    def get_dataset(self, indices: Iterable[int], source: str, mode: str, **how: object) -> Dataset[Any]:
+        if source == "val":
+            self.images |= {("val", label): self.images["test", label][::-1].copy() for label in range(sum(self.sizes))}
+        return super().get_dataset(indices, source, mode, **how)
+
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "nested": NESTED,
+    "expandable": {**CONTINUAL, "nested_lora_continual_layers": "expandable"},
+    "views": {"views": 2},
+    "linear": {"model_name": "linear"},
+    "ranpac": {"model_name": "ranpac"},
+}
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_what_an_image_is_answered_does_not_depend_on_when_it_was_seen_first(config, kind) -> None:
+    """Each task's answers of a learner that has kept test images since task 0, and of one that is resumed and has none.
+
+    With and without adapters, of validation images, and of readouts.
+    """
+    keys = {**SMALL, "eval_cache_bf16": True, "val_fraction": 0.5, "readouts": ["ncm"], "eval_batch_size": 3}
+    data = WithValidation([2, 2, 2])
+
+    def make() -> Learner:
+        return get_model(Setup.of(config(**{**keys, **LEARNERS[kind]})))
+
+    def answers(learner: Learner) -> dict[str, np.ndarray]:
+        report = learner.report_task()
+        parts = {"": report.predictions, "off": report.off, "val": report.val, **report.branches}
+        found = {f"{part} {name}": array for part, seen in parts.items() for name, array in seen._asdict().items()}
+        return found | learner.read_out(report)
+
+    learner = make()
+    for task in range(3):
+        learner.incremental_train(data)
+        resumed = make()
+        resumed.restore(learner.state())
+        resumed.readouts.load_state_dict(learner.readouts.state_dict())  # of the checkpoint before, as the trainer does
+        resumed.open_data(data)
+        kept = len(learner.evaluator.cache.batches(learner.network.active_branches))
+        assert bool(kept) == bool(task)
+        first, later = answers(learner), answers(resumed)
+        assert first.keys() == later.keys() > {" confidence", "off confidence", "val features", "ncm"}
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, later[name], name)
+        learner.after_task()

@@ -1,6 +1,6 @@
 """Kept views: a run with them is, bit by bit, a run that computes the same views anew each time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,19 @@ from conftest import TinyTasks
 from learners import NESTED, SMALL, learn, values
 from torch import Tensor
 
-from models import Setup, get_model, views
+from models import Setup, evaluation, get_model, views
 from models.protocol import Hooks
 from models.sema import Learner
-from models.views import KeptViews, place
-from utils.data.loader import StreamLoader
-from utils.errors import ConfigError, UserError
+from models.views import CPU, KeptViews, named, place, prefetched
+from utils.data.loader import Batch, StreamLoader
+from utils.errors import ConfigError
 from utils.memory import GIB
 
 SIZES = [2, 2, 2]
 GROWS = {"exp_threshold": 0.5}  # layers expand in later tasks
 STAYS = {"exp_threshold": 1e9}  # only the head learns in later tasks
+EXPANDABLE = {"adapter_lifetime": "continual", "nested_lora_continual_layers": "expandable"}
+CONSOLIDATES = {**NESTED, "nested_lora_use_consolidation": True}
 
 
 @pytest.fixture
@@ -41,12 +43,16 @@ class Anew(KeptViews):
     "keys",
     [
         {**GROWS, "func_epoch": 5},
-        {**GROWS, **NESTED, "nested_lora_use_consolidation": True},
+        {**GROWS, **CONSOLIDATES},
+        {**GROWS, **EXPANDABLE, **CONSOLIDATES},
+        {**STAYS, **EXPANDABLE, "ffn_adapter_type": "adaptmlp"},
         {**GROWS, "views_bf16": True},
         {**GROWS, "precision": "bf16"},
         {**GROWS, "views_gib": 0.0, "views_disk_gib": 1.0},
         STAYS,
         {"model_name": "linear"},
+        {**GROWS, "views": 0, "rd_views": 2, "rd_epoch": 5},
+        {**GROWS, "rd_epoch": 5},
     ],
 )
 def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch, tmp_path, keys) -> None:
@@ -61,7 +67,7 @@ def test_a_run_with_kept_views_is_one_that_computes_them_anew(make, monkeypatch,
     expected = values(anew.network)
     assert all(torch.equal(value, expected[name]) for name, value in values(kept.network).items())
     grown = sum(slot.num_adapters for slot in kept.network.slots) > len(kept.network.slots)
-    assert grown == ("exp_threshold" in keys and keys != STAYS)
+    assert grown == (keys.get("exp_threshold") == GROWS["exp_threshold"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,7 +84,7 @@ def test_an_image_has_so_many_views_in_a_task_whatever_the_epochs(make, monkeypa
     learn(learner, data)
     first = len(passes)
     learn(learner, data, 2)
-    assert {stream[0] for stream in passes[:first]} == {"func", "rd"}
+    assert {stream[0] for stream in passes[:first]} == {"func", "view"}  # the latter of its rd phase
     assert sorted(passes[first:]) == [("view", task, view) for task in (1, 2) for view in (0, 1)]
 
 
@@ -112,21 +118,33 @@ def test_epochs_take_the_views_in_turn(make) -> None:
     assert half == whole[1:]
 
 
-@pytest.mark.parametrize("keys", [{**NESTED, "adapter_lifetime": "continual"}, {"views": 0}])
-def test_no_views_are_kept_where_lower_layers_learn_or_none_are_asked_for(make, keys) -> None:
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({**NESTED, "adapter_lifetime": "continual"}, "nested_lora_continual_layers"),
+        ({**EXPANDABLE, "adapt_start_layer": 0}, "adapt_start_layer"),
+        ({"adapt_start_layer": 0}, "adapt_start_layer"),
+        ({"views": 0}, ""),
+    ],
+)
+def test_no_views_are_kept_where_lower_layers_learn_or_none_are_asked_for(make, keys, named) -> None:
     learner, data = make(**GROWS, **keys), TinyTasks(SIZES)
     learn(learner, data)
     learner.begin_data(data)
     assert isinstance(learner.train_loader, StreamLoader)
-    assert ("none are kept" in learner.plan_views([12, 12, 12])) == ("adapter_lifetime" in keys)
+    plan = learner.plan_views([12, 12, 12])
+    assert ("none are kept" in plan) == bool(named)
+    assert named in plan
 
 
-def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make) -> None:
+@pytest.mark.parametrize("keys", [{}, EXPANDABLE, {**EXPANDABLE, **CONSOLIDATES}])
+def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make, keys) -> None:
     class Stop(Exception):
         pass
 
     data, states = TinyTasks(SIZES), []
-    whole, cut, resumed = make(**GROWS), make(**GROWS), make(**GROWS)
+    keys = {**GROWS, **NESTED, **keys}
+    whole, cut, resumed = make(**keys), make(**keys), make(**keys)
     learn(whole, data, 3)
     learn(cut, data, 2)
 
@@ -145,12 +163,62 @@ def test_a_learner_that_is_restored_in_mid_epoch_goes_on_bit_by_bit(make) -> Non
     assert all(torch.equal(value, expected[name]) for name, value in values(resumed.network).items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "device",
+    [
+        CPU,
+        pytest.param(
+            torch.device("cuda", 0),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+    ],
+)
+def test_batches_are_the_same_wherever_they_are_kept(tmp_path, device, dtype) -> None:
+    images = torch.rand(50, 300)
+    data = [(number, image, number % 7) for number, image in enumerate(images)]
+    for where in {device, CPU, tmp_path}:
+        loader = StreamLoader(data, 0, device, seed=0)
+        source = KeptViews(loader, lambda x: 2 * x, views=2, task=0, batch_size=16, where=where, dtype=dtype)
+        for epoch in range(3):
+            found = []
+            for indices, x, labels in source.epoch("func", epoch, batch_size=7, shuffle=True):
+                if device.type == "cuda":
+                    torch.cuda._sleep(10**7)  # a step, during which the next batch is copied
+                found.append((indices, x.clone(), labels.clone()))
+            indices, x, labels = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+            assert indices.tolist() == loader.order("func", epoch, shuffle=True)
+            assert torch.equal(x, (2 * images).to(dtype).float()[indices])
+            assert torch.equal(labels, indices % 7)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_batches_are_sent_on_one_ahead_as_they_are(count) -> None:
+    made: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(count):
+            made.append(number)
+            x = torch.full((1, 2), number + 0.1, dtype=torch.bfloat16)
+            yield torch.tensor([number]), x, torch.tensor([-number])
+
+    found = []
+    for number, batch in enumerate(prefetched(batches(), CPU, CPU)):
+        assert made == list(range(min(number + 2, count)))
+        found.append(batch)
+    assert len(found) == count
+    for (indices, x, labels), (ours, sent, classes) in zip(batches(), found, strict=True):
+        assert (ours.tolist(), classes.tolist()) == (indices.tolist(), labels.tolist())
+        assert sent.dtype == torch.float32
+        assert torch.equal(sent, x.float())
+
+
 # ---- room
 
 
 def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(views, "HEADROOM", 0)
-    assert place(GIB, 1.0, 0.0, tmp_path) is None
+    assert place(GIB, 1.0, 0.0, tmp_path) == CPU
     assert place(GIB, 0.5, 1.0, tmp_path) == tmp_path
     assert place(GIB, 0.5, 1.0, tmp_path / "a" / "run") == tmp_path / "a" / "run"  # not made yet
     with pytest.raises(ConfigError, match=r"keeps 1.00 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
@@ -163,12 +231,21 @@ def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monk
         place(GIB, 4.0, 0.0, tmp_path)
 
 
+def test_views_go_to_a_gpu_that_has_twice_their_room_within_the_same_limit(tmp_path) -> None:
+    gpu = torch.device("cuda", 1)
+    assert place(GIB, 1.0, 0.0, tmp_path, gpu, 2 * GIB) == gpu
+    assert place(GIB, 1.0, 0.0, tmp_path, gpu, 2 * GIB - 1) == CPU
+    with pytest.raises(ConfigError, match="views_gib"):
+        place(GIB + 1, 1.0, 0.0, tmp_path, gpu, 70 * GIB)
+    assert [named(where) for where in (gpu, CPU, tmp_path)] == ["the memory of cuda:1", "memory", str(tmp_path)]
+
+
 def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(views, "allocate", full)
-    with pytest.raises(UserError, match=r"views: 0.00 GiB do not fit into .*: .*No space left on device"):
+    monkeypatch.setattr(evaluation, "allocate", full)
+    with pytest.raises(OSError, match=rf"No space .*, where views take 0.00 GiB .*: '{tmp_path}'"):
         views.on_disk((2, 3), torch.float32, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

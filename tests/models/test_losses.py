@@ -16,7 +16,7 @@ def func_loss(learner: Learner) -> FuncLoss:
 
 
 def rd_loss(learner: Learner) -> RdLoss:
-    return RdLoss(learner.network, learner.train_loader, ("rd",), 5, views=0)
+    return RdLoss(learner.network, learner.train_loader, ("rd",), 5)
 
 
 def test_the_loss_is_cross_entropy_with_the_old_classes_at_minus_infinity(make, tasks):

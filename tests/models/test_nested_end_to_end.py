@@ -270,3 +270,25 @@ def test_runs_that_differ_in_alpha_differ(run, mode):
     assert len(names) == 4
     for first, second in combinations(states, 2):
         assert not any(torch.equal(first[name], second[name]) for name in names)
+
+
+@pytest.mark.parametrize("consolidation", CONSOLIDATIONS)
+@pytest.mark.parametrize("views", [0, 2])
+def test_with_the_expandable_layers_alone_adapters_of_the_others_train_in_the_first_task_only(
+    run, events, consolidation, views
+):
+    made = run(consolidation, "continual", "skip", nested_lora_continual_layers="expandable", views=views)
+    continual = [place for place in OLD if place[0] in (1, 2)]
+    for trained in (OLD, continual + NEW, continual + NEW):
+        events.clear()
+        before, after = made.task()
+        for name, value in after.items():
+            match = NESTED.fullmatch(name)
+            if match and (int(match[1]), int(match[2])) not in trained:
+                assert torch.equal(value, before[name]), name
+        assert {place for phase in made.steps for _, fast in phase for place in fast} == set(trained)
+        receipts = [receipt for event in events.of("consolidation") for receipt in event["receipts"]]
+        found = [(receipt["layer"], receipt["adapter"]) for receipt in receipts]
+        assert sorted(found) == (sorted(trained) if consolidation != "off" else [])
+        layers = {entry["layer"] for event in events.of("telemetry") for entry in event["layers"]}
+        assert layers == ({1, 2, 3} if views and trained is not OLD else {0, 1, 2, 3})

@@ -99,7 +99,7 @@ class Walk:
     def loss(self) -> Loss:
         learner, stream = self.learner, (self.name, 0, 0)
         if self.name == "rd":
-            return RdLoss(learner.network, learner.train_loader, stream, 5, 0)
+            return RdLoss(learner.network, learner.train_loader, stream, 5)
         return FuncLoss(learner.network, learner.train_loader, stream, 5, range(learner.total_classes))
 
     def steps(self, count: int) -> None:

@@ -59,6 +59,12 @@ def test_threads_are_set_only_if_asked_for(monkeypatch):
     assert asked == [3]
 
 
+def test_float32_is_float32_in_convolutions_too():
+    torch.backends.cudnn.allow_tf32 = True
+    prepare_device("cpu", 0)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_determinism_is_what_was_asked_for_last(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     prepare_device("cpu", 0, deterministic=True)

@@ -226,6 +226,14 @@ class Config(BaseModel):
         "expansion: an adapter is trained in the task that adds it; continual: in every task from then on",
         unread_by=NO_EXPANSION,
     )
+    nested_lora_continual_layers: Literal["all", "expandable"] = _adapter(
+        "all",
+        "layers whose adapters, of any type, learn in every task with adapter_lifetime continual; expandable: the "
+        "adapters of all other layers are trained in the first task only, so that what those before "
+        "adapt_start_layer compute can be kept",
+        idle_if={"adapter_lifetime": ["expansion"]},
+        unread_by=NO_EXPANSION,
+    )
     adapt_start_layer: int = _adapter(9, "first expandable layer, counted from 0", ge=0, unread_by=NO_EXPANSION)
     adapt_end_layer: int = _adapter(11, "last expandable layer", ge=0, unread_by=NO_EXPANSION)
 
@@ -306,7 +314,13 @@ class Config(BaseModel):
         ge=0,
         unread_by=(*STATISTICS, *WITH_ADAPTER, "finetune", "joint"),
     )
-    views_gib: float = _speed(4.0, "GiB of memory for these activations", ge=0, changes_results=False)
+    views_gib: float = _speed(
+        4.0,
+        "GiB of memory for these activations: that of the GPU, where at most half of what is free is used, or else of "
+        "the host",
+        ge=0,
+        changes_results=False,
+    )
     views_disk_gib: float = _speed(
         0.0, "GiB of the disk of the run directory, used if views_gib is too little", ge=0, changes_results=False
     )
@@ -315,8 +329,8 @@ class Config(BaseModel):
     )
     rd_views: int = _speed(
         0,
-        "different augmented views of each image in an rd phase: later epochs reuse those of the first epochs, whose "
-        "token means are kept (images x views x layers x width x 4 bytes); 0: a new view in every epoch",
+        "augmented views of each image in an rd phase: epoch e uses view e mod rd_views, whose token means are kept "
+        "(images x rd_views x layers x width x 4 bytes); 0: a new view in every epoch",
         ge=0,
         idle_if={"rd_epoch": [0]},
         idle_beside=["views"],

@@ -13,7 +13,7 @@ from utils.progress import duration, seconds_of
 
 SIZES = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 COLUMNS = ("task", "training images", "test images", "func steps", "rd steps", "time")
-TIME, MEMORY, DISK = "time of a run", "memory", "disk of a run"
+TIME, MEMORY, GPU, DISK = "time of a run", "memory", "memory of the GPU", "disk of a run"
 NOT_TIMED = "start-up, downloads and the writing of checkpoints are not in it; other programs on the machine add to it"
 
 
@@ -58,6 +58,7 @@ class Estimate:
         layers: Number of expandable layers.
         shares: The fraction of the time for training, for evaluations and readouts, and of both for loading images.
         memory: What the memory is needed for, and bytes.
+        gpu: Bytes of the GPU's memory; 0 without a GPU.
         on_disk: Bytes of the run directory before the run is finished, at most.
         seeds: Seconds of all seeds together; None: there is one.
         measured: How the time was measured.
@@ -68,6 +69,7 @@ class Estimate:
     layers: int
     shares: tuple[Span, Span, Span]
     memory: Sequence[tuple[str, float]]
+    gpu: float
     on_disk: float
     seeds: tuple[int, Span] | None
     measured: str
@@ -82,6 +84,7 @@ class Estimate:
             f"  training {training}, evaluations, readouts and features {scoring}; of both, loading images {loading}",
             f"{MEMORY}: about {sizes_text(memory)}",
             f"  {parts}",
+            *([f"{GPU}: about {size_text(self.gpu)}"] if self.gpu else []),
             f"{DISK}: about {sizes_text(disk)} when it is finished, at most {size_text(self.on_disk)} before",
             self.measured,
             NOT_TIMED,

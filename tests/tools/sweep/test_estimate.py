@@ -20,7 +20,9 @@ MINUTES = 60.0
 def text(minutes: float) -> str:
     span, none = Span(minutes * MINUTES, 3 * minutes * MINUTES), Span(1, 1)
     totals = Totals(span, Span(2**30, 2**30), Span(2**20, 2**21))
-    return str(Estimate([TaskEstimate(1, 1, none, none, span)], totals, 3, (none, none, none), [], 0, None, "measured"))
+    return str(
+        Estimate([TaskEstimate(1, 1, none, none, span)], totals, 3, (none, none, none), [], 0, 0, None, "measured")
+    )
 
 
 STAND_IN = """

@@ -452,7 +452,7 @@ OTHER_VALUES = {
     "ffn_adapter_type": "nested_lora",
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "adapter_lifetime": "continual",
-    "nested_lora_train": ["fast"], "first_session_adaptation": True,
+    "nested_lora_continual_layers": "expandable", "nested_lora_train": ["fast"], "first_session_adaptation": True,
     "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "dry_run": True, "plan": True,
     "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
@@ -476,6 +476,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     **dict.fromkeys(OF_NESTED, NESTED),
     **{key: {**NESTED, "nested_lora_use_consolidation": True} for key in OF_CONSOLIDATION},
     "nested_lora_slow_update": {**NESTED, "nested_lora_update_interval_slow": 2},
+    "nested_lora_continual_layers": {"adapter_lifetime": "continual"},
     "leave_out_transient": {"transient": [2]},
     "views_bf16": {"views": 2},
     **{key: {"classifier_alignment": True} for key in OF_ALIGNMENT},
@@ -483,6 +484,7 @@ ACTS_WITH = {  # by the keys that act only together with others
     "evaluate_on": {"val_fraction": 0.2},
 }
 UNUSED = [
+    "nested_lora_continual_layers",
     "leave_out_transient",
     "first_session_adaptation",
     *OF_ALIGNMENT,
@@ -490,7 +492,14 @@ UNUSED = [
 ]  # by default
 NOT_READ = {  # some of the keys that a learner does not use
     "linear": ["ffn_num", "exp_threshold", "adapter_lifetime", "adapt_end_layer", "rd_epoch", "rd_views"],
-    "finetune": ["views", "exp_threshold", "adapter_lifetime", "rd_lr", "first_session_adaptation"],
+    "finetune": [
+        "views",
+        "exp_threshold",
+        "adapter_lifetime",
+        "rd_lr",
+        "first_session_adaptation",
+        "nested_lora_continual_layers",
+    ],
     "joint": ["classifier_alignment", "buffer_size", "adapt_start_layer", "rd_dim"],
     "simplecil": ["init_lr", "func_epoch", "optimizer", "ffn_num", "augment_on"],
     "ranpac": ["batch_size", "weight_decay", "adapter_lifetime"],

@@ -14,7 +14,15 @@ PARTS = [("process", 2.0 * 2**30), ("views", 0.0), ("kept test images", 2.0**30)
 
 
 def estimate(**other) -> Estimate:
-    own = {"layers": 3, "shares": SHARES, "memory": PARTS, "on_disk": 2.0**31, "seeds": None, "measured": "measured"}
+    own = {
+        "layers": 3,
+        "shares": SHARES,
+        "memory": PARTS,
+        "gpu": 0.0,
+        "on_disk": 2.0**31,
+        "seeds": None,
+        "measured": "measured",
+    }
     return Estimate(TASKS, TOTALS, **{**own, **other})
 
 
@@ -45,7 +53,7 @@ def test_the_lines_after_it_say_what_the_whole_run_takes():
 
 @pytest.mark.parametrize("totals", [TOTALS, Totals(Span(7, 7), Span(2**20, 2**20), Span(2**40, 2**41))])
 def test_the_totals_are_read_again_but_for_rounding(totals: Totals):
-    read = read_totals(f"would start: x\n{Estimate(TASKS, totals, 3, SHARES, PARTS, 1.0, None, 'measured')}\n")
+    read = read_totals(f"would start: x\n{Estimate(TASKS, totals, 3, SHARES, PARTS, 2.0**31, 1.0, None, 'measured')}\n")
     for given, found in zip(totals, read, strict=True):
         assert found == pytest.approx(given, rel=0.02)
 
