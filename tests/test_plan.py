@@ -12,9 +12,10 @@ from test_trainer import configuration, events, images  # noqa: F401
 
 import trainer
 from models import Hooks, Setup, get_model
-from models.estimate import Measurement, RunWork, estimate, saved_bytes
+from models.estimate import RunWork, estimate
 from models.evaluation import Evaluator
 from models.losses import FuncLoss, RdLoss
+from models.measurement import Measurement, saved_bytes
 from models.views import KeptViews
 from models.workload import (
     AGAIN,
@@ -93,9 +94,8 @@ def counting(patch: pytest.MonkeyPatch) -> Counts:
     spy(RdLoss, "__call__", lambda self, batch, epoch: (KEPT if self.kept else RD, len(batch[0])))
     spy(Evaluator, "_half", lambda self, x, layer: (EVALUATION, len(x)))
     spy(Evaluator, "score", lambda self, x, labels, classes, settled: (AGAIN, len(x)))
-    tokens = {1: MAKE_FEATURES, TOKENS: MAKE_VIEW}  # means are (B, L, D)
-    what = lambda x: tokens.get(x.shape[1] if x.dim() == 3 else 1, MAKE_MEANS)  # noqa: E731
-    spy(KeptViews, "_keep", lambda self, view, indices, x, labels: (what(x), len(x)))
+    made = {2: lambda _: MAKE_FEATURES, 3: lambda x: MAKE_VIEW if x.shape[1] == TOKENS else MAKE_MEANS}
+    spy(KeptViews, "_keep", lambda self, view, indices, x, labels: (made[x.dim()](x), len(x)))
     return seen
 
 
@@ -113,7 +113,7 @@ def expected_of(counts: Counts) -> Counts:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every work is timed once, on one image."""
-    monkeypatch.setattr("models.estimate.SECONDS", 0.001)
+    monkeypatch.setattr("models.measurement.SECONDS", 0.001)
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_activations_are_what_autograd_keeps() -> None:
 
 
 def test_a_learner_that_counts_nothing_of_ours_is_refused(config: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="expected one built on"):
+    with pytest.raises(UserError, match="expected a models"):
         estimate(object(), [])  # type: ignore[arg-type]
 
 
