@@ -7,6 +7,7 @@ Shapes: B batch, S image side.
 
 import copy
 import io
+import math
 import resource
 import sys
 import time
@@ -121,6 +122,7 @@ class Measurement:
             "val_fraction": 0.0,
             "evaluate_on": "test",
             "views": min(1, self.config.views),
+            "views_gib": math.inf,
             "rd_views": min(1, self.config.rd_views),
         }
         config = self.config.model_copy(update=keys)

@@ -168,6 +168,17 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(images, tmp_path: Pat
     assert not (tmp_path / "none").exists()
 
 
+def test_views_that_will_be_on_disk_are_foreseen_there_and_not_written(images, tmp_path: Path, capsys) -> None:  # noqa: F811
+    keys = {"views": 2, "views_gib": 0.0}
+    trainer.train(configuration(images, tmp_path / "none", plan=True, views_disk_gib=1.0, **keys), "tiny")
+    assert f"kept in {tmp_path / 'none'}/tiny-" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+    on_disk = configuration(images, tmp_path / "none", views_disk_gib=1.0, **keys)
+    in_memory = configuration(images, tmp_path / "none", views=2)
+    # 2 views of 20 images: inputs of 5 tokens, and features, of width 32 in float32
+    assert planned(on_disk).before_the_end() - planned(in_memory).before_the_end() == 2 * 20 * (5 + 1) * 32 * 4
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
