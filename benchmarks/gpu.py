@@ -108,7 +108,7 @@ def _profile(task: Task) -> None:
 # In order of importance. The document has a part of each name, followed by the kind of device.
 PARTS = {
     "run": Part(lambda task: task.save(run.report(*task.usual)), run_tables.tables, 240),
-    "runs": Part(_runs, gpu_runs.tables, 80),
+    "runs": Part(_runs, gpu_runs.tables, 90),
     "steps": Part(lambda task: gpu_steps.report(*task.usual, task.given.sizes, task.save), gpu_tables.steps, 120),
     "phases": Part(lambda task: task.save(phases.report(*task.usual, FORMATS)), phase_tables.tables, 120),
     "views": Part(lambda task: task.save(gpu_steps.views(*task.usual, task.given.images)), gpu_tables.views, 60),

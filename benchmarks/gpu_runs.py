@@ -17,9 +17,9 @@ from benchmarks.timing import Report
 from tools.generated import markdown_table
 from utils.runs.directory import RESULTS
 
-SHORT = {"func_epoch": 2, "rd_epoch": 3, "readouts": "ncm", "num_threads": 1}
+SHORT = {"func_epoch": 2, "rd_epoch": 3, "readouts": "ncm", "num_threads": 4}
 EXACTLY = {"deterministic": True}
-LONGEST = 60.0  # seconds of a run
+LONGEST = 70.0  # seconds of a run
 FIRST = "checkpoints/task_0.safetensors"  # of a run that has learned a task
 LOOK = 0.05  # seconds between two looks for it
 

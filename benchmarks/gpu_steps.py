@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from itertools import product, repeat
 from pathlib import Path
 from typing import Any
@@ -196,15 +195,12 @@ def views(setting: Setting, rounds: int, timer: Timer, images: int) -> dict[str,
     return {**origin(setting, rounds, timer), "images": images, "rows": rows}
 
 
-def places(device: torch.device, folder: Path) -> dict[str, dict[str, Any]]:
-    """Where views can be kept, as arguments of `KeptViews`."""
-    if "where" not in signature(KeptViews).parameters:
-        return {"host memory": {}, "file": {"folder": folder}}
-    known = {"host memory": torch.device("cpu"), "file": folder, "device memory": device}
-    return {name: {"where": where} for name, where in known.items()}
+def places(device: torch.device, folder: Path) -> dict[str, torch.device | Path]:
+    """Where views can be kept."""
+    return {"device memory": device, "host memory": torch.device("cpu"), "file": folder}
 
 
-def _kept(setting: Setting, learner: Learner, images: int, kind: torch.dtype, place: dict[str, Any]) -> KeptViews:
+def _kept(setting: Setting, learner: Learner, images: int, kind: torch.dtype, where: torch.device | Path) -> KeptViews:
     """A view of so many images, made of noise."""
     vit, classes = setting.sketch, learner.task_classes
     shape = vit.patch_embed.num_patches + vit.num_prefix_tokens, vit.embed_dim
@@ -213,7 +209,7 @@ def _kept(setting: Setting, learner: Learner, images: int, kind: torch.dtype, pl
     def drawn(numbers: Tensor) -> Tensor:  # (B,) -> (B, N, D)
         return torch.randn(len(numbers), *shape, device=numbers.device)
 
-    return KeptViews(labels, drawn, views=1, task=1, batch_size=setting.batch, dtype=kind, **place)
+    return KeptViews(labels, drawn, views=1, task=1, batch_size=setting.batch, dtype=kind, where=where)
 
 
 def _fetching(kept: KeptViews, learner: Learner, size: int, rounds: int, timer: Timer) -> dict[str, float]:

@@ -80,7 +80,7 @@ class ActivationCache:
             return
         try:
             x = x.detach()
-            kept.append(Kept(x.cpu().clone() if self._where == "memory" else on_disk(x), labels.cpu()))
+            kept.append(Kept(in_memory(x) if self._where == "memory" else on_disk(x), labels.cpu()))
             self._left -= size
         except OSError as error:
             logger.warning("no more test images are cached (eval_cache_on): %s", error)
@@ -91,6 +91,11 @@ class ActivationCache:
         self._left += sum(batch.x.nbytes for kept in self._kept.values() for batch in kept)
         self._kept.clear()
         self._full.clear()
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """Return a copy of a tensor in the memory of the host."""
+    return x.cpu() if x.is_cuda else x.clone()
 
 
 def on_disk(x: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ class Evaluator:
         branches = branches if part == "test" else (part, *branches)
         kept = self.cache.batches(branches) if layer else []
         for batch in kept:
-            yield batch.x.to(loader.device, dtype), batch.labels.to(loader.device)
+            yield batch.x.to(loader.device).to(dtype), batch.labels.to(loader.device)
         for number, x, labels in self._new(loader, task, layer, len(kept), part):
             if layer and len(labels) == self.batch_size:
                 self.cache.offer(branches, number, x, labels)

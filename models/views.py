@@ -144,7 +144,7 @@ class KeptViews:
                 self._values = torch.empty(shape, dtype=self.dtype, device=self.where)
             self._labels = labels.new_empty(len(self), device=self._values.device)
         indices = indices.to(self._values.device)
-        self._values[view][indices] = x.to(self._values)
+        self._values[view][indices] = x.to(self.dtype).to(self._values.device)  # in this order: fewer bytes to copy
         self._labels[indices] = labels.to(self._labels)
 
 
