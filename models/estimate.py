@@ -18,6 +18,7 @@ from models.readouts import ReadoutSet
 from models.sema import Learner
 from models.views import ViewKeeper
 from models.workload import Counts, Workload
+from utils.config.identity import trains_adapters
 from utils.data.tasks import DataManager
 from utils.devices import device_name
 from utils.errors import ConfigError
@@ -97,7 +98,7 @@ class RunWork:
             expandable=len(network.expandable),
             trains=(measured.trains[0], measured.trains[1]),
             settled=(measured.settled, measured.settles),
-            continual=network.continual,
+            continual=network.continual and trains_adapters(self.config),
             consolidates=any(adapter.consolidates for slot in network.slots for adapter in slot.functional),
             starts_anew=isinstance(learner, Joint),
             uses_features=learner.uses_features,
@@ -169,7 +170,7 @@ class RunWork:
         return ViewKeeper(self.measured.network, self.config, self.measured.hooks)
 
     def _views_bytes(self) -> float:
-        keeps = self.config.views and self.work.settled[1] and self.work.expandable and self.work.trains[1]
+        keeps = self.config.views and self.work.settled[1] and self.work.trains[1]
         return self._views().bytes(max(self.work.train[1:], default=0)) if keeps else 0
 
     def _views_place(self) -> torch.device | Path | None:

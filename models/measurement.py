@@ -167,11 +167,9 @@ class Measurement:
 
     def _pass(self, loader: StreamLoader) -> float:
         """Return the seconds to load an image."""
-        size, in_memory = (
-            min(len(loader), self.config.batch_size),
-            isinstance(cast(Any, loader.dataset).images, np.ndarray),
-        )
-        timer = self.timer if in_memory else Timer(self.timer.settle)  # the processor does not work while a disk does
+        size, images_of = min(len(loader), self.config.batch_size), cast(TaskImages, loader.dataset).images
+        # The clock of the processor stands still while a disk works.
+        timer = self.timer if isinstance(images_of, np.ndarray) else Timer(self.timer.settle)
         images = timer.best(lambda: [*loader.epoch("plan", 0, batch_size=size, shuffle=False)], SECONDS / WORKS)
         return images / len(loader)
 
@@ -229,24 +227,25 @@ class Measurement:
         self.trains[1] = learner.position.stage != "done"
         if not self.trains[1]:
             return
-        kept = learner.network.kept_layer > 0
-        if kept:
-            x = images[: self.batch_size].to(self.device)
-            layer = learner.network.kept_layer
+        x, layer = images[: self.batch_size].to(self.device), learner.network.kept_layer
+        kept = kinds.VIEW if layer else ""
+        read = learner.network.forward_to(x, layer).detach() if layer else x
+        if layer:
             note(kinds.MAKE_VIEW, torch.no_grad()(lambda: learner.network.forward_to(x, layer)), self.batch_size)
-            view = learner.network.forward_to(x, layer).detach()
-            note(kinds.MAKE_FEATURES, torch.no_grad()(lambda: learner.network(view)["features"]), self.batch_size)
         if learner.network.expandable:
             learner.network.eval()
-            _, seen, _ = self._batch("scan")
-            note(kinds.SCAN + kinds.VIEW * kept, lambda: learner.look(seen), self.batch_size)
-        reads = kinds.VIEW if learner.network.continual else kinds.FEATURES
-        note(kinds.FUNC + kinds.ALONE + reads * kept, self._step("func"), self.batch_size)
+            note(kinds.SCAN + kept, lambda: learner.look(read), self.batch_size)
+        features = learner.loss("func").loader is not learner.train_loader
+        if features:
+            learner.network.eval()
+            make = torch.no_grad()(lambda: learner.network(read)["features"])
+            note(kinds.MAKE_FEATURES + kept, make, self.batch_size)
+        note(kinds.FUNC + kinds.ALONE + (kinds.FEATURES if features else kept), self._step("func"), self.batch_size)
         if learner.network.expandable:
             self._grow()
-            note(kinds.FUNC + kinds.ADDS + kinds.VIEW * kept, self._step("func"), self.batch_size)
+            note(kinds.FUNC + kinds.ADDS + kept, self._step("func"), self.batch_size)
             if learner.epochs["rd"]:
-                self._time_rd(note, kinds.ADDS, kinds.VIEW * kept)
+                self._time_rd(note, kinds.ADDS, kept)
         if kinds.SCAN + kinds.VIEW in self.compute:
             self.compute.setdefault(kinds.SCAN, self.compute[kinds.MAKE_VIEW] + self.compute[kinds.SCAN + kinds.VIEW])
 

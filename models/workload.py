@@ -22,7 +22,9 @@ OBSERVE, SCORE, STATISTICS = "readout, training image", "readout, test image", "
 ALIGN, DECODE, SAVE = "alignment, class", "decoding", "saved state"
 SCORING = (EVALUATION, AGAIN, FORWARD, OBSERVE, SCORE)
 LOADS = {  # which transform the images of a kind of work go through when they are loaded
-    **dict.fromkeys((FUNC, RD, SCAN, FUNC + ADDS, RD + ADDS, FUNC + ALONE, MAKE_VIEW, MAKE_MEANS), "train"),
+    **dict.fromkeys(
+        (FUNC, RD, SCAN, FUNC + ADDS, RD + ADDS, FUNC + ALONE, MAKE_VIEW, MAKE_FEATURES, MAKE_MEANS), "train"
+    ),
     EVALUATION: "test",
 }
 
@@ -101,8 +103,8 @@ class Workload:
             counts[ALIGN] = self.classes[task]
         if not self.trains[task > 0]:
             return counts
-        views = self.config.views if task and self.expandable and self.settled[1] else 0
-        ending, suffix = VIEW if views else "", (ADDS if cycles else ALONE) if task else ""
+        views = self.config.views if task and self.settled[1] else 0
+        ending, suffix = VIEW if views and self.expandable else "", (ADDS if cycles else ALONE) if task else ""
         if task and self.expandable:  # with the most expansions each of them is in a scan of its own
             scans = max(1, cycles + (0 < cycles < self.expandable))
             counts[SCAN + ending] += images * scans
@@ -120,8 +122,8 @@ class Workload:
             counts[RD + suffix] += passes["rd"] * images
         if views:
             used = max(self.epochs["func"], scans, self.epochs["rd"] if cycles else 0)
-            counts[MAKE_VIEW] += min(views, used) * images
-            counts[MAKE_FEATURES] += head_alone * min(views, self.epochs["func"]) * images
+            counts[MAKE_VIEW] += bool(ending) * min(views, used) * images
+            counts[MAKE_FEATURES + ending] += head_alone * min(views, self.epochs["func"]) * images
         return +counts
 
     def _scoring(self, task: int, cycles: int, kept: "_Kept", off: "_Kept") -> Counts:

@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
     "aligned": {"classifier_alignment": True, "classifier_alignment_epochs": 1, "exp_threshold": 1000.0},
     "one task": {"max_tasks": 1, "rd_epoch": 0},
     "finetune": {"model_name": "finetune"},
+    "linear, views": {"model_name": "linear", "views": 3},
     "linear": {"model_name": "linear", "eval_every": 1, "readouts": ["lda"]},
     "joint": {"model_name": "joint"},
     "simplecil": {"model_name": "simplecil"},
@@ -105,7 +106,7 @@ def expected_of(counts: Counts) -> Counts:
     for kind, number in counts.items():
         name = FUNC if kind.startswith(FUNC) else kind
         name = KEPT if kind == RD + KEPT else RD if kind.startswith(RD) else name
-        name = MAKE_MEANS if kind.startswith(MAKE_MEANS) else name
+        name = next((made for made in (MAKE_MEANS, MAKE_FEATURES) if kind.startswith(made)), name)
         merged[EVALUATION if name == FORWARD else name] += number
     return merged
 
@@ -120,7 +121,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_plan_counts_the_images_and_steps_of_the_run(images, tmp_path: Path, name: str) -> None:  # noqa: F811
     config = configuration(images, tmp_path / "logs", **CASES[name])
-    work = planned(config).work
+    run = planned(config)
+    work = run.work
+    assert all(0 < seconds < 60 for seconds in run.seconds())  # every kind of work is measured
     with pytest.MonkeyPatch.context() as patch:
         seen = counting(patch)
         trainer.train(config, "tiny")
