@@ -102,12 +102,14 @@ class AdapterModule(nn.Module):
 
     rd: AE
     records: Records
+    deferred: Tensor | None
 
     def __init__(self, config: Any, adapter_id: str, described: bool) -> None:
         super().__init__()
         with substream("adapter", adapter_id):
             self.functional: FunctionalAdapter = ADAPTERS[config.ffn_adapter_type](config, adapter_id)
         self.described = described
+        self.defers, self.deferred = False, None  # see `observe`
         if described:
             with substream("descriptor", adapter_id):
                 self.rd = AE(config)
@@ -123,7 +125,10 @@ class AdapterModule(nn.Module):
             yield from (("descriptor", parameter) for parameter in self.rd.parameters())
 
     def observe(self, mean: Tensor) -> Tensor:  # (B, D) -> (B,)
-        """Return the descriptor's losses on a training batch, and record them."""
+        """Return the descriptor's losses on a training batch, and record them, or keep them for whoever defers that."""
         losses = self.rd.loss(mean)
-        self.records.add(losses)
+        if self.defers:
+            self.deferred = losses.detach()
+        else:
+            self.records.add(losses)
         return losses

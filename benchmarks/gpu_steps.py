@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.measure import Timer, Work, best_of, finish, multiply_adds, peak_memory, products
 from benchmarks.timing import origin
 from benchmarks.workloads import VARIANTS, VIEW, Noise, Setting, Subject, Workshop, at_expansion, begun, noise
+from models.gradients import Gradients
 from models.sema import Learner
 from models.views import KeptViews
 from utils.data.loader import Batch
@@ -215,9 +216,11 @@ def _kept(setting: Setting, learner: Learner, images: int, kind: torch.dtype, wh
 def _fetching(kept: KeptViews, learner: Learner, size: int, rounds: int, timer: Timer) -> dict[str, float]:
     """Seconds of a batch, from passes over a view; the first pass makes the view and does not count."""
     phase, loss = begun(learner, "func")
+    gradients = Gradients.of(phase.optimizer, loss, learner.config, size)
 
     def train(batch: Batch) -> None:
-        phase.step(loss(batch, 0)[0])
+        gradients(batch)
+        phase.step()
 
     def passes(use: Callable[[Batch], None]) -> None:
         deque(map(use, kept.epoch("func", 0, batch_size=size, shuffle=True)), maxlen=0)

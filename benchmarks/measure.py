@@ -12,6 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.graphs import unrecorded
+
 Work = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 Clock = Literal["wall", "cpu"]
@@ -92,7 +94,7 @@ def costs(works: Mapping[Key, Work], rounds: int, timer: Timer) -> dict[Key, Cos
 def multiply_adds(work: Work) -> int:
     """Multiply-adds of a work's matrix products and convolutions, by torch's own counter."""
     # The counter knows the products of plain attention, not those inside the CPU's fused one.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with unrecorded(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops()) // 2
 

@@ -6,6 +6,7 @@ Shapes: B batch, S image side.
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import timm
@@ -17,7 +18,10 @@ from torch.utils.data import Dataset, TensorDataset
 from backbone.vit_sema import SUFFIX
 from benchmarks.measure import Work
 from benchmarks.reference import Reference
+from models import graphs
 from models.base import Setup
+from models.gradients import Gradients
+from models.graphs import Recorded
 from models.losses import Loss, RdLoss
 from models.phase import Phase, PhaseName
 from models.sema import Learner
@@ -176,25 +180,26 @@ def with_adapters(number: int) -> Place:
 
 def func_step(learner: Learner, batch: Batch) -> Work:
     """One step of the func phase."""
-    return step(*begun(learner, "func"), batch)
+    return step(learner, *begun(learner, "func"), batch)
 
 
 def rd_step(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase."""
-    return step(*begun(learner, "rd"), batch)
+    return step(learner, *begun(learner, "rd"), batch)
 
 
 def rd_step_again(learner: Learner, batch: Batch) -> Work:
     """One step of the rd phase on token means that are kept (the key `rd_views`)."""
     phase, _ = begun(learner, "rd")
     loss = RdLoss(learner.network, learner.train_loader, ("rd",), len(batch[0]), keep=lambda loader, _: loader)
-    return step(phase, loss, _with(batch, torch.stack(loss.means(batch[1]), dim=1)))
+    return step(learner, phase, loss, _with(batch, torch.stack(loss.means(batch[1]), dim=1)))
 
 
 def view(learner: Learner, batch: Batch) -> Work:
     """One batch of a view that is to be kept (the key `views`)."""
     network, layer = learner.network.eval(), learner.settled_layers()
-    return torch.no_grad()(lambda: network.forward_to(batch[1], layer))
+    made = Recorded(partial(network.forward_to, layer=layer), graphs.recorder(network, learner.config))
+    return torch.no_grad()(lambda: made(batch[1]))
 
 
 def features(learner: Learner, batch: Batch) -> Work:
@@ -230,9 +235,10 @@ def begun(learner: Learner, name: PhaseName) -> tuple[Phase, Loss]:
     return phase, loss
 
 
-def step(phase: Phase, loss: Loss, batch: Batch) -> Work:
-    """One step on a batch."""
-    return lambda: phase.step(loss(batch, 0)[0])
+def step(learner: Learner, phase: Phase, loss: Loss, batch: Batch) -> Work:
+    """One step on a batch, as a run makes it but for what it notes of the step."""
+    gradients = Gradients.of(phase.optimizer, loss, learner.config, len(batch[0]))
+    return lambda: (gradients(batch), phase.step())
 
 
 def scan(learner: Learner, batch: Batch) -> Work:

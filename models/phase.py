@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from backbone.sema_components import Records
+from models.gradients import Gradients
 from models.losses import Loss
 from models.protocol import Hooks
 from models.views import Source
@@ -52,11 +53,11 @@ class EpochSums:
         """Count a batch of B images: its mean loss (), correct predictions (), and the result of `Phase.step`."""
         self.batches += 1
         self.images += images
-        self.loss = self.loss + loss.detach() * images
+        self.loss = self.loss + loss * images
         self.correct = self.correct + correct
         for scale, step in moves.items():
             self.moved.setdefault(scale, []).append(step)
-        self._unchecked.append((self.batches, loss.detach()))
+        self._unchecked.append((self.batches, loss))
 
     def skip(self) -> None:
         """Count a batch that was left out."""
@@ -125,10 +126,11 @@ class Phase:
     def __str__(self) -> str:
         return f"task {self.task} cycle {self.cycle} {self.name} phase, epoch {self.epoch + 1}"
 
-    def step(self, loss: Tensor) -> dict[str, int]:
-        """Make one optimizer step; return its number, counted from 1, by the gated time scales that move at it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def step(self) -> dict[str, int]:
+        """Make one optimizer step; return its number, counted from 1, by the gated time scales that move at it.
+
+        The gradients are those of `models.gradients.Gradients`.
+        """
         self.steps += 1
         for watch in self.watches.values():
             watch.before_step()
@@ -208,6 +210,9 @@ class PhaseTrainer:
     config: Config
     hooks: Hooks
 
+    def __post_init__(self) -> None:
+        self.gradients = Gradients.of(self.phase.optimizer, self.loss, self.config)
+
     def to_end(self, after_epoch: Callable[[], None]) -> None:
         """Train the epochs that are left, and call `after_epoch` after each."""
         while self.phase.epoch < self.phase.epochs:
@@ -246,11 +251,11 @@ class PhaseTrainer:
         measures = phase.measures(self.config.telemetry_every, last)
         if measures:
             phase.telemetry.arm()
-        loss, hits = self.loss(batch, phase.epoch)
+        loss, hits = self.gradients(batch, seen=measures)
         # Only with "skip" does the host have to wait for the loss before the step.
         if self.config.on_nan == "skip" and not bool(loss.isfinite()):
-            return self._skip_batch(float(loss.detach()), records)
-        moves = phase.step(loss)
+            return self._skip_batch(float(loss), records)
+        moves = phase.step()
         if measures:
             place = {"task": phase.task, "cycle": phase.cycle, "epoch": phase.epoch, "step": phase.steps}
             with self.hooks.training.paused():

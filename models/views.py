@@ -19,7 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from models import graphs
 from models.evaluation import mapped
+from models.graphs import Recorded
 from models.protocol import Hooks
 from utils.config.schema import Config
 from utils.data.loader import Batch
@@ -216,7 +218,8 @@ class ViewKeeper:
         """Return the images of a source as the input (B, N, D) of block `layer`."""
         where, views = self.place(len(source)), self.config.views
         logger.info("task %d: %d views of %d images are kept in %s", task, views, len(source), named(where))
-        compute = partial(self.network.forward_to, layer=layer)
+        # What a view is made of does not change within a task, so that a graph can be kept.
+        compute = Recorded(partial(self.network.forward_to, layer=layer), graphs.recorder(self.network, self.config))
         return self.kept(source, compute, views=views, task=task, where=where, dtype=self.dtype)
 
     def features(self, source: Source, task: int) -> KeptViews:

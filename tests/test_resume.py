@@ -159,7 +159,7 @@ def test_a_run_that_is_asked_to_stop_at_every_step_repeats_none(
     whole = finished(**KINDS["continual"])
     steps: list[str] = []
     step = Phase.step
-    monkeypatch.setattr(Phase, "step", lambda phase, loss: steps.append("") or step(phase, loss))
+    monkeypatch.setattr(Phase, "step", lambda phase: steps.append("") or step(phase))
     trainer.train(of_keys(images, tmp_path / "counted", **KINDS["continual"]), "tiny")
     counted = len(steps)
     steps.clear()
@@ -409,8 +409,8 @@ def test_a_parameter_that_is_no_number_is_found_before_anything_is_saved(
 ) -> None:
     step = Phase.step
 
-    def overflow(phase: Phase, loss: torch.Tensor) -> dict[str, int]:
-        moves = step(phase, loss)
+    def overflow(phase: Phase) -> dict[str, int]:
+        moves = step(phase)
         bias = phase.optimizer.param_groups[-1]["params"][-1]  # of the head
         with torch.no_grad():
             bias[-1] = float("inf")  # a class of a later task: no loss shows it

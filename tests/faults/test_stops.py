@@ -18,10 +18,10 @@ KEYS = {**fault_runs.KEYS, "num_workers": 2}
 COUNTED = """
 from models.phase import Phase
 step = Phase.step
-def counted(phase, loss):
+def counted(phase):
     with open({path!r}, "a") as file:
         file.write(".")
-    return step(phase, loss)
+    return step(phase)
 Phase.step = counted
 """
 

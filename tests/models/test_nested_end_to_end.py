@@ -107,7 +107,7 @@ class Run:
     def __init__(self, learner: Learner, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.learner, self.data = learner, data
         self.steps: list[list[tuple[set[tuple[int, int]], set[tuple[int, int]]]]] = []
-        monkeypatch.setattr(Phase, "step", lambda phase, loss: self._watched_step(phase, loss))
+        monkeypatch.setattr(Phase, "step", lambda phase: self._watched_step(phase))
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -125,9 +125,9 @@ class Run:
         self.learner.after_task()
         return before, self.state
 
-    def _watched_step(self, phase: Phase, loss: Tensor) -> dict[str, int]:
+    def _watched_step(self, phase: Phase) -> dict[str, int]:
         before = self.learned
-        said = STEP(phase, loss)
+        said = STEP(phase)
         if phase.name == "rd":
             names = {name for name, value in self.learned.items() if not torch.equal(value, before[name])}
             assert all(DESCRIPTOR.fullmatch(name) for name in names)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from learners import NESTED, STRANGE, learn
 
+from models.gradients import Gradients
 from models.losses import FuncLoss, Loss, RdLoss
 from models.phase import Phase, PhaseName
 from models.sema import Learner
@@ -104,13 +105,14 @@ class Walk:
 
     def steps(self, count: int) -> None:
         loss, phase = self.loss(), self.phase
+        gradients = Gradients.of(phase.optimizer, loss, self.learner.config)
         self.learner.network.train(loss.trains_network)
         for _ in range(count):
             (batch,) = islice(loss.batches(phase.epoch, phase.sums.batches), 1)
             if phase.telemetry:
                 phase.telemetry.arm()
-            found, hits = loss(batch, phase.epoch)
-            moves = phase.step(found)
+            found, hits = gradients(batch)
+            moves = phase.step()
             phase.sums.add(found, hits, len(batch[0]), moves)
             self.seen.append((found.item(), moves, phase.rates, phase.telemetry.measure() if phase.telemetry else []))
             if phase.sums.batches == 3:
