@@ -13,6 +13,7 @@ import torch
 
 from backbone.sema_components import LEAST_RECORDS
 from models import Hooks, Setup, TaskLearner, get_model
+from models.estimate import estimate
 from models.protocol import Predictions, Report
 from utils.choices import ADAPTERS, PLUGINS
 from utils.config.identity import content, digest, expands, on_record, trains_adapters, without_idle_keys
@@ -91,6 +92,10 @@ def train(config: Config, name: str) -> None:
     configs = {plan.seed: acting.model_copy(update={"seed": [plan.seed]}) for plan in plans}
     for seed, of_seed in configs.items():  # of all seeds, before the first of them trains
         checked_tasks(of_seed, parts[seed])
+    if config.plan and plans:
+        learner = dry_run(configs[plans[0].seed], plans[0], parts[plans[0].seed], device)
+        print(estimate(learner, [make_tasks(configs[plan.seed], parts[plan.seed]) for plan in plans]))
+        return
     diverged: list[DivergenceError] = []
     for plan in plans:
         last = plan is plans[-1]
@@ -159,17 +164,18 @@ def images_of_tasks(tasks: DataManager) -> list[int]:
     return [tasks.nb_images("train", task) for task in range(tasks.nb_tasks)]
 
 
-def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> None:
+def dry_run(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> TaskLearner:
     """Make the learner of a run, which checks the backbone and its weights, and print what would be done.
 
     With `precision` bf16 this says also what that gains or costs.
     """
     tasks = make_tasks(config, data)
-    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes))
+    learner = get_model(Setup(config, config.seed[0], device, tasks.nb_classes), Hooks(folder=plan.path))
     notes = [note[1] if (note := learner.precision_note()) else "", learner.plan_views(images_of_tasks(tasks))]
     print("".join(f"{note}\n" for note in notes if note), end="")
     warn_of_few_images(config, tasks)
     print(f"would {'resume' if plan.resumes else 'start'}: {plan.path}")
+    return learner
 
 
 def train_seed(config: Config, plan: RunPlan, data: ImageData, device: torch.device) -> Signals | None:

@@ -59,7 +59,7 @@ FREE: dict[str, dict[str, tuple[Any, Any]]] = {  # two values of each key
 ELSEWHERE = {  # and why they have no place here
     "seed": "identifies the run, beside its configuration",
     "resume": "names the run to resume",
-    **dict.fromkeys(("eval", "predict", "export", "dry_run"), "trains nothing"),
+    **dict.fromkeys(("eval", "predict", "export", "dry_run", "plan"), "trains nothing"),
     "data_root": "is moved in test_other_images",
 }
 

@@ -2,6 +2,7 @@
 
     python -m tools.sweep exps/sweeps/quickstart_interval.json              # run what is missing, then compare
     python -m tools.sweep exps/sweeps/interval.json --dry-run               # list the runs
+    python -m tools.sweep exps/sweeps/interval.json --plan                  # say how long they will take
     python -m tools.sweep exps/sweeps/quickstart_search.json --select val   # choose values, then run what is missing
     python -m tools.sweep exps/sweeps/interval.json --launcher slurm --slurm slurm_partition=gpu timeout_min=240
 
@@ -35,6 +36,7 @@ from pathlib import Path
 from tools.compare.comparison import Comparison, compare
 from tools.compare.tables import markdown, terminal
 from tools.sweep.check import refusals
+from tools.sweep.estimate import estimate
 from tools.sweep.failures import Failure, read_failures, write_failures
 from tools.sweep.launch import CLUSTER_DEFAULTS, Start, local, share_of_cores, slurm, visible_gpus
 from tools.sweep.outcome import read_outcome, write_outcome
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         return _select(folder, options)
     plan = read_plan(options.sweep, str(options.output_dir), options.seed)
     status, failures = _execute(plan, folder, options)
-    if not options.dry_run:
+    if not (options.dry_run or options.plan):
         of_file = read_plan(options.sweep, str(options.output_dir)) if options.seed else []
         _conclude([*of_file, *plan], folder, failures)
     return status
@@ -101,19 +103,19 @@ def _select(folder: Path, options: argparse.Namespace) -> int:
         return failures
 
     outcome = read_outcome(folder / CHOSEN, search.key)
-    if options.dry_run:
+    if only_says := options.dry_run or options.plan:
         outcome = choose(search, execute) or outcome
     elif outcome is None and (outcome := choose(search, execute)) and can_write(folder):
         write_outcome(folder / CHOSEN, search.record, outcome)
     if outcome is None:
-        print(UNDECIDED if options.dry_run else INCOMPLETE, file=sys.stderr)
-        return max(states) if options.dry_run else 1
+        print(UNDECIDED if only_says else INCOMPLETE, file=sys.stderr)
+        return max(states) if only_says else 1
     plan = search.judged(outcome, options.seed)
     status, failures = _execute(plan, folder, options)
-    if not options.dry_run:
+    if not only_says:
         of_file = search.judged(outcome) if options.seed else []
         _conclude([*of_file, *plan], folder, failures, (search.sentences(outcome), outcome.rows()))
-    return max([status, *states]) if options.dry_run else status
+    return max([status, *states]) if only_says else status
 
 
 def _execute(plan: Sequence[PlannedRun], folder: Path, options: argparse.Namespace) -> tuple[int, dict[str, Failure]]:
@@ -127,6 +129,8 @@ def _execute(plan: Sequence[PlannedRun], folder: Path, options: argparse.Namespa
     print("\n".join([*ignored(plan), ", ".join(said)]), file=sys.stderr)
     if options.dry_run:
         return _dry_run(plan, failures, options), failures
+    if options.plan:
+        return _estimate(plan, missing, folder, options), failures
     failed: dict[str, Failure] = {}
     if missing:
         with _locked(folder.parent), _signals_like_ctrl_c():
@@ -158,6 +162,20 @@ def _dry_run(plan: Sequence[PlannedRun], failures: Mapping[str, Failure], option
     return 2 if found else 0
 
 
+def _estimate(
+    plan: Sequence[PlannedRun], missing: Sequence[PlannedRun], folder: Path, options: argparse.Namespace
+) -> int:
+    """Print what the runs that are missing will take, measured on this machine."""
+    gpus, most, share = _share(plan, missing, options)
+    threads = _kept_threads(folder / THREADS_FILE) or share
+    lines, refused = estimate(missing, threads, _fitting(most, threads, len(missing), bool(options.jobs or gpus)))
+    print("\n".join(lines), end="\n" if lines else "")
+    if options.launcher == "slurm":
+        print("measured on this machine, not on those of the cluster", file=sys.stderr)
+    print("\n".join(refused), end="\n" if refused else "", file=sys.stderr)
+    return 2 if refused else 0
+
+
 def _launcher(
     plan: Sequence[PlannedRun], missing: Sequence[PlannedRun], folder: Path, options: argparse.Namespace
 ) -> tuple[Start, int]:
@@ -167,25 +185,42 @@ def _launcher(
         cpus = {**CLUSTER_DEFAULTS, **parameters}["cpus_per_task"]
         threads = _threads(folder / THREADS_FILE, cpus if isinstance(cpus, int) else 1)
         return slurm(folder / LOGS / "slurm", parameters, threads), options.jobs or len(missing)
+    gpus, most, share = _share(plan, missing, options)
+    threads = _threads(folder / THREADS_FILE, share)
+    return local(threads, gpus), _fitting(most, threads, len(missing), bool(options.jobs or gpus))
+
+
+def _share(
+    plan: Sequence[PlannedRun], missing: Sequence[PlannedRun], options: argparse.Namespace
+) -> tuple[list[str], int, int]:
+    """Return the GPUs for the runs on this machine, the most runs at a time, and the threads of each."""
     gpus = [] if any(planned.member.config.device == "cpu" for planned in missing) else visible_gpus()
     most = options.jobs or len(gpus) or min(cores(), MOST_ON_CPU)
-    threads = _threads(folder / THREADS_FILE, share_of_cores(min(most, len(plan))))
-    fitting = most if options.jobs or gpus else min(most, max(1, cores() // threads))
-    return local(threads, gpus), min(fitting, len(missing))
+    return gpus, most, share_of_cores(min(most, len(plan)))
+
+
+def _fitting(most: int, threads: int, runs: int, chosen: bool) -> int:
+    """Return how many runs are made at a time; the cores limit it unless their number was chosen."""
+    return min(most if chosen else min(most, max(1, cores() // threads)), runs)
 
 
 def _threads(file: Path, now: int) -> int:
     """Return the number of threads of each run of the sweep: that of its first start, or else `now`, which is kept."""
-    kept = None
-    with suppress(UserError):
-        kept = read_object(file)[0].get("threads") if file.exists() else None
-    if isinstance(kept, int) and kept > 0:
+    if kept := _kept_threads(file):
         if kept != now:
             print(f"each run gets {kept} threads, as when the sweep began, not {now} ({file})", file=sys.stderr)
         return kept
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"threads": now})
     return now
+
+
+def _kept_threads(file: Path) -> int | None:
+    """Return the number of threads on record; None if there is none."""
+    kept = None
+    with suppress(UserError):
+        kept = read_object(file)[0].get("threads") if file.exists() else None
+    return kept if isinstance(kept, int) and kept > 0 else None
 
 
 @contextmanager
@@ -284,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     add("sweep", type=path_argument, metavar="FILE", help="sweep file, such as exps/sweeps/quickstart_interval.json")
     add("--jobs", type=_count, metavar="N", help=jobs)
     add("--dry-run", action="store_true", help="list the runs, and check them as main.py does before it trains")
+    add("--plan", action="store_true", help="say how long the runs that are missing will take, and train nothing")
     add("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     add("--slurm", nargs="+", default=[], type=_parameter, metavar="KEY=VALUE", help=parameters)
     val = "val: choose the values of the file's search by validation images, then run the chosen ones"

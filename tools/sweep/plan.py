@@ -48,8 +48,9 @@ RESERVED = {
     "eval": "a sweep trains",
     "checkpt_path": "a sweep trains",
     "dry_run": "use the flag --dry-run of the sweep",
+    "plan": "use the flag --plan of the sweep",
 }
-REFUSED_IN_A_BASE = ("eval", "resume", "dry_run")
+REFUSED_IN_A_BASE = ("eval", "resume", "dry_run", "plan")
 
 MOST_MEMBERS = 1000
 

@@ -419,6 +419,10 @@ class Config(BaseModel):
         False, "replace a finished run of the same configuration and seed, or the file of export"
     )
     dry_run: bool = _command(False, "check everything that is checked before training, and end")
+    plan: bool = _command(
+        False,
+        "say what the run will take (images, steps, time, memory, disk) from about ten seconds of its work, and end",
+    )
     prefix: str = _run("reproduce", "a label of your own")
 
     checkpt_path: PathText | None = _command(
@@ -494,9 +498,9 @@ CHECKS = (
         for use in USES
     ),
     Check(
-        (*USES, "dry_run"),
+        (*USES, "dry_run", "plan"),
         lambda *wanted: sum(map(bool, wanted)) <= 1,
-        f"give only one of {', '.join(USES)} and dry_run",
+        f"give only one of {', '.join(USES)}, dry_run and plan",
     ),
     Check(
         ("export",),

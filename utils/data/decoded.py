@@ -31,6 +31,11 @@ class DecodedImages:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files when they are decoded, whether or not they fit."""
+        return int(self._ends[-1])
+
     def __getitem__(self, row: int) -> Path | np.ndarray:
         """Return the pixels (height, width, 3) if the file is decoded, otherwise its path."""
         return self._place(row) if row < self.kept else self._files[row]

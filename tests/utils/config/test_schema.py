@@ -37,8 +37,8 @@ NO_INFLUENCE = {
     "predict", "top_k", "predict_format", "export", "export_form",
     "eval_every", "branch_eval", "readouts", "telemetry_every", "num_threads", "deterministic",
     "views_gib", "views_disk_gib",
-    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "checkpoint_every",
-    "on_nan", "image_cache_gib", "accept_changed_data",
+    "eval_cache_gib", "eval_cache_on", "grad_checkpointing", "resume", "auto_resume", "dry_run", "plan",
+    "checkpoint_every", "on_nan", "image_cache_gib", "accept_changed_data",
     "memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num",
 }  # fmt: skip
 
@@ -453,7 +453,7 @@ OTHER_VALUES = {
     "backbone_kwargs": {"depth": 2}, "nested_lora_slow_update": "accumulate", "nested_lora_use_consolidation": True,
     "nested_lora_consolidation_mode": "function", "nested_lora_fast_reset": "keep", "adapter_lifetime": "continual",
     "nested_lora_continual_layers": "expandable", "nested_lora_train": ["fast"], "first_session_adaptation": True,
-    "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "dry_run": True,
+    "pretrained": False, "normalize": True, "overwrite": True, "auto_resume": True, "dry_run": True, "plan": True,
     "on_nan": "skip",
     "resume": "r", "deterministic": True, "eval_cache_on": "disk", "eval_cache_bf16": True,
     "precision": "bf16", "compile": True, "grad_checkpointing": True, "augment_on": "device",
