@@ -24,6 +24,7 @@ from models import workload as kinds
 from models.alignment import Settings, align
 from models.base import Setup
 from models.baselines import FromStatistics
+from models.gradients import Gradients
 from models.losses import Loss, RdLoss
 from models.phase import PhaseName
 from models.readouts import ReadoutSet
@@ -323,7 +324,13 @@ class Measurement:
             self.activations = two - one
         per_parameter = 1 if self.config.optimizer == "sgd" else 2
         self.optimizer = max(self.optimizer, per_parameter * sum(parameter.nbytes for parameter in phase.parameters))
-        return lambda: phase.step(loss(batch, 0)[0])
+        gradients = Gradients.of(phase.optimizer, loss, learner.config)
+
+        def step() -> None:
+            gradients(batch)
+            phase.step()
+
+        return step
 
     def _saved(self, loss: Loss, batch: Batch, count: int) -> int:
         indices, x, labels = (tensor[:1].expand(count, *tensor.shape[1:]) for tensor in batch)
