@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from benchmarks.workloads import FEATURES, KEPT, VIEW
+from models.workload import FEATURES, KEPT, VIEW
 
 Counts = Counter[str]  # images by phase
 GIB = 2**30

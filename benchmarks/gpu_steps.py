@@ -19,10 +19,11 @@ from torch import Tensor
 
 from benchmarks.measure import Timer, Work, best_of, finish, multiply_adds, peak_memory, products
 from benchmarks.timing import origin
-from benchmarks.workloads import VARIANTS, VIEW, Noise, Setting, Subject, Workshop, at_expansion, begun, noise
+from benchmarks.workloads import VARIANTS, Noise, Setting, Subject, Workshop, at_expansion, begun, noise
 from models.gradients import Gradients
 from models.sema import Learner
 from models.views import KeptViews
+from models.workload import VIEW
 from utils.data.loader import Batch
 from utils.devices import check_compiler
 

@@ -24,7 +24,8 @@ from benchmarks.command import run_command
 from benchmarks.measure import Timer, Work, best_of, multiply_adds, products
 from benchmarks.run_tables import tables
 from benchmarks.timing import origin, publish, timing_parser
-from benchmarks.workloads import FEATURES, KEPT, TIMM, VIEW, Setting, Subject, Workshop
+from benchmarks.workloads import TIMM, Setting, Subject, Workshop
+from models.workload import FEATURES, KEPT, VIEW
 
 PLAIN = (
     "evaluation",

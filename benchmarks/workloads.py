@@ -25,6 +25,7 @@ from models.graphs import Recorded
 from models.losses import Loss, RdLoss
 from models.phase import Phase, PhaseName
 from models.sema import Learner
+from models.workload import FEATURES, KEPT, VIEW
 from utils.config.load import resolve
 from utils.data.loader import Batch
 from utils.streams import seeded
@@ -34,9 +35,6 @@ SEED = 0
 CLASSES = 10  # of a task
 MANY = 16  # adapters at each expandable layer
 TIMM = ("forward", "timm")
-KEPT = ", means kept"  # ends the name of a phase that reads token means instead of images
-VIEW = ", view kept"  # of one that reads the input of the first block that can still change
-FEATURES = ", features kept"
 
 
 @dataclass(frozen=True)

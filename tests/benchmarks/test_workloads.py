@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from benchmarks.workloads import MANY, PHASES, TIMM, VARIANTS, VIEW, Setting, Workshop
+from benchmarks.workloads import MANY, PHASES, TIMM, VARIANTS, Setting, Workshop
 from models.sema import Learner
+from models.workload import VIEW
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 STEPS = [phase for phase in PHASES if "step" in phase]
