@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from models import graphs
 from models import workload as kinds
 from models.alignment import Settings, align
 from models.base import Setup
 from models.baselines import FromStatistics
 from models.gradients import Gradients
+from models.graphs import Recorded
 from models.losses import Loss, RdLoss
 from models.phase import PhaseName
 from models.readouts import ReadoutSet
@@ -229,18 +232,19 @@ class Measurement:
         if not self.trains[1]:
             return
         x, layer = images[: self.batch_size].to(self.device), learner.network.kept_layer
-        kept = kinds.VIEW if layer else ""
+        kept, record = kinds.VIEW if layer else "", graphs.recorder(learner.network, self.config)
         read = learner.network.forward_to(x, layer).detach() if layer else x
         if layer:
-            note(kinds.MAKE_VIEW, torch.no_grad()(lambda: learner.network.forward_to(x, layer)), self.batch_size)
+            view = Recorded(partial(learner.network.forward_to, layer=layer), record)
+            note(kinds.MAKE_VIEW, torch.no_grad()(lambda: view(x)), self.batch_size)
         if learner.network.expandable:
             learner.network.eval()
             note(kinds.SCAN + kept, lambda: learner.look(read), self.batch_size)
         features = learner.loss("func").loader is not learner.train_loader
         if features:
             learner.network.eval()
-            make = torch.no_grad()(lambda: learner.network(read)["features"])
-            note(kinds.MAKE_FEATURES + kept, make, self.batch_size)
+            made = Recorded(lambda x: learner.network(x)["features"], record)
+            note(kinds.MAKE_FEATURES + kept, torch.no_grad()(lambda: made(read)), self.batch_size)
         note(kinds.FUNC + kinds.ALONE + (kinds.FEATURES if features else kept), self._step("func"), self.batch_size)
         if learner.network.expandable:
             self._grow()
