@@ -71,6 +71,14 @@ def our_counts(run: Run, kept: int, batch: int, views: int = 0) -> Counts:
     return training(run, views) + Counter({"evaluation": scored - again, "evaluation, seen before": again})
 
 
+def measured_beside(run: Run) -> Counts:
+    """Of what a run measures by default beside SEMA's schedule: readouts with adapters and without, adapters off.
+
+    Every training image goes through the network twice more, and every test image once.
+    """
+    return Counter({"evaluation": len(run.tasks) * (2 * run.train_images + run.test_images)})
+
+
 def room_for(limit_gib: float, image_bytes: int, batch: int) -> int:
     """Test images that fit into a cache of whole batches."""
     return int(limit_gib * GIB) // (batch * image_bytes) * batch

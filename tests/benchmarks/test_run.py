@@ -12,7 +12,7 @@ from backbone.frozen import packs
 from benchmarks import measure, profiles, run, timing
 from benchmarks.composition import Run, plain_counts
 from benchmarks.measure import Timer
-from benchmarks.run_tables import MODES, PLAIN, bound, counts, ratio, seconds, tables
+from benchmarks.run_tables import MODES, PLAIN, bound, counts, ratio, ratio_beside, seconds, tables
 
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
 OPTIONS = ["--vit", "vit_tiny_patch16_224", "--kwargs", json.dumps(SHAPE), "--keys", '{"ffn_num": 4}', "--batch", "2"]
@@ -68,6 +68,8 @@ def test_ratios_are_those_of_times_by_counts(fixed):
     fixed["cache"] = {"gib": 1.0, "image_bytes": 1, "batch": 4}
     assert seconds(fixed, exact, small) == (80 + 8 + 4) * 2.0 / 2
     assert ratio(fixed, bf16, small) == pytest.approx(128 * 8.0 / 92)
+    # Two tasks: 10 training images twice and 4 test images once more, each at 2 s for a batch of two.
+    assert ratio_beside(fixed, exact, small) == pytest.approx(128 * 8.0 / (92 * 2.0 + 2 * 24 * 2.0))
     assert bound(fixed, exact, small) == pytest.approx(512 / (92 * 10 / 2 / 10.0))
     assert bound(fixed, bf16, small) == pytest.approx(512 / (92 * 10 / 2 / 20.0))
     for phase in fixed["multiply_adds"]:
