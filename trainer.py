@@ -95,6 +95,8 @@ def train(config: Config, name: str) -> None:
     if config.plan and plans:
         learner = dry_run(configs[plans[0].seed], plans[0], parts[plans[0].seed], device)
         print(estimate(learner, [make_tasks(configs[plan.seed], parts[plan.seed]) for plan in plans]))
+        if any(plan.resumes for plan in plans):
+            print("a run that is resumed is counted as a whole")
         return
     diverged: list[DivergenceError] = []
     for plan in plans:

@@ -35,6 +35,7 @@ from utils.data.sources import load_dataset
 from utils.data.validation import with_validation
 from utils.errors import UserError
 from utils.inc_net import SEMAVitNet
+from utils.runs.directory import RunPlan
 from utils.runs.estimate import read_totals
 
 CONSOLIDATES = {"nested_lora_use_consolidation": True}
@@ -169,6 +170,15 @@ def test_a_plan_says_what_would_be_done_and_writes_nothing(images, tmp_path: Pat
     assert 2**20 < totals.memory.low < 2**33
     assert lines[-1][:2] == ["2", "seeds,"]
     assert not (tmp_path / "none").exists()
+
+
+def test_a_plan_says_that_a_run_to_resume_is_counted_as_a_whole(images, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
+    words = "a run that is resumed is counted as a whole"
+    for resumes in (False, True):
+        monkeypatch.setattr(trainer, "plan_runs", lambda *_, resumes=resumes: [RunPlan(4, tmp_path, resumes)])
+        monkeypatch.setattr(trainer, "refuse_other_data", lambda *_: None)
+        trainer.train(configuration(images, tmp_path, seed=[4], plan=True), "tiny")
+        assert (words in capsys.readouterr().out) == resumes
 
 
 def test_views_that_will_be_on_disk_are_foreseen_there_and_not_written(images, tmp_path: Path, capsys) -> None:  # noqa: F811
