@@ -29,6 +29,7 @@ from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet
 from utils.memory import GIB, memory
 from utils.progress import progress
+from utils.runs.estimate import size_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def on_disk(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
     try:
         return mapped(shape, dtype, folder)
     except OSError as error:
-        size = torch.Size(shape).numel() * dtype.itemsize / GIB
-        what = f"{error.strerror}, where views take {size:.2f} GiB (views_disk_gib)"
+        size = torch.Size(shape).numel() * dtype.itemsize
+        what = f"{error.strerror}, where views take {size_text(size)} (views_disk_gib)"
         raise OSError(error.errno, what, str(folder)) from error
 
 
@@ -212,19 +213,27 @@ class ViewKeeper:
             keys = "adapt_start_layer" if first else "adapter_lifetime, nested_lora_continual_layers"
             return f"views: none are kept, as adapters of the first layer learn in later tasks ({keys})"
         most = max(counts[1:])
-        return f"views: from task 1 on, at most {self.bytes(most) / GIB:.2f} GiB are kept in {named(self.place(most))}"
+        return f"views: from task 1 on, at most {size_text(self.bytes(most))} are kept in {named(self.place(most))}"
 
     def inputs(self, source: Source, layer: int, task: int) -> KeptViews:
         """Return the images of a source as the input (B, N, D) of block `layer`."""
-        where, views = self.place(len(source)), self.config.views
-        logger.info("task %d: %d views of %d images are kept in %s", task, views, len(source), named(where))
-        compute = partial(self.network.forward_to, layer=layer)
-        return self.kept(source, compute, views=views, task=task, where=where, dtype=self.dtype)
+        return self._views_of(source, partial(self.network.forward_to, layer=layer), task, self._where(source, task))
 
     def features(self, source: Source, task: int) -> KeptViews:
-        """Return the images of a source as features (B, D)."""
-        views = self.config.views
-        return self.kept(source, lambda x: self.network(x)["features"], views=views, task=task, dtype=self.dtype)
+        """Return the images of a source as features (B, D), where their block inputs are, if these are kept."""
+        where = source.where if isinstance(source, KeptViews) else self._where(source, task)
+        return self._views_of(source, lambda x: self.network(x)["features"], task, where)
+
+    def _where(self, source: Source, task: int) -> torch.device | Path:
+        """Return where the views of a task are kept, and say it."""
+        where, views = self.place(len(source)), self.config.views
+        logger.info("task %d: %d views of %d images are kept in %s", task, views, len(source), named(where))
+        return where
+
+    def _views_of(
+        self, source: Source, compute: Callable[[Tensor], Tensor], task: int, where: torch.device | Path
+    ) -> KeptViews:
+        return self.kept(source, compute, views=self.config.views, task=task, where=where, dtype=self.dtype)
 
     def kept(self, source: Source, compute: Callable[[Tensor], Tensor], **how: Any) -> KeptViews:
         """Return the images of a source as what a function makes of them; see `KeptViews`.
@@ -264,12 +273,16 @@ def place(
     Raises:
         ConfigError: Neither limit, nor the machine, holds it.
     """
-    wanted = f"{size / GIB:.2f} GiB"
+    wanted = size_text(size)
     if size <= in_memory * GIB:
         if size <= free // 2:
             return device
         if size > memory():
-            raise ConfigError(f"views: a task keeps {wanted}, and this machine has {memory() / GIB:.2f} GiB of memory")
+            raise ConfigError(
+                f"views: a task keeps {wanted}, less than views_gib ({in_memory:g}), and this machine has "
+                f"{size_text(memory())} of memory; lower views, set views_bf16, or lower views_gib and raise "
+                "views_disk_gib"
+            )
         return CPU
     folder = folder or Path(tempfile.gettempdir())
     if size > on_disk * GIB:
@@ -279,5 +292,5 @@ def place(
         )
     there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
     if size + HEADROOM > (free := shutil.disk_usage(there).free):
-        raise ConfigError(f"views: a task keeps {wanted} on the disk of {folder}, which has {free / GIB:.2f} GiB free")
+        raise ConfigError(f"views: a task keeps {wanted} on the disk of {folder}, which has {size_text(free)} free")
     return folder

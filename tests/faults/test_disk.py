@@ -171,8 +171,8 @@ def test_a_disk_without_room_for_views_ends_the_run_which_goes_on_when_it_is_cle
     run = on_small_disk(shop.make("full", keys), small_disk)
     code, message = ended(run.start(before=NO_HEADROOM + filled("models.evaluation.allocate", 1, ballast)))
     assert code == 1
-    named = f"where views take 0.00 GiB (views_disk_gib): '{run.path}'; the run's files are kept"
-    assert message.startswith(f"[Errno 28] No space left on device, {named}")
+    named = rf"where views take \S+ KiB \(views_disk_gib\): '{run.path}'; the run's files are kept"
+    assert re.match(rf"\[Errno 28\] No space left on device, {named}", message)
     ballast.unlink()
     assert_goes_on(run, whole(**keys), NO_HEADROOM)
     observe(seen=f"exit code {code}, the key and the folder; states before it intact; goes on to the bit-identical end")

@@ -221,13 +221,13 @@ def test_views_go_to_memory_then_to_the_disk_and_else_are_refused(tmp_path, monk
     assert place(GIB, 1.0, 0.0, tmp_path) == CPU
     assert place(GIB, 0.5, 1.0, tmp_path) == tmp_path
     assert place(GIB, 0.5, 1.0, tmp_path / "a" / "run") == tmp_path / "a" / "run"  # not made yet
-    with pytest.raises(ConfigError, match=r"keeps 1.00 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
+    with pytest.raises(ConfigError, match=r"keeps 1 GiB, more than views_gib \(0.5, in memory\) and views_disk_gib"):
         place(GIB, 0.5, 0.25, tmp_path)
     monkeypatch.setattr(views, "HEADROOM", 2**60)
-    with pytest.raises(ConfigError, match=r"which has .* GiB free"):
+    with pytest.raises(ConfigError, match=r"which has .* free"):
         place(GIB, 0.5, 1.0, tmp_path)
     monkeypatch.setattr(views, "memory", lambda: GIB // 2)
-    with pytest.raises(ConfigError, match=r"this machine has 0\.50 GiB of memory"):
+    with pytest.raises(ConfigError, match=r"views_gib \(4\), and this machine has 512 MiB of memory; lower views"):
         place(GIB, 4.0, 0.0, tmp_path)
 
 
@@ -245,9 +245,24 @@ def test_a_disk_that_fills_up_is_said_and_leaves_no_file(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(evaluation, "allocate", full)
-    with pytest.raises(OSError, match=rf"No space .*, where views take 0.00 GiB .*: '{tmp_path}'"):
-        views.on_disk((2, 3), torch.float32, tmp_path)
+    with pytest.raises(OSError, match=rf"No space .*, where views take 4 KiB .*: '{tmp_path}'"):
+        views.on_disk((2, 512), torch.float32, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keys", [{"model_name": "linear"}, STAYS])
+def test_features_are_kept_where_the_plan_says(make, tmp_path, monkeypatch, caplog, keys: dict[str, Any]) -> None:
+    learner = make(**keys, views_gib=0.0, views_disk_gib=1.0)
+    learner.hooks.folder = tmp_path
+    monkeypatch.setattr(views, "HEADROOM", 0)
+    made: list[tuple[int, ...]] = []
+    original = views.on_disk
+    monkeypatch.setattr(views, "on_disk", lambda shape, *how: made.append(shape) or original(shape, *how))
+    with caplog.at_level("INFO"):
+        learn(learner, TinyTasks(SIZES), 2)
+    assert learner.plan_views([1, 1]).endswith(f"are kept in {tmp_path}")
+    assert [len(shape) for shape in made] == ([4, 3] if learner.network.expandable else [3])  # inputs, features
+    assert f"task 1: 2 views of 12 images are kept in {tmp_path}" in caplog.text
 
 
 def test_the_plan_says_what_the_largest_task_takes(make) -> None:
@@ -255,9 +270,8 @@ def test_the_plan_says_what_the_largest_task_takes(make) -> None:
     tokens, width = 4 * 4 + 1, 32
     size = 3 * 50 * (tokens + 1) * width * 4  # and the features
     assert learner.views.bytes(50) == size
-    assert (
-        learner.plan_views([900, 20, 50]) == f"views: from task 1 on, at most {size / GIB:.2f} GiB are kept in memory"
-    )
+    assert size == 345_600
+    assert learner.plan_views([900, 20, 50]) == "views: from task 1 on, at most 338 KiB are kept in memory"
     assert make(**GROWS, views=3, views_bf16=True).views.bytes(50) == size // 2
     with pytest.raises(ConfigError, match="views_gib"):
         make(**GROWS, views_gib=0.0).plan_views([900, 20, 50])
