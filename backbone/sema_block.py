@@ -309,6 +309,7 @@ class SEMABlock(nn.Module):
         self.attend = torch.compile(self.attend)  # type: ignore[method-assign]
         self.attend_first = torch.compile(self.attend_first)  # type: ignore[method-assign]
         self.transform = torch.compile(self.transform)  # type: ignore[method-assign]
+        self.transform_first = torch.compile(self.transform_first)  # type: ignore[method-assign]
 
     def recompute_frozen(self) -> None:
         """Recompute the frozen parts, but not the slot, in the backward pass to save memory (arXiv 1604.06174)."""
@@ -341,9 +342,15 @@ class SEMABlock(nn.Module):
         """Return the block's output for its `h`, without the adapters."""
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
 
-    def complete(self, h: Tensor, mean: Tensor | None = None) -> Tensor:  # (B, N, D), (B, D) -> (B, N, D)
-        """Return the block's output for its `h`; for `mean` see `SEMAModules.forward`."""
-        y = self._frozen(self.transform, h)
+    def transform_first(self, h: Tensor) -> Tensor:  # (B, 1, D) -> (B, 1, D)
+        """Return `transform` of the class token; apart, as torch.compile keeps few variants of one function."""
+        return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
+
+    def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        """Return the block's output for its `h`."""
+        return self._adapted(self._frozen(self.transform, h), h)
+
+    def _adapted(self, y: Tensor, h: Tensor, mean: Tensor | None = None) -> Tensor:
         return y if self.adapters_off else y + self.adapter_module(h, mean)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
@@ -357,7 +364,8 @@ class SEMABlock(nn.Module):
         if slot.tokens._forward_pre_hooks:
             with torch.no_grad():
                 slot.tokens(self.attend(x))
-        return self.complete(*self._frozen(self.attend_first, x, slot.reads_mean and not self.adapters_off))
+        h, mean = self._frozen(self.attend_first, x, slot.reads_mean and not self.adapters_off)
+        return self._adapted(self._frozen(self.transform_first, h), h, mean)
 
     def _frozen(self, function: Callable[..., Out], *inputs: Any) -> Out:
         return cast(Out, checkpoint(function, *inputs, use_reentrant=False)) if self._recomputes else function(*inputs)
