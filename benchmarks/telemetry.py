@@ -145,7 +145,7 @@ def step_works(setting: Setting) -> dict[str, Work]:
     def bare(phase: Phase, loss: Loss, batch: Batch) -> Work:
         def step() -> None:
             phase.optimizer.zero_grad(set_to_none=True)
-            loss(batch, 0)[0].backward()
+            loss(batch)[0].backward()
             phase.optimizer.step()
 
         return step

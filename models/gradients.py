@@ -58,7 +58,7 @@ class Gradients:
 
     def _now(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
-        loss, hits = self.loss(batch, 0)
+        loss, hits = self.loss(batch)
         loss.backward()
         return loss.detach(), hits
 

@@ -39,7 +39,7 @@ class Loss(ABC):
         return self.loader.epoch(*self.stream, epoch, batch_size=self.batch_size, shuffle=True, start=start)
 
     @abstractmethod
-    def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss () of a batch and its number of correct predictions ()."""
 
 
@@ -52,7 +52,7 @@ class FuncLoss(Loss):
         super().__init__(network, loader, stream, batch_size)
         self.classes = classes
 
-    def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         _, images, labels = batch
         logits = self.network(images)["logits"][:, self.classes.start : self.classes.stop]  # (B, C of the task)
         own = labels - self.classes.start
@@ -87,7 +87,7 @@ class RdLoss(Loss):
         means = self.network.token_means(images, [slot.layer for slot in self.slots])
         return [means[slot.layer] for slot in self.slots]
 
-    def __call__(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         means = batch[1].unbind(1) if self.kept else self.means(batch[1])
         loss = torch.stack([slot.rd_loss(mean) for slot, mean in zip(self.slots, means, strict=True)]).sum()
         return loss, torch.zeros((), device=loss.device)

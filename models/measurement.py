@@ -333,7 +333,7 @@ class Measurement:
 
     def _saved(self, loss: Loss, batch: Batch, count: int) -> int:
         indices, x, labels = (tensor[:1].expand(count, *tensor.shape[1:]) for tensor in batch)
-        return saved_bytes(lambda: loss((indices, x, labels), 0)[0])
+        return saved_bytes(lambda: loss((indices, x, labels))[0])
 
     def _end_task(self) -> None:
         for slot in self.learner.network.slots:

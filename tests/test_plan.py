@@ -92,8 +92,8 @@ def counting(patch: pytest.MonkeyPatch) -> Counts:
 
         patch.setattr(owner, name, counted)
 
-    spy(FuncLoss, "__call__", lambda self, batch, epoch: (FUNC, len(batch[0])))
-    spy(RdLoss, "__call__", lambda self, batch, epoch: (KEPT if self.kept else RD, len(batch[0])))
+    spy(FuncLoss, "__call__", lambda self, batch: (FUNC, len(batch[0])))
+    spy(RdLoss, "__call__", lambda self, batch: (KEPT if self.kept else RD, len(batch[0])))
     spy(Evaluator, "_half", lambda self, x, layer: (EVALUATION, len(x)))
     spy(Evaluator, "score", lambda self, x, labels, classes, settled: (AGAIN, len(x)))
     made = {2: lambda _: MAKE_FEATURES, 3: lambda x: MAKE_VIEW if x.shape[1] == TOKENS else MAKE_MEANS}

@@ -28,7 +28,7 @@ def test_the_loss_is_cross_entropy_with_the_old_classes_at_minus_infinity(make, 
     masked = logits[:, :4].double().clone()
     masked[:, :2] = -math.inf
     expected = -sum(masked[i, label] - masked[i].logsumexp(0) for i, label in enumerate(labels)) / 5
-    loss, hits = func_loss(learner)((torch.arange(5), images, labels), 0)
+    loss, hits = func_loss(learner)((torch.arange(5), images, labels))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert hits.item() == sum(int(masked[i].argmax() == label) for i, label in enumerate(labels))
 
@@ -43,8 +43,8 @@ def test_the_rd_loss_is_the_sum_over_layers_of_what_the_cycle_added(make, tasks,
         return sum(((slot.newest.rd(means[slot.layer]) - means[slot.layer]) ** 2).mean().item() for slot in slots)
 
     both, batch = [network.slots[layer] for layer in LAYERS], (torch.arange(5), images, torch.empty(0))
-    assert rd_loss(learner)(batch, 0)[0].item() == pytest.approx(by_hand(both), rel=1e-5)
+    assert rd_loss(learner)(batch)[0].item() == pytest.approx(by_hand(both), rel=1e-5)
     for slot in both:
         slot.end_of_cycle()
     network.slots[2].expand()
-    assert rd_loss(learner)(batch, 0)[0].item() == pytest.approx(by_hand([network.slots[2]]), rel=1e-5)
+    assert rd_loss(learner)(batch)[0].item() == pytest.approx(by_hand([network.slots[2]]), rel=1e-5)

@@ -84,7 +84,7 @@ def test_going_on_in_an_rd_phase_recalls_the_views_that_were_seen(make, epoch):
     network = learner.network.eval()
 
     def losses(loss: RdLoss, epoch: int, start: int) -> list[float]:
-        return [float(loss(batch, epoch)[0].detach()) for batch in loss.batches(epoch, start)]
+        return [float(loss(batch)[0].detach()) for batch in loss.batches(epoch, start)]
 
     def new() -> RdLoss:
         keep = partial(learner.views.kept, views=2, task=0)
@@ -102,8 +102,8 @@ def test_a_skipped_batch_leaves_nothing_in_the_records(make, tasks, monkeypatch)
     learner, seen = make(on_nan="skip", rd_epoch=0, func_epoch=1), []
     func_loss = FuncLoss.__call__
 
-    def second_is_nan(self: FuncLoss, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        loss, hits = func_loss(self, batch, epoch)
+    def second_is_nan(self: FuncLoss, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, hits = func_loss(self, batch)
         self.network.eval()
         means = self.network.token_means(batch[1], LAYERS)
         self.network.train()

@@ -16,13 +16,13 @@ def test_an_epochs_loss_and_accuracy_are_means_over_images(make, tasks, events, 
     learner, batches = make(), {"func": [], "rd": []}
     func_loss, rd_loss = FuncLoss.__call__, RdLoss.__call__
 
-    def func(self: FuncLoss, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        loss, hits = func_loss(self, batch, epoch)
+    def func(self: FuncLoss, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, hits = func_loss(self, batch)
         batches["func"].append((loss.item(), len(batch[0]), hits.item()))
         return loss, hits
 
-    def rd(self: RdLoss, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        loss, hits = rd_loss(self, batch, epoch)
+    def rd(self: RdLoss, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, hits = rd_loss(self, batch)
         batches["rd"].append((loss.item(), len(batch[0]), 0))
         return loss, hits
 
