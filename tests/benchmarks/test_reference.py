@@ -40,7 +40,7 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
 def test_the_rd_phase_gives_a_gradient_to_all_that_is_trainable_and_descriptors_the_learners(pair, images):
     got = []
     for learner in pair:
-        loss, _ = learner.loss("rd")((torch.arange(5), images, torch.zeros(5)), epoch=0)
+        loss, _ = learner.loss("rd")((torch.arange(5), images, torch.zeros(5)))
         loss.backward()
         got.append(gradients(learner))
     ours, plain = got
@@ -57,7 +57,7 @@ def test_samples_pass_the_descriptors_one_by_one_and_the_network_as_a_whole(pair
     reference, shapes, passes, forward = pair[1], [], [], AE.forward
     monkeypatch.setattr(AE, "forward", lambda rd, mean: shapes.append(tuple(mean.shape)) or forward(rd, mean))
     reference.network.fc.register_forward_hook(lambda *_: passes.append("all of it"))
-    reference.loss("rd")((torch.arange(5), images, torch.zeros(5)), epoch=0)
+    reference.loss("rd")((torch.arange(5), images, torch.zeros(5)))
     reference.look(images)
     assert shapes == [(32,)] * 5 * 2 * 2
     assert len(passes) == 2
