@@ -161,7 +161,7 @@ def step_works(setting: Setting) -> dict[str, Work]:
         def prepared(learner: Learner, batch: Batch) -> Work:
             return make(learner, *begun(learner, "func"), batch)
 
-        return shop.placed(at_expansion, from_view(prepared), "nested bf16")
+        return shop.placed(at_expansion, from_view(prepared), "nested bf16 views")
 
     makes = {ALONE_STEP: lambda _, *rest: bare(*rest), NOTED: noted(last=False), READ: noted(last=True)}
     return {title: work(make) for title, make in makes.items()}

@@ -106,8 +106,9 @@ VARIANTS: dict[str, Variant] = {
     "exact": Variant(),
     # At a bottleneck of 16: as many parameters but for one more output bias.
     "nested": Variant(keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
-    "nested bf16": Variant(
-        keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8, "precision": "bf16"}, dtype=torch.bfloat16
+    "nested bf16 views": Variant(
+        keys={"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8, "precision": "bf16", "views": 1},
+        dtype=torch.bfloat16,
     ),
     "bf16": Variant(keys={"precision": "bf16"}, dtype=torch.bfloat16),
     "compile": Variant(keys={"compile": True}),
