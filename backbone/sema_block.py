@@ -344,7 +344,7 @@ class SEMABlock(nn.Module):
 
     def transform_first(self, h: Tensor) -> Tensor:  # (B, 1, D) -> (B, 1, D)
         """Return `transform` of the class token; apart, as torch.compile keeps few variants of one function."""
-        return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h))))
+        return SEMABlock.transform(self, h)
 
     def complete(self, h: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
         """Return the block's output for its `h`."""

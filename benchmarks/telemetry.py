@@ -27,6 +27,7 @@ from benchmarks.measure import CLOCK_NAMES, Work, best_of, quiet_timer
 from benchmarks.quickstart import runs_of
 from benchmarks.workloads import Setting, Workshop, at_expansion, begun, from_view
 from models import Hooks, Setup, get_model
+from models.gradients import Gradients
 from models.losses import Loss
 from models.phase import Phase, PhaseTrainer
 from models.sema import Learner
@@ -143,12 +144,8 @@ def step_works(setting: Setting) -> dict[str, Work]:
     shop = Workshop(setting)
 
     def bare(phase: Phase, loss: Loss, batch: Batch) -> Work:
-        def step() -> None:
-            phase.optimizer.zero_grad(set_to_none=True)
-            loss(batch)[0].backward()
-            phase.optimizer.step()
-
-        return step
+        gradients = Gradients(phase.optimizer, loss, len(batch[0]), record=None)
+        return lambda: (gradients(batch), phase.optimizer.step())
 
     def noted(last: bool) -> Callable[[Learner, Phase, Loss, Batch], Work]:
         def make(learner: Learner, phase: Phase, loss: Loss, batch: Batch) -> Work:

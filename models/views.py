@@ -27,9 +27,8 @@ from utils.config.schema import Config
 from utils.data.loader import Batch
 from utils.errors import ConfigError
 from utils.inc_net import SEMAVitNet
-from utils.memory import GIB, memory
+from utils.memory import GIB, memory, size_text
 from utils.progress import progress
-from utils.runs.estimate import size_text
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from tools.sweep.launch import THREADS
 from tools.sweep.plan import PlannedRun, joined
 from utils.config.identity import without_idle_keys
+from utils.memory import size_text
 from utils.progress import duration, progress
-from utils.runs.estimate import Span, Totals, read_totals, size_text, sizes_text, time_text, total
+from utils.runs.estimate import Span, Totals, read_totals, sizes_text, time_text, total
 
 LONGEST = 60.0  # seconds after which no further kind is measured
 NO_MORE_WORK = (

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from utils.memory import SIZES, size_text
 from utils.progress import duration, seconds_of
 
-SIZES = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 COLUMNS = ("task", "training images", "test images", "func steps", "rd steps", "time")
 TIME, MEMORY, GPU, DISK = "time of a run", "memory", "memory of the GPU", "disk of a run"
 NOT_TIMED = "start-up, downloads and the writing of checkpoints are not in it; other programs on the machine add to it"
@@ -129,13 +129,6 @@ def time_text(span: Span) -> str:
 def sizes_text(span: Span) -> str:
     """Return a size or a range of sizes."""
     return span_text(span, size_text)
-
-
-def size_text(size: float) -> str:
-    """Return bytes as text, such as `1.3 GiB`."""
-    unit = next((name for name, factor in SIZES.items() if size >= factor), "KiB")
-    number = size / SIZES[unit]
-    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def read_totals(text: str) -> Totals:

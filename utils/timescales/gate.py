@@ -51,9 +51,11 @@ class Gate:
         return moves and bool(self.parameters)
 
     def _accumulate(self, moves: bool) -> None:
-        # Copies, as the next step may write its gradients into the same tensors.
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters]
-        self.sums = [total + new for total, new in zip(self.sums, gradients, strict=True)] if self.sums else gradients
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        if self.sums:
+            self.sums = [total + new for total, new in zip(self.sums, gradients, strict=True)]
+        else:  # copies, as the next step may write its gradients into the same tensors
+            self.sums = [gradient.clone() for gradient in gradients]
         for parameter, total in zip(self.parameters, self.sums, strict=True):
             parameter.grad = total / self.interval if moves else None
         if moves:

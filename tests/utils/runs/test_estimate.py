@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.runs.estimate import Estimate, Span, TaskEstimate, Totals, read_totals, size_text
+from utils.runs.estimate import Estimate, Span, TaskEstimate, Totals, read_totals
 
 TASKS = [
     TaskEstimate(5000, 1000, Span(785, 785), Span(3140, 3140), Span(60, 60)),
@@ -61,11 +61,3 @@ def test_the_totals_are_read_again_but_for_rounding(totals: Totals):
 def test_another_text_has_no_totals():
     with pytest.raises(ValueError, match="not an estimate"):
         read_totals("memory: about 3 GiB\n")
-
-
-SIZES = {0: "0 KiB", 1536: "1.5 KiB", 2**20: "1 MiB", 1.256 * 2**30: "1.26 GiB", 2**40: "1,024 GiB"}
-
-
-@pytest.mark.parametrize(("size", "text"), SIZES.items())
-def test_a_size_is_in_the_largest_unit_that_it_fills(size: float, text: str):
-    assert size_text(size) == text
