@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from models.workload import FEATURES, KEPT, VIEW
+from utils.memory import GIB
 
 Counts = Counter[str]  # images by phase
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The processor cores of this machine, on every system."""
+"""The processor cores of this machine, on every system, and sizes as text."""
 
 import os
 
